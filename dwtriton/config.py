@@ -1,0 +1,292 @@
+"""The configuration: typed models whose defaults are the published `r50_1x`, and TOML files that change them."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from dwtriton.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(UserError):
+    """A config that cannot be used: names the key or file and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ShapesConfig(Section):
+    """Size of the generated `shapes` data set, drawn into `data.root` on first use."""
+
+    train_images: PositiveInt = 2000
+    val_images: PositiveInt = 300
+    seed: NonNegativeInt = 0
+
+
+class DataConfig(Section):
+    """Where the images lie and how they reach the network (recipe, section Data)."""
+
+    root: Path | None = Field(None, description="folder in COCO layout; --data sets it")
+    train_images: str = Field("train2017", description="folder of the training images, inside root")
+    train_annotations: str = Field("annotations/instances_train2017.json", description="inside root")
+    val_images: str = Field("val2017", description="folder of the validation images, inside root")
+    val_annotations: str = Field("annotations/instances_val2017.json", description="inside root")
+    shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root when root is absent")
+    short_side: tuple[PositiveInt, PositiveInt] = Field(
+        (800, 800), description="lowest and highest short side in training, pixels; drawn uniformly"
+    )
+    test_short_side: PositiveInt = Field(800, description="short side in testing, pixels")
+    long_side: PositiveInt = Field(1333, description="longest side allowed, pixels")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
+    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
+    size_divisor: PositiveInt = Field(32, description="batches are zero-padded to a multiple of this, pixels")
+    batch_size: PositiveInt = Field(16, description="images in one optimiser step, over all GPUs")
+    workers: NonNegativeInt = Field(4, description="loader processes; 0 loads in the main process")
+
+
+class BackboneConfig(Section):
+    """ResNet (torchvision's layout, stride on the 3x3 convolution)."""
+
+    depth: Literal[18, 34, 50, 101] = 50
+    weights: str = Field(
+        "IMAGENET1K_V1", description="IMAGENET1K_V1 (downloaded), a torchvision state-dict file, or none"
+    )
+    frozen_stages: int = Field(1, ge=0, le=4, description="0: nothing; 1: conv1, bn1, layer1; n: up to layer n")
+    frozen_statistics: bool = Field(True, description="batch norms use their running statistics in training too")
+
+
+class HeadConfig(Section):
+    """Feature pyramid and dense head, shared by the five levels."""
+
+    num_classes: PositiveInt = 80
+    channels: PositiveInt = Field(256, description="of the pyramid and of the towers")
+    convs: NonNegativeInt = Field(4, description="convolutions in each of the two towers")
+    groups: PositiveInt = Field(32, description="of the group norms; divides channels")
+    refine: bool = Field(False, description="box refinement: sides sampled at learned offsets")
+
+
+class LossConfig(Section):
+    """Dual weighting; the three factors multiply the losses as they are reported and summed."""
+
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    soft_prior: bool = Field(True, description="Gaussian centre prior; false: its threshold at 0.3")
+    cls_pos: NonNegativeFloat = 1.0
+    loc: NonNegativeFloat = 1.0
+    cls_neg: NonNegativeFloat = 1.0
+    ignore_crowd: bool = Field(
+        False, description="points inside crowd areas add no negative loss (released code: they do)"
+    )
+
+
+class OptimizerConfig(Section):
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = Field(0.01, description="for a batch of 16 images; scaled linearly with data.batch_size")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="0 on weights and biases of norms, always")
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run: linear warm-up times either steps or a half cosine to zero."""
+
+    epochs: PositiveInt = 12
+    kind: Literal["step", "cosine"] = "step"
+    milestones: tuple[PositiveInt, ...] = Field(
+        (8, 11), description="0-based epochs before which the rate drops (step)"
+    )
+    gamma: Fraction = Field(0.1, description="factor of each drop (step)")
+    warmup_iterations: NonNegativeInt = 1000
+    warmup_start: Fraction = Field(0.001, description="factor of the rate in the first iteration")
+
+
+class TrainConfig(Section):
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
+    )
+    log_every: PositiveInt = Field(50, description="iterations between two records of metrics.jsonl")
+    checkpoint_every: PositiveInt = Field(
+        1000, description="iterations between two checkpoints; every epoch ends with one"
+    )
+    evaluate_every: PositiveInt = Field(1, description="epochs between two evaluations; the last epoch always has one")
+
+
+class TestConfig(Section):
+    """Post-processing (recipe, section Testing)."""
+
+    __test__ = False  # not a test class, whatever its name says to pytest
+
+    score_threshold: Fraction = 0.05
+    candidates_per_level: PositiveInt = 1000
+    nms_iou: Fraction = 0.6
+    max_detections: PositiveInt = 100
+
+
+class Config(Section):
+    """A whole run. Every default is the value of the published `r50_1x`."""
+
+    description: str = ""
+    published_ap: float | None = Field(
+        None, description="COCO val2017 box AP of the paper's release; not measured here"
+    )
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    head: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+
+
+def config_names() -> list[str]:
+    """Names of the configs shipped with the package, sorted."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.toml"))
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
+    """Read a config by name (`"r50_1x"`) or file, apply `overrides` (`"optimizer.lr=0.02"`), check every key.
+
+    A file may start from another with `base = "NAME"` (or a path relative to itself) and then holds only what differs.
+    Values of overrides are TOML; what is not valid TOML is taken as a string. `data_root` replaces `data.root`.
+    Raises ConfigError for an unknown name or key, naming the nearest valid one, and for a wrong value.
+    """
+    return _change(_read(_find(name, Path.cwd())), overrides, data_root, str(name))
+
+
+def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
+    """A config with some values changed, written as for `load_config`. Raises ConfigError."""
+    return _change(cfg.model_dump(), overrides, data_root, "of the checkpoint")
+
+
+def parse_toml(text: str, source: str) -> Config:
+    """A config from the text that `dump_config` wrote; `source` names its origin in errors. Raises ConfigError."""
+    return _check(tomllib.loads(text), source)
+
+
+def dump_config(cfg: Config) -> str:
+    """The whole config as TOML that `load_config` reads back to an equal one."""
+    return tomli_w.dumps(cfg.model_dump(mode="json", exclude_none=True))
+
+
+def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:
+    for override in overrides:
+        _apply(values, override)
+    if data_root is not None:
+        values.setdefault("data", {})["root"] = data_root
+    return _check(values, source)
+
+
+def _check(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"config {source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def flatten(cfg: Section, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key: `{"optimizer.lr": 0.01, ...}`."""
+    flat: dict[str, Any] = {}
+    for name in type(cfg).model_fields:
+        value = getattr(cfg, name)
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Section) else {prefix + name: value}
+    return flat
+
+
+def _find(name: str | Path, folder: Path) -> Path:
+    """The file of a shipped config's name or of a path relative to `folder`."""
+    if str(name) in config_names():
+        return CONFIG_FOLDER / f"{name}.toml"
+    path = folder / name
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise ConfigError(f"config file {path} does not exist")
+    raise ConfigError(
+        f"there is no config {str(name)!r}{_nearest(str(name), config_names())}; --cfg list prints them all"
+    )
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Values of a config file over those of its base."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"config {path}: its chain of bases comes back to itself")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not valid TOML: {error}") from None
+    base = values.pop("base", None)
+    return values if base is None else _merge(_read(_find(base, path.parent), (*seen, path)), values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Write one `section.key=value` into the nested dict `values`."""
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not all((*sections, last)):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, it has no keys")
+    values[last] = value
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic error as one line for a person."""
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path)
+    if problem["type"] != "extra_forbidden":
+        return f"{name} = {problem['input']!r}: {problem['msg'].lower()}"
+    keys = _keys(Config)
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == path[-1]]
+    return f"unknown key {name!r}{_nearest(name, same_leaf or keys, cutoff=0.0 if same_leaf else 0.4)}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key below a section."""
+    keys = []
+    for name, field in section.model_fields.items():
+        nested = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(kind)]
+        keys += _keys(nested[0], f"{prefix}{name}.") if nested else [prefix + name]
+    return keys
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _nearest(name: str, candidates: list[str], cutoff: float = 0.4) -> str:
+    """`; did you mean 'x'?` for the candidate closest to `name`, or the empty string."""
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,68 @@
+"""Detection data: COCO format, transforms, batches, and the generated `shapes` data set."""
+
+from dwtriton.config import Config
+from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader
+from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.layout import Split, check_layout
+from dwtriton.data.report import DataError, DataReport
+from dwtriton.data.shapes import check_shapes, generate_shapes, is_vacant
+
+__all__ = [
+    "Batch",
+    "BrokenImageError",
+    "CocoDataset",
+    "DataError",
+    "DataReport",
+    "Example",
+    "OrientedBatchSampler",
+    "check_layout",
+    "collate",
+    "eval_loader",
+    "generate_shapes",
+    "prepare_data",
+    "prepare_validation",
+    "read_image",
+    "train_loader",
+]
+
+
+def prepare_data(cfg: Config) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the validation set of a config; first draws `shapes` if the config has it and root is absent.
+
+    Raises DataError if the files are absent or unusable, if the two splits have different categories, or if these are
+    not `cfg.head.num_classes`.
+    """
+    train, val = _prepare(cfg, ("train", "val"))
+    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        raise DataError(
+            f"{cfg.data.train_annotations} and {cfg.data.val_annotations} have different categories: "
+            f"{_categories(train)} and {_categories(val)}"
+        )
+    return train, val
+
+
+def prepare_validation(cfg: Config) -> CocoDataset:
+    """The validation set alone; the training files need not exist. Draws and raises as `prepare_data`."""
+    return _prepare(cfg, ("val",))[0]
+
+
+def _prepare(cfg: Config, splits: tuple[Split, ...]) -> list[CocoDataset]:
+    data = cfg.data
+    if data.shapes is not None and data.root is not None and is_vacant(data.root):
+        generate_shapes(data.root, data.shapes.train_images, data.shapes.val_images, data.shapes.seed)
+    check_layout(data, splits)
+    datasets = [CocoDataset(data, split, keep_crowd=cfg.loss.ignore_crowd) for split in splits]
+    for dataset in datasets:
+        if data.shapes is not None:
+            check_shapes(dataset.coco.dataset["info"], data.root, data.shapes)
+        if len(dataset.class_names) != cfg.head.num_classes:
+            raise DataError(
+                f"the data in {data.root} has {len(dataset.class_names)} categories, but head.num_classes is "
+                f"{cfg.head.num_classes}: add --set head.num_classes={len(dataset.class_names)}"
+            )
+    return datasets
+
+
+def _categories(dataset: CocoDataset) -> str:
+    return ", ".join(f"{id_} {name}" for id_, name in zip(dataset.category_ids, dataset.class_names))

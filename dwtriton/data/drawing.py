@@ -1,0 +1,176 @@
+"""Drawing the `shapes` data set: outlines of the eight classes, their fills, and textured backgrounds."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SUPERSAMPLING = 4  # outlines are filled at this multiple of the image's resolution
+PLAIN_BELOW = 26  # pixels; smaller objects have plain fills, so that a person can tell their class
+
+
+def _arc(start: float, end: float, radius: float = 1.0, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    angles = np.linspace(start, end, 48)  # radians
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + centre  # [48, 2]
+
+
+def _star() -> np.ndarray:
+    angles = np.arange(10) * np.pi / 5
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.where(np.arange(10) % 2, 0.4, 1.0)[:, None]
+
+
+def _crescent() -> np.ndarray:
+    """A disc less another one of radius 0.85, moved right by 0.55: both arcs, tip to tip."""
+    radius, offset = 0.85, 0.55
+    x = (1 + offset**2 - radius**2) / (2 * offset)  # where the two circles meet
+    outer, inner = np.arccos(x), np.pi - np.arccos((offset - x) / radius)
+    return np.concatenate([_arc(outer, 2 * np.pi - outer), _arc(-inner, inner - 2 * np.pi, radius, (offset, 0))])
+
+
+def _cross() -> np.ndarray:
+    """A plus sign: the end and the inner corner of one arm, turned four times."""
+    half = 0.32  # of the width of an arm
+    arm = np.array([(1, -half), (1, half), (half, half)])
+    turn = np.array([[0, 1], [-1, 0]])  # a quarter
+    return np.concatenate([arm @ np.linalg.matrix_power(turn, n) for n in range(4)])
+
+
+_CIRCLE = _arc(0, 2 * np.pi)
+# Every class has one outline and perhaps a hole, [N, 2] within the unit disc or a little beyond.
+OUTLINES: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+    "oval": (_CIRCLE, None),
+    "ring": (_CIRCLE, 0.55 * _CIRCLE),
+    "rectangle": (np.array([(-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)]), None),
+    "triangle": (np.array([(1, 0), (-0.5, 0.87), (-0.5, -0.87)]), None),
+    "star": (_star(), None),
+    "cross": (_cross(), None),
+    "crescent": (_crescent(), None),
+    "hourglass": (np.array([(-0.7, -0.9), (0.7, -0.9), (0.12, 0), (0.7, 0.9), (-0.7, 0.9), (-0.12, 0)]), None),
+}
+
+
+class Stamp:
+    """One object on its own small canvas.
+
+    `alpha` float32 [h, w] is the coverage of each pixel, `edge` that of the border line, `fine` the shape at
+    SUPERSAMPLING resolution; `left`, `top` say where the canvas lies in the image (pixels, may be negative).
+    """
+
+    def __init__(self, name: str, centre: np.ndarray, diameter: float, rng: np.random.Generator) -> None:
+        angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
+        cos, sin = np.cos(angle), np.sin(angle)
+        place = np.array([[cos, -sin], [sin, cos]]) * diameter / 2 @ np.diag([stretch**0.5, stretch**-0.5])
+        outline, hole = OUTLINES[name]
+        points = outline @ place.T + centre
+        self.left, self.top = np.floor(points.min(0)).astype(int)
+        right, bottom = np.ceil(points.max(0)).astype(int)
+        self.width, self.height = right - self.left, bottom - self.top
+
+        self.fine, edge = self._canvas(), self._canvas()
+        line = SUPERSAMPLING * max(1, round(diameter / 24))
+        for ring, value in ((outline, 255), (hole, 0)):
+            if ring is None:
+                continue
+            points = [tuple(p) for p in (ring @ place.T + centre - (self.left, self.top)) * SUPERSAMPLING]
+            ImageDraw.Draw(self.fine).polygon(points, fill=value)
+            ImageDraw.Draw(edge).line([*points, points[0]], fill=255, width=2 * line)
+        self.alpha = _shrink(self.fine)
+        self.edge = np.minimum(_shrink(edge), self.alpha)
+
+    def windows(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The part of the canvas inside an image of this size: as rows and columns of the image, and of the canvas."""
+        rows = slice(max(self.top, 0), min(self.top + self.height, height))
+        columns = slice(max(self.left, 0), min(self.left + self.width, width))
+        own_rows = slice(rows.start - self.top, rows.stop - self.top)
+        own_columns = slice(columns.start - self.left, columns.stop - self.left)
+        return (rows, columns), (own_rows, own_columns)
+
+    def _canvas(self) -> Image.Image:
+        return Image.new("L", (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING))
+
+
+def _shrink(canvas: Image.Image) -> np.ndarray:
+    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def paint(image: np.ndarray, stamp: Stamp, plain: bool, rng: np.random.Generator) -> None:
+    """Blend an object into `image` float32 [H, W, 3] (0..255) in colours that stand out from what lies below."""
+    window, inside = stamp.windows(*image.shape[:2])
+    alpha, edge = stamp.alpha[inside], stamp.edge[inside]
+    below = image[window].reshape(-1, 3)
+    colour = contrasting(below.mean(0), rng)
+    fill = colour if plain else _texture(colour, contrasting(below.mean(0), rng), *alpha.shape, rng)
+    fill = np.broadcast_to(fill, (*alpha.shape, 3))
+    if rng.random() < 0.5:  # a border line in a darker or lighter tone
+        tone = colour * 0.45 if colour.mean() > 110 else colour * 0.4 + 150
+        fill = fill + (tone - fill) * edge[..., None]
+    image[window] += (fill - image[window]) * alpha[..., None]
+
+
+def contrasting(background: np.ndarray, rng: np.random.Generator, candidates: int = 6) -> np.ndarray:
+    """Of a few random colours [3] the one farthest from `background` [3]."""
+    colours = rng.uniform(0, 255, (candidates, 3))
+    return colours[np.linalg.norm(colours - background, axis=1).argmax()]
+
+
+def _texture(colour: np.ndarray, other: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A fill [h, w, 3] between two colours: gradient, stripes, checks, speckle or plain."""
+    kind = rng.integers(5)
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    period = max(6.0, max(height, width) / rng.uniform(3, 6))
+    across = _turned(x, y, rng)
+    if kind == 0:
+        mix = (across - across.min()) / max(np.ptp(across), 1)
+    elif kind == 1:
+        mix = (across % period < period / 2).astype(float)
+    elif kind == 2:
+        mix = ((x // (period / 2) + y // (period / 2)) % 2).astype(float)
+    elif kind == 3:
+        mix = rng.random((height, width)) * 0.6
+    else:
+        mix = np.zeros((height, width))
+    return colour + (other - colour) * (0.6 * mix[..., None])
+
+
+def draw_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A textured background, float32 [h, w, 3] in 0..255: gradient, pattern, thin strokes, grain."""
+    first, second, third = rng.uniform(20, 235, (3, 3)) * 0.6 + rng.uniform(10, 90)
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    across = _turned(x, y, rng)
+    mix = (across - across.min()) / np.ptp(across)
+    image = first + (second - first) * mix[..., None]
+    pattern = rng.integers(4)
+    if pattern == 0:  # smooth noise
+        image = image + (_clouds(height, width, rng.integers(4, 14), rng)[..., None] - 0.5) * rng.uniform(40, 110)
+    elif pattern == 1:  # stripes
+        waves = np.sin(_turned(x, y, rng) * (2 * np.pi / rng.uniform(6, 40)))
+        image = image + waves[..., None] * rng.uniform(6, 22)
+    elif pattern == 2:  # soft blotches of a third colour
+        blotches = np.clip((_clouds(height, width, rng.integers(4, 9), rng) - 0.5) * 6, 0, 1)
+        image = image + (third - image) * (0.5 * blotches[..., None])
+    image = _strokes(image, rng)
+    grain = rng.standard_normal((height, width), dtype=np.float32) * rng.uniform(1, 7)
+    return (image + grain[..., None]).astype(np.float32)
+
+
+def _turned(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Coordinate along a random direction."""
+    angle = rng.uniform(0, np.pi)
+    return x * np.cos(angle) + y * np.sin(angle)
+
+
+def _clouds(height: int, width: int, cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise [h, w] in 0..1 with `cells` random values along each side."""
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+
+
+def _strokes(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Up to six thin lines and curves, which are no object."""
+    canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(7)):
+        start, bend, end = rng.uniform(-0.1, 1.1, (3, 2)) * canvas.size
+        t = np.linspace(0, 1, 24)[:, None]
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end  # Bezier, [24, 2]
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        draw.line([tuple(p) for p in curve], fill=colour, width=int(rng.integers(1, 3)), joint="curve")
+    return np.asarray(canvas, dtype=np.float32)

@@ -1,0 +1,86 @@
+"""`python -m dwtriton.evaluate`: COCO figures and detections of a trained detector."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dwtriton import cli
+from dwtriton.config import override_config
+from dwtriton.data import eval_loader, prepare_validation
+from dwtriton.model.detector import build_detector
+from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, load_weights
+from dwtriton.train.evaluation import Evaluation, detect, evaluate
+from dwtriton.train.reporting import say
+
+EXAMPLES = """\
+  python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
+  python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set test.nms_iou=0.5"""
+
+
+def main() -> int:
+    parser = cli.command("dwtriton.evaluate", "COCO figures of a checkpoint on the validation split.", EXAMPLES)
+    parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the run's data.root)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="for the results (default: `evaluation` beside the weights)"
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
+    )
+    arguments = parser.parse_args()
+    out = arguments.out or arguments.weights.parent / "evaluation"
+    console = Console()
+
+    checkpoint = load_checkpoint(arguments.weights)
+    cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
+    data = prepare_validation(cfg)
+    if data.class_names != checkpoint.class_names:
+        raise CheckpointError(f"{arguments.weights} knows {checkpoint.class_names}, the data has {data.class_names}")
+    detector = build_detector(cfg)
+    load_weights(detector, checkpoint.model, str(arguments.weights))
+    detector.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+
+    loader = eval_loader(data, cfg)
+    broken = set()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("detecting", total=len(loader))
+        results = detect(
+            detector, loader, data.category_ids, lambda batch: (broken.update(batch.broken), bar.advance(task))
+        )
+    evaluation = evaluate(data.coco, results)
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "detections.json", results)
+    write_json(out / "metrics.json", {**evaluation.metrics, "class_ap": evaluation.class_ap})
+    for line in data.report.summary():
+        say(console, f"validation data: {line}")
+    for line in sorted(broken):
+        say(console, f"left out, its objects count as missed: {line}")
+    console.print(class_table(evaluation))
+    say(console, evaluation.table)
+    say(console, f"{len(results)} detections in {out / 'detections.json'}; figures in {out / 'metrics.json'}")
+    return 0
+
+
+def class_table(evaluation: Evaluation) -> Table:
+    """AP of every class; a dash for one without ground truth."""
+    table = Table("class", "AP")
+    for name, ap in evaluation.class_ap.items():
+        table.add_row(name, "-" if ap < 0 else f"{ap:.3f}")
+    return table
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,99 @@
+"""ResNet backbone: torchvision's network up to layer4, its frozen parts, and its pretrained weights."""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dwtriton.config import BackboneConfig
+from dwtriton.errors import UserError
+from dwtriton.model.state_dict import check_tensors
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+REMEDY = "--set backbone.weights=FILE takes a torchvision ResNet state dict, backbone.weights=none trains from scratch"
+
+
+class ResNet(nn.Module):
+    """ResNet-18/34/50/101 (He et al., arXiv 1512.03385) in torchvision's layout: stride on the 3x3 convolution.
+
+    The parts frozen by `cfg.frozen_stages` (1: the stem and layer1; n: up to layer n) do not train, and their batch
+    norms always run on stored statistics. With `cfg.frozen_statistics` every batch norm does, while the affine
+    parameters of the other parts still train.
+    """
+
+    def __init__(self, cfg: BackboneConfig) -> None:
+        super().__init__()
+        network = torchvision.models.get_model(f"resnet{cfg.depth}", weights=None)
+        for name in ("conv1", "bn1", "relu", "maxpool", *STAGES):
+            setattr(self, name, getattr(network, name))
+        self.cfg = cfg
+        self.out_channels = [network.fc.in_features // 4, network.fc.in_features // 2, network.fc.in_features]
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images [B, 3, H, W] -> {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, channels in `out_channels`."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        c3 = self.layer2(self.layer1(x))
+        c4 = self.layer3(c3)
+        return {"c3": c3, "c4": c4, "c5": self.layer4(c4)}
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; frozen batch norms stay on their stored statistics in both."""
+        super().train(mode)
+        for part in [self] if self.cfg.frozen_statistics else self._frozen_parts():
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.cfg.frozen_stages == 0:
+            return []
+        return [self.conv1, self.bn1, *(getattr(self, stage) for stage in STAGES[: self.cfg.frozen_stages])]
+
+
+def load_backbone_weights(backbone: ResNet, weights: str) -> None:
+    """Load pretrained weights into `backbone`, in place.
+
+    weights: "IMAGENET1K_V1" (torchvision's, downloaded once into torch's hub cache), the path of a torchvision ResNet
+    state dict, or "none" (nothing is loaded). Of a state dict only the classifier `fc.*` is left out.
+    Raises UserError if the download fails, if the file is missing or unreadable, or if any tensor does not fit (all of
+    those are listed).
+    """
+    if weights == "none":
+        return
+    name = f"resnet{backbone.cfg.depth}"
+    if weights == "IMAGENET1K_V1":
+        state = _download(torchvision.models.get_model_weights(name).IMAGENET1K_V1)
+    else:
+        state = _read(Path(weights))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    check_tensors(backbone.state_dict(), state, f"backbone weights {weights} for {name}")
+    backbone.load_state_dict(state)
+
+
+def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:
+    try:
+        return weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"backbone weights {weights.name} could not be downloaded ({error}). Fetch {weights.url} by other means "
+            f"and put it into {Path(torch.hub.get_dir(), 'checkpoints')}; or {REMEDY}"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"there is no file of backbone weights {path}; {REMEDY}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler and archive reader do
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"backbone weights {path} cannot be read ({reason}); {REMEDY}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"backbone weights {path} hold a {type(state).__name__}, not a dict of tensors; {REMEDY}")
+    return state

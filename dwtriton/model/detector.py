@@ -1,0 +1,115 @@
+"""The detector: backbone, feature pyramid, head, loss and post-processing in one module."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dwtriton.config import Config
+from dwtriton.dual_weight import DualWeightLoss
+from dwtriton.model.backbone import ResNet
+from dwtriton.model.fpn import build_fpn
+from dwtriton.model.head import DenseHead
+from dwtriton.model.mmdet import from_mmdet, to_mmdet
+from dwtriton.model.postprocess import postprocess
+from dwtriton.points import STRIDES
+from dwtriton.targets import PackedTargets
+
+SIZE_DIVISOR = 32  # the stride of C5: nearest up-sampling aligns the levels only if each is twice the next
+
+Detections = list[dict[str, Tensor]]
+Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
+
+
+def build_detector(cfg: Config) -> "DualWeightDetector":
+    """The detector of a config, in training mode with fresh weights: nothing is loaded or downloaded here.
+
+    Raises UserError for settings that do not fit together.
+    """
+    return DualWeightDetector(cfg)
+
+
+class DualWeightDetector(nn.Module):
+    """FCOS-like detector trained by Dual Weighting (Li et al., arXiv 2203.09730).
+
+    Images are float [B, 3, H, W], RGB, normalised, zero-padded so that H and W are multiples of 32.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__()
+        self.backbone = ResNet(cfg.backbone)
+        self.fpn = build_fpn(self.backbone.out_channels, cfg.head.channels)
+        self.head = DenseHead(cfg.head, STRIDES)
+        self.loss = DualWeightLoss(strides=STRIDES, soft_prior=cfg.loss.soft_prior, backend=cfg.loss.backend)
+        self.loss_factors = {
+            "loss_cls_pos": cfg.loss.cls_pos,
+            "loss_loc": cfg.loss.loc,
+            "loss_cls_neg": cfg.loss.cls_neg,
+        }
+        self.test_cfg = cfg.test
+
+    def forward(self, images: Tensor, targets: Targets | None = None) -> dict[str, Tensor] | Detections:
+        """The losses of a batch, or, in evaluation mode without targets, its detections.
+
+        targets: for each image {"boxes": [G, 4] float xyxy pixels, "labels": [G] int64 in 0..C-1}, or PackedTargets.
+        Returns {"loss_cls_pos", "loss_loc", "loss_cls_neg"}, scalars multiplied by the config's factors: training
+        minimises their sum. Without targets: what `predict` gives for images without padding.
+        Raises ValueError for images or targets of a wrong shape or dtype, and in training mode without targets.
+        """
+        if targets is not None:
+            losses = self.loss(*self.head_outputs(images), targets)
+            return {name: losses[name] * factor for name, factor in self.loss_factors.items()}
+        if self.training:
+            raise ValueError("training mode needs targets: detector(images, targets); for detections use predict")
+        return self.predict(images, image_sizes=[tuple(images.shape[-2:])] * len(images))
+
+    def head_outputs(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """(cls_logits, box_distances, objectness) [B, 3, H, W], lists over levels; see `DenseHead.forward`."""
+        _check_images(images)
+        return self.head(list(self.fpn(self.backbone(images)).values()))
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+        scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+    ) -> Detections:
+        """Detections of each image, best first, computed in evaluation mode; the module's mode is left as it was.
+
+        image_sizes[b] = (height, width) before padding; scale_factors[b] = (sx, sy), network pixels per original pixel:
+        with them boxes are in pixels of the original image.
+        Returns {"boxes": [N, 4] xyxy, "scores": [N], "labels": [N]} for each image.
+        """
+        training = self.training
+        self.eval()
+        try:
+            outputs = self.head_outputs(images)
+        finally:
+            self.train(training)
+        return postprocess(*outputs, image_sizes, scale_factors, STRIDES, **self.test_cfg.model_dump())
+
+    def load_mmdet_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load the weights of an MMDetection checkpoint of Dual Weighting (its `state_dict`), in place.
+
+        Raises UserError that lists every missing, unexpected or mis-shaped tensor; then nothing was loaded.
+        """
+        self.load_state_dict(from_mmdet(state_dict, self.state_dict()))
+
+    def mmdet_state_dict(self) -> dict[str, Tensor]:
+        """The weights under MMDetection's names, as its checkpoints hold them; they share memory with the detector."""
+        return to_mmdet(self.state_dict())
+
+
+def _check_images(images: Tensor) -> None:
+    """Raise ValueError unless `images` is a batch that the network can take."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be [B, 3, H, W], got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating point and normalised by data.mean and data.std, got {images.dtype}")
+    height, width = images.shape[-2:]
+    if height % SIZE_DIVISOR or width % SIZE_DIVISOR or not height * width:
+        raise ValueError(
+            f"images are {height} x {width}, but both sides must be multiples of {SIZE_DIVISOR}: pad with zeros at the "
+            f"bottom and right"
+        )

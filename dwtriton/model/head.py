@@ -1,0 +1,104 @@
+"""The dense head: class logits, box distances and objectness at every point of the pyramid."""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from dwtriton.config import HeadConfig
+from dwtriton.errors import UserError
+from dwtriton.points import STRIDES, level_points
+
+CLASS_PROBABILITY = 0.02  # of every class at every point when training starts
+
+
+class DenseHead(nn.Module):
+    """The head of Dual Weighting (Li et al., arXiv 2203.09730), shared by all levels (recipe, section Model).
+
+    Two towers of 3x3 convolutions with group norm: on the class tower stand the class logits, on the box tower the
+    distances, the objectness and, with `cfg.refine`, the offsets of the box refinement.
+    Raises UserError if `cfg.groups` does not divide `cfg.channels`.
+    """
+
+    def __init__(self, cfg: HeadConfig, strides: tuple[int, ...] = STRIDES) -> None:
+        super().__init__()
+        if cfg.channels % cfg.groups:
+            raise UserError(
+                f"head.groups = {cfg.groups} does not divide head.channels = {cfg.channels}: set it to a divisor"
+            )
+        self.strides = strides
+        self.class_tower = _tower(cfg)
+        self.box_tower = _tower(cfg)
+        conv = partial(nn.Conv2d, cfg.channels, kernel_size=3, padding=1)
+        self.class_conv = conv(cfg.num_classes)
+        self.box_conv = conv(4)
+        self.objectness_conv = conv(1)
+        self.offset_conv = conv(8) if cfg.refine else None
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in strides)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as published: weights normal with deviation 0.01, box bias 4, class bias for probability 0.02."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        nn.init.constant_(self.class_conv.bias, -math.log((1 - CLASS_PROBABILITY) / CLASS_PROBABILITY))
+        nn.init.constant_(self.box_conv.bias, 4.0)
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """features[l] [B, channels, H_l, W_l] -> (cls_logits, box_distances, objectness), lists over levels.
+
+        cls_logits[l] [B, C, H_l, W_l] and objectness[l] [B, 1, H_l, W_l] are before the sigmoid; box_distances[l]
+        [B, 4, H_l, W_l] are left, top, right, bottom from the point in pixels, >= 0, and float32 under autocast too
+        (700.3 pixels is 700 in bfloat16).
+        """
+        cls_logits, box_distances, objectness = [], [], []
+        for feature, scale, stride in zip(features, self.scales, self.strides, strict=True):
+            class_feature, box_feature = self.class_tower(feature), self.box_tower(feature)
+            cls_logits.append(self.class_conv(class_feature))
+            objectness.append(self.objectness_conv(box_feature))
+            distances = F.relu(scale * _at_least_float32(self.box_conv(box_feature))) * stride
+            if self.offset_conv is not None:
+                distances = refine(distances, _at_least_float32(self.offset_conv(box_feature)), stride)
+            box_distances.append(distances)
+        return cls_logits, box_distances, objectness
+
+
+def refine(distances: Tensor, offsets: Tensor, stride: int) -> Tensor:
+    """Box refinement of one level: each side of a box is read from the box map at that side (recipe, section Model).
+
+    distances [B, 4, H, W] ltrb in pixels; offsets [B, 8, H, W] in cells, (row, column) for each of x1, y1, x2, y2.
+    x1 and x2 are sampled in the row of the point, y1 and y2 in its column, each moved by its offset; bilinearly, with
+    zeros outside the map. Returns the distances [B, 4, H, W] from the point to the sampled sides, >= 0. Everything
+    carries gradient.
+    """
+    height, width = distances.shape[-2:]
+    points = level_points(height, width, stride, distances.device, distances.dtype)  # [H*W, 2]
+    x, y = points.T.reshape(2, height, width)
+    left, top, right, bottom = distances.unbind(1)  # [B, H, W]
+    x1, y1, x2, y2 = x - left, y - top, x + right, y + bottom
+    x, y = x.expand_as(x1), y.expand_as(y1)
+    row_offset, column_offset = offsets.unflatten(1, (4, 2)).unbind(2)  # [B, 4, H, W]
+    column = torch.stack([x1, x, x2, x], 1) + column_offset * stride  # pixels
+    row = torch.stack([y, y1, y, y2], 1) + row_offset * stride
+
+    sides = torch.stack([x1, y1, x2, y2], 1).flatten(0, 1).unsqueeze(1)  # [B*4, 1, H, W]
+    grid = torch.stack([column * (2 / (width * stride)) - 1, row * (2 / (height * stride)) - 1], -1)  # [B, 4, H, W, 2]
+    sampled = F.grid_sample(sides, grid.flatten(0, 1), padding_mode="zeros", align_corners=False)
+    x1, y1, x2, y2 = sampled.view_as(distances).unbind(1)
+    return F.relu(torch.stack([x - x1, y - y1, x2 - x, y2 - y], 1))
+
+
+def _tower(cfg: HeadConfig) -> nn.Sequential:
+    norm = partial(nn.GroupNorm, cfg.groups)
+    return nn.Sequential(
+        *(Conv2dNormActivation(cfg.channels, cfg.channels, norm_layer=norm, bias=True) for _ in range(cfg.convs))
+    )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,109 @@
+"""From head outputs to detections: candidates of each level, boxes, non-maximum suppression within each class."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from dwtriton.points import STRIDES, level_points
+
+
+def postprocess(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
+    scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+    strides: Sequence[int] = STRIDES,
+    score_threshold: float = 0.05,
+    candidates_per_level: int = 1000,
+    nms_iou: float = 0.6,
+    max_detections: int = 100,
+) -> list[dict[str, Tensor]]:
+    """Detections of each image, best first (recipe, section Testing).
+
+    cls_logits[l] [B, C, H_l, W_l], box_distances[l] [B, 4, H_l, W_l] ltrb in pixels, objectness[l] [B, 1, H_l, W_l] for
+    the levels of `strides`; image_sizes[b] = (height, width) of the image before padding; scale_factors[b] = (sx, sy),
+    network pixels per original pixel: boxes are divided by them before suppression.
+    A (point, class) pair scores the product of its two sigmoids. Candidates are the best `candidates_per_level` pairs
+    of each level that score above `score_threshold`; their boxes are clipped to the image.
+    Returns for each image {"boxes": [N, 4] xyxy in pixels, "scores": [N], "labels": [N] int64}, N <= max_detections;
+    boxes and scores are float32, or float64 for distances in float64.
+    Raises ValueError for shapes, lengths or sizes that do not fit together.
+    """
+    _check_levels(cls_logits, box_distances, objectness, strides)
+    batch = len(cls_logits[0])
+    image_sizes = _per_image("image_sizes", image_sizes, batch)
+    if scale_factors is not None:
+        scale_factors = _per_image("scale_factors", scale_factors, batch)
+    largest = tuple(side * strides[0] for side in cls_logits[0].shape[-2:])
+    for index, (height, width) in enumerate(image_sizes):
+        if height > largest[0] or width > largest[1]:
+            raise ValueError(
+                f"image_sizes[{index}] = {height:g} x {width:g} is larger than the padded batch, {largest}"
+            )
+
+    levels = [
+        _level_candidates(*maps, stride, candidates_per_level)
+        for *maps, stride in zip(cls_logits, box_distances, objectness, strides)
+    ]
+    boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*levels))  # [B, K, 4], [B, K], [B, K]
+    limits = boxes.new_tensor([(width, height, width, height) for height, width in image_sizes])  # [B, 4]
+    boxes = boxes.clamp(min=0).minimum(limits[:, None])
+    if scale_factors is not None:
+        boxes = boxes / boxes.new_tensor([(sx, sy, sx, sy) for sx, sy in scale_factors])[:, None]
+
+    detections = []
+    for candidates in zip(boxes, scores, labels):
+        kept = candidates[1] > score_threshold
+        image_boxes, image_scores, image_labels = (values[kept] for values in candidates)
+        best = batched_nms(image_boxes, image_scores, image_labels, nms_iou)[:max_detections]
+        detections.append({"boxes": image_boxes[best], "scores": image_scores[best], "labels": image_labels[best]})
+    return detections
+
+
+def _level_candidates(
+    cls_logits: Tensor, distances: Tensor, objectness: Tensor, stride: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best (point, class) pairs of one level: boxes [B, K, 4] unclipped, scores [B, K], labels [B, K]."""
+    height, width = cls_logits.shape[-2:]
+    dtype = torch.promote_types(distances.dtype, torch.float32)
+    scores = (cls_logits.to(dtype).sigmoid() * objectness.to(dtype).sigmoid()).flatten(1)  # [B, C*H*W]
+    scores, index = scores.topk(min(count, scores.shape[1]), 1)  # [B, K]
+    labels, point = index // (height * width), index % (height * width)
+
+    points = level_points(height, width, stride, distances.device, dtype)[point]  # [B, K, 2]
+    distances = distances.to(dtype).flatten(2).transpose(1, 2)  # [B, H*W, 4]
+    distances = distances.gather(1, point[..., None].expand(-1, -1, 4))  # [B, K, 4]
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1), scores, labels
+
+
+def _check_levels(
+    cls_logits: Sequence[Tensor], box_distances: Sequence[Tensor], objectness: Sequence[Tensor], strides: Sequence[int]
+) -> None:
+    if not len(cls_logits) == len(box_distances) == len(objectness) == len(strides) > 0:
+        raise ValueError(
+            f"{len(cls_logits)} levels of cls_logits, {len(box_distances)} of box_distances and {len(objectness)} of "
+            f"objectness for {len(strides)} strides: there must be one of each for every stride"
+        )
+    num_classes, batch = cls_logits[0].shape[1], len(cls_logits[0])
+    for level, (classes, distances, objects) in enumerate(zip(cls_logits, box_distances, objectness)):
+        size = classes.shape[-2:]
+        expected = [(batch, channels, *size) for channels in (num_classes, 4, 1)]
+        shapes = [tuple(tensor.shape) for tensor in (classes, distances, objects)]
+        if shapes != expected:
+            raise ValueError(
+                f"level {level}: cls_logits, box_distances and objectness have the shapes {shapes}, expected {expected}"
+            )
+
+
+def _per_image(name: str, pairs: Sequence[tuple[float, float]] | Tensor, batch: int) -> list[tuple[float, float]]:
+    """The pairs as a list of tuples, checked: one for each image, both entries positive."""
+    pairs = pairs.tolist() if isinstance(pairs, Tensor) else list(pairs)
+    if len(pairs) != batch:
+        raise ValueError(f"{name} has {len(pairs)} entries for a batch of {batch} images")
+    for index, pair in enumerate(pairs):
+        if len(pair) != 2 or not all(value > 0 for value in pair):
+            raise ValueError(f"{name}[{index}] = {pair!r} is not a pair of positive numbers")
+    return [(float(first), float(second)) for first, second in pairs]

@@ -1,0 +1,73 @@
+"""The point grid of a feature pyramid, and the rectangles of grid cells that lie inside boxes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STRIDES = (8, 16, 32, 64, 128)  # pyramid levels P3 to P7
+
+
+def level_points(
+    height: int,
+    width: int,
+    stride: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Centres of a level's cells, (height * width, 2) x and y in pixels: `((j + 0.5) * stride, (i + 0.5) * stride)`.
+
+    Row by row: the point of row i, column j is number `i * width + j`.
+    """
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) * stride
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) * stride
+    return torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)
+
+
+def pyramid_points(
+    level_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int] = STRIDES,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Points of all levels, (P, 2) x and y in pixels, finest level first, each row by row.
+
+    `level_sizes[l]` is (height, width) of level l in cells. Raises ValueError if there are not as many as strides.
+    """
+    if len(level_sizes) != len(strides):
+        raise ValueError(f"{len(level_sizes)} level sizes for {len(strides)} strides {tuple(strides)}")
+    levels = [level_points(h, w, stride, device, dtype) for (h, w), stride in zip(level_sizes, strides)]
+    return torch.cat(levels)
+
+
+def inside_rectangles(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Cells of a level whose centre lies strictly inside each box (spec, section Candidate bag).
+
+    `boxes` is (4, N) finite xyxy in pixels; the result is (4, N) int64: first column, first row, and the column and row
+    after the last. A box without a point has an empty range in at least one direction.
+    """
+    x1, y1, x2, y2 = boxes
+    columns = _first_after(x1, width, stride), _first_from(x2, width, stride)
+    rows = _first_after(y1, height, stride), _first_from(y2, height, stride)
+    return torch.stack((columns[0], rows[0], torch.maximum(*columns), torch.maximum(*rows)))
+
+
+def _first_after(edge: Tensor, count: int, stride: int) -> Tensor:
+    """First of `count` cells in a row whose centre is > edge (`count` if none), int64."""
+    cell = _division_guess(edge, count, stride)
+    for _ in range(2):  # the guess is at most two too low; only the comparison itself decides
+        cell = cell + ((cell + 0.5) * stride <= edge)
+    return cell.clamp(0, count).long()
+
+
+def _first_from(edge: Tensor, count: int, stride: int) -> Tensor:
+    """First of `count` cells in a row whose centre is >= edge (`count` if none), int64."""
+    cell = _division_guess(edge, count, stride)
+    for _ in range(2):
+        cell = cell + ((cell + 0.5) * stride < edge)
+    return cell.clamp(0, count).long()
+
+
+def _division_guess(edge: Tensor, count: int, stride: int) -> Tensor:
+    """A cell number, as float: that of the first cell whose centre is not before the edge, or up to two less."""
+    return (edge / stride - 0.5).floor().clamp(-2, count)

@@ -1,0 +1,84 @@
+"""`python -m dwtriton.train`: train a detector."""
+
+import argparse
+import time
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dwtriton import cli
+from dwtriton.config import Config, config_names, load_config
+from dwtriton.errors import UserError
+from dwtriton.train.loop import Interrupted, NonFiniteLossError, Trainer
+from dwtriton.train.reporting import say
+
+EXAMPLES = """\
+  python -m dwtriton.train --cfg shapes                        train on generated data, minutes on a CPU
+  python -m dwtriton.train --cfg r50_1x --data ~/coco          the published recipe
+  python -m dwtriton.train --cfg r50_1x --data ~/coco --set data.batch_size=8 --set backbone.weights=resnet50.pth
+  python -m dwtriton.train --resume --out runs/shapes-1        go on where a run stopped
+  python -m dwtriton.train --cfg list                          the configs and their published AP"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.command("dwtriton.train", "Train a Dual Weighting detector on data in COCO layout.", EXAMPLES)
+    parser.add_argument("--cfg", metavar="NAME|FILE", help="a config by name or TOML file; `list` prints the names")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (sets data.root)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
+    )
+    return parser.parse_args()
+
+
+def read_config(arguments: argparse.Namespace) -> Config:
+    """The config named on the command line, or the run's own when resuming without one."""
+    if arguments.resume and not arguments.out:
+        raise UserError("--resume needs --out: the run folder to go on with")
+    if not arguments.cfg and not arguments.resume:
+        raise UserError(f"--cfg is missing: name a TOML file or one of {', '.join(config_names())}")
+    source = arguments.cfg or arguments.out / "config.toml"
+    return load_config(source, arguments.set, data_root=arguments.data)
+
+
+def config_table() -> Table:
+    """The shipped configs with the AP that the paper's authors published for them."""
+    table = Table("config", "what", "published AP", caption="COCO val2017 box AP as published; not yet reproduced here")
+    for name in config_names():
+        cfg = load_config(name)
+        table.add_row(name, cfg.description, "" if cfg.published_ap is None else f"{cfg.published_ap:.1f}")
+    return table
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    console = Console()
+    if arguments.cfg == "list":
+        console.print(config_table())
+        return 0
+    cfg = read_config(arguments)
+    out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    trainer = Trainer(cfg, out, console)
+    trainer.resume() if arguments.resume else trainer.start()
+    say(console, trainer.summary())
+    began = time.perf_counter()
+    try:
+        evaluation = trainer.fit()
+    except Interrupted:
+        say(console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}")
+        return 130
+    except NonFiniteLossError as error:
+        say(console, f"error: {error}", "red")
+        return 1
+    say(console, evaluation.table)
+    minutes = (time.perf_counter() - began) / 60
+    say(console, f"trained and evaluated in {minutes:.1f} minutes; {len(trainer.broken)} broken images skipped")
+    say(console, f"pictures: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+"""Checkpoints: one file with everything a run needs to go on, written whole or not at all."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from dwtriton.config import Config, dump_config, flatten, parse_toml
+from dwtriton.errors import UserError
+from dwtriton.model.state_dict import check_tensors
+
+FORMAT = 1
+MAY_CHANGE = {"data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.evaluate_every"}
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or does not fit: names the file, the tensors and the remedy."""
+
+
+class Checkpoint(NamedTuple):
+    """State of a run after `iteration` optimiser steps."""
+
+    config: Config
+    class_names: list[str]  # of label 0, 1, ...
+    category_ids: list[int]  # ids of the same classes in the annotation file
+    iteration: int
+    model: dict[str, torch.Tensor]
+    optimizer: dict
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the file next to its place and move it there, so that an interrupted write leaves the old one."""
+    temporary = path.with_suffix(".tmp")
+    state = checkpoint._asdict() | {"format": FORMAT, "config": dump_config(checkpoint.config)}
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint, whole or not at all."""
+    temporary = target.with_suffix(".tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU. Raises CheckpointError if the file is missing, damaged or something else."""
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different type for every way a file can be damaged
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read, it is damaged or not a checkpoint: {reason}"
+        ) from None
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of `python -m dwtriton.train`")
+    return Checkpoint(**state | {"config": parse_toml(state["config"], str(path))})
+
+
+def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names: list[str]) -> None:
+    """Raise CheckpointError unless going on with `cfg` and these classes gives what an uninterrupted run would."""
+    old, new = flatten(checkpoint.config), flatten(cfg)
+    changed = sorted(key for key in (old.keys() | new.keys()) - MAY_CHANGE if old.get(key) != new.get(key))
+    if changed:
+        changes = "; ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
+        raise CheckpointError(f"{path} belongs to another config: {changes}. Resume without --cfg to use the run's own")
+    if checkpoint.class_names != class_names:
+        raise CheckpointError(f"{path} was trained on the classes {checkpoint.class_names}, the data has {class_names}")
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Copy `weights` into the model. Raises UserError listing every tensor that does not fit."""
+    check_tensors(model.state_dict(), weights, source)
+    model.load_state_dict(weights)

@@ -1,0 +1,86 @@
+"""Detections of a data set as COCO results, and COCOeval's figures for them."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch.utils.data import DataLoader
+
+from dwtriton.data.batching import Batch
+from dwtriton.model.detector import DualWeightDetector
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """COCOeval's box figures; -1 where there is nothing to measure, as COCO writes it."""
+
+    metrics: dict[str, float]  # METRICS, in 0..1
+    class_ap: dict[str, float]  # AP of every class by name
+    table: str  # COCOeval's own summary
+
+
+def detect(
+    detector: DualWeightDetector, loader: DataLoader, category_ids: list[int], on_batch: Callable[[Batch], None]
+) -> list[dict]:
+    """Run the detector over a loader, in float32 whatever the precision of training.
+
+    Returns COCO results: dicts of `image_id`, `category_id`, `bbox` (xywh in pixels of the original image), `score`.
+    `on_batch` is called with every batch, for progress. Images that could not be read have no results.
+    """
+    device = next(detector.parameters()).device
+    results = []
+    for batch in loader:
+        on_batch(batch)
+        if not len(batch):
+            continue
+        images = batch.images.to(device, memory_format=torch.channels_last)
+        detections = detector.predict(images, batch.image_sizes, batch.scale_factors)
+        for image_id, found in zip(batch.image_ids, detections):
+            boxes = found["boxes"].cpu().double()
+            boxes[:, 2:] -= boxes[:, :2]  # xyxy to COCO's xywh
+            columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
+            results += [
+                {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+                for box, score, label in zip(*columns)
+            ]
+    return results
+
+
+def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
+    """COCOeval bbox of COCO results against the ground truth, over all of its images."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+        evaluator = COCOeval(truth, _results(truth, results), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        evaluator.summarize()
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoUs, recalls, classes], all areas, 100 detections
+    names = [truth.cats[category]["name"] for category in evaluator.params.catIds]
+    return Evaluation(
+        metrics=dict(zip(METRICS, evaluator.stats.tolist())),
+        class_ap={name: _mean_precision(precision[:, :, k]) for k, name in enumerate(names)},
+        table=table.getvalue().rstrip(),
+    )
+
+
+def _results(truth: COCO, results: list[dict]) -> COCO:
+    if results:
+        return truth.loadRes([dict(result) for result in results])  # copies: loadRes writes into its input
+    empty = COCO()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _mean_precision(precision: np.ndarray) -> float:
+    """Mean over the entries that are defined; -1 if the class has no ground truth."""
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else -1.0

@@ -1,0 +1,51 @@
+"""Optimiser, parameter groups and learning rate of the recipe (`optimizer` and `schedule` in the config)."""
+
+import math
+
+import torch
+from torch import nn
+
+from dwtriton.config import OptimizerConfig, ScheduleConfig
+
+REFERENCE_BATCH = 16  # images; the batch that `optimizer.lr` is stated for
+NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def build_optimizer(model: nn.Module, cfg: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
+    """Optimiser over the trainable parameters, in two groups: with weight decay, and without (those of norms).
+
+    The learning rate is `cfg.lr * batch_size / 16`; each group keeps it as `initial_lr`.
+    """
+    norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    lr = cfg.lr * batch_size / REFERENCE_BATCH
+    groups = [
+        {"params": [p for p in trainable if id(p) not in norms], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0},
+    ]
+    if cfg.kind == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = lr
+    return optimizer
+
+
+def lr_factor(iteration: int, cfg: ScheduleConfig, iterations_per_epoch: int) -> float:
+    """What the learning rate of 0-based `iteration` is multiplied by: linear warm-up times steps or a half cosine."""
+    if cfg.kind == "step":
+        epoch = iteration // iterations_per_epoch
+        factor = cfg.gamma ** sum(epoch >= milestone for milestone in cfg.milestones)
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * iteration / (cfg.epochs * iterations_per_epoch)))
+    if iteration < cfg.warmup_iterations:
+        factor *= 1 - (1 - iteration / cfg.warmup_iterations) * (1 - cfg.warmup_start)
+    return factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's rate to `factor` times its initial one; returns the first group's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return optimizer.param_groups[0]["lr"]

@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dwtriton.config import Config, DataConfig
+from dwtriton.data.batching import collate
+from dwtriton.data.coco import Example
+from dwtriton.data.transforms import draw_augmentation, flip, normalise, resize, resized_size, transform
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = sorted(GOLDEN.glob("pipeline_*.npz"))
+sides = st.integers(1, 400)
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.stem)
+def golden(request):
+    with np.load(request.param, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def tensors(golden):
+    return torch.from_numpy(golden["image_rgb"]).permute(2, 0, 1).contiguous(), torch.from_numpy(golden["boxes_in"])
+
+
+def test_golden_files_are_there():
+    assert len(CASES) == 2
+
+
+def test_resize_equals_golden(golden):
+    long_side, short_side = golden["scale"].tolist()
+    image, boxes, scale_factor = resize(*tensors(golden), short_side, long_side)
+    assert image.dtype == torch.uint8
+    assert tuple(image.shape[1:]) == tuple(golden["img_shape"])
+    levels = image.permute(1, 2, 0).int() - torch.from_numpy(golden["resized_rgb"]).int()
+    assert levels.abs().max() <= 1
+    np.testing.assert_array_equal(np.float32([*scale_factor, *scale_factor]), golden["scale_factor"])
+    torch.testing.assert_close(boxes, torch.from_numpy(golden["boxes_resized"]), rtol=2e-7, atol=0)
+
+
+def test_whole_pipeline_equals_golden(golden):
+    long_side, short_side = golden["scale"].tolist()
+    cfg = DataConfig(long_side=long_side, mean=golden["mean"].tolist(), std=golden["std"].tolist())
+    image, boxes, scale_factor = transform(*tensors(golden), cfg, short_side, flipped=bool(golden["flip"]))
+    target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.int64)}
+    batch = collate([Example(image, target, 1, "a.jpg", scale_factor)], num_classes=1, size_divisor=32)
+
+    assert batch.images.dtype == torch.float32
+    assert tuple(batch.images.shape[2:]) == tuple(golden["pad_shape"])
+    assert batch.image_sizes == [tuple(golden["img_shape"])]
+    # x -> width - x rounds at the width's own unit in the last place
+    rounding = np.spacing(np.float32(golden["img_shape"].max()))
+    torch.testing.assert_close(boxes, torch.from_numpy(golden["boxes_out"]), rtol=0, atol=float(rounding))
+    one_level = torch.tensor(1 / golden["std"]).float().view(3, 1, 1) * 1.0001
+    expected = torch.from_numpy(golden["tensor"])
+    assert ((batch.images[0] - expected).abs() <= one_level).all()
+    assert (batch.images[0, :, golden["img_shape"][0] :] == 0).all()
+    assert (batch.images[0, :, :, golden["img_shape"][1] :] == 0).all()
+
+
+def test_normalise_equals_golden_on_its_own_resized_image(golden):
+    resized = torch.from_numpy(golden["resized_rgb"]).permute(2, 0, 1)
+    height, width = golden["img_shape"]
+    expected = torch.from_numpy(golden["tensor"])[:, :height, :width]
+    image = normalise(resized.flip(-1) if golden["flip"] else resized, DataConfig())
+    torch.testing.assert_close(image, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_defaults_are_the_recipes_pipeline():
+    stages = {
+        stage["type"]: stage for stage in json.loads((GOLDEN / "recipe.json").read_text())["r50_1x"]["train_pipeline"]
+    }
+    cfg = Config().data
+    assert [cfg.long_side, cfg.short_side[0]] == list(np.ravel(stages["Resize"]["img_scale"]))
+    assert cfg.flip == stages["RandomFlip"]["flip_ratio"]
+    assert list(cfg.mean) == stages["Normalize"]["mean"]
+    assert list(cfg.std) == stages["Normalize"]["std"]
+    assert cfg.size_divisor == stages["Pad"]["size_divisor"]
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (800, 1333), (800, 1067)),  # a COCO image, short side limits
+        ((640, 480), (800, 1333), (1067, 800)),
+        ((300, 640), (800, 1333), (625, 1333)),  # long side limits
+        ((1, 1000), (100, 100), (1, 100)),  # rounds to 0, kept at 1
+    ],
+)
+def test_resized_size_of_hand_computed_cases(size, limits, expected):
+    assert resized_size(*size, *limits) == expected
+
+
+@given(sides, sides, st.integers(1, 300), st.integers(1, 500))
+def test_resized_size_obeys_both_limits_and_keeps_the_aspect(height, width, short_side, long_side):
+    new_height, new_width = resized_size(height, width, short_side, long_side)
+    scale = min(short_side / min(height, width), long_side / max(height, width))
+    assert max(new_height, new_width) <= long_side
+    assert min(new_height, new_width) <= short_side
+    for old, new in ((height, new_height), (width, new_width)):
+        assert abs(new - old * scale) <= 0.5 + 1e-9 or (new == 1 and old * scale < 0.5)
+
+
+@st.composite
+def images_with_boxes(draw):
+    """A small image and boxes, some of them partly outside."""
+    height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
+    corners = st.lists(st.floats(-20, 80, width=32), min_size=2, max_size=2).map(sorted)
+    pairs = draw(st.lists(st.tuples(corners, corners), max_size=5))
+    boxes = torch.tensor([[x[0], y[0], x[1], y[1]] for x, y in pairs], dtype=torch.float32).reshape(-1, 4)
+    return torch.zeros(3, height, width, dtype=torch.uint8), boxes
+
+
+@settings(max_examples=60, deadline=None)
+@given(images_with_boxes(), st.integers(2, 90), st.integers(2, 120), st.booleans())  # torch cannot resize to 1 x 1
+def test_boxes_stay_ordered_inside_and_scaled(sample, short_side, long_side, flipped):
+    image, boxes = sample
+    cfg = DataConfig(long_side=long_side)
+    out, moved, (sx, sy) = transform(image, boxes, cfg, short_side, flipped)
+    height, width = out.shape[-2:]
+    assert (sx, sy) == (width / image.shape[2], height / image.shape[1])
+    assert moved.shape == boxes.shape
+    assert (moved >= 0).all()
+    assert (moved[:, 0::2] <= width).all()
+    assert (moved[:, 1::2] <= height).all()
+    assert (moved[:, :2] <= moved[:, 2:]).all()
+    scaled = (boxes.double() * torch.tensor([sx, sy, sx, sy], dtype=torch.float64)).clamp(min=0)
+    scaled = scaled.minimum(torch.tensor([width, height, width, height], dtype=torch.float64))
+    if flipped:
+        scaled = torch.stack([width - scaled[:, 2], scaled[:, 1], width - scaled[:, 0], scaled[:, 3]], -1)
+    torch.testing.assert_close(moved.double(), scaled, rtol=0, atol=2e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(images_with_boxes(), st.randoms())
+def test_flipping_twice_is_the_identity(sample, random):
+    image, boxes = sample
+    image = torch.randint(
+        0, 256, image.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(random.getrandbits(32))
+    )
+    boxes = boxes.round()  # whole numbers are exact in float32
+    once, once_boxes = flip(image, boxes)
+    assert torch.equal(once[..., 0], image[..., -1])
+    twice, twice_boxes = flip(once, once_boxes)
+    assert torch.equal(twice, image)
+    assert torch.equal(twice_boxes, boxes)
+
+
+def test_augmentation_draws_every_short_side_and_both_flips_from_the_seed_alone():
+    cfg = DataConfig(short_side=(480, 484))
+    drawn = [draw_augmentation(cfg, seed) for seed in range(400)]
+    assert drawn == [draw_augmentation(cfg, seed) for seed in range(400)]
+    counts = np.unique([short for short, _ in drawn], return_counts=True)
+    assert counts[0].tolist() == [480, 481, 482, 483, 484]
+    assert counts[1].min() > 50  # 80 expected of each
+    assert 150 < sum(flipped for _, flipped in drawn) < 250
+    assert not any(flipped for _, flipped in (draw_augmentation(DataConfig(flip=0.0), seed) for seed in range(50)))
+
+
+def test_boxes_that_vanish_when_resized_are_legal():
+    image, boxes = torch.zeros(3, 10, 2000, dtype=torch.uint8), torch.tensor([[1500.0, 2.0, 1500.00006, 2.0]])
+    _, boxes, scale_factor = transform(image, boxes, DataConfig(long_side=100), 10)
+    assert (boxes[:, :2] == boxes[:, 2:]).any()
+    target = {"boxes": boxes, "labels": torch.zeros(1, dtype=torch.int64)}
+    assert len(collate([Example(torch.zeros(3, 1, 100), target, 1, "a", scale_factor)], 1, 32)) == 1

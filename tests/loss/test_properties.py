@@ -1,0 +1,175 @@
+"""Generated batches: losses, every weight and all gradients against the oracle, hostile cases included.
+
+The method is discontinuous where a bag's IoUs hardly differ: m = (f - f_min) / spread amplifies rounding. So N may
+differ from the truth by 8 eps / spread, and losses and gradients are compared with the truth at the N that was used;
+where all spreads are at least 1e-2, also with the truth outright.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loss_cases import UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
+from released import released_loss
+
+SETTINGS = settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+LIMITS = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}  # of losses and gradients
+PYRAMIDS = (
+    (((12, 16), (6, 8), (3, 4), (2, 2), (1, 1)), (8, 16, 32, 64, 128)),
+    (((13, 9), (7, 5)), (7, 14)),
+    (((5, 11),), (10,)),
+    (((3, 2), (1, 1), (1, 1)), (8, 16, 100)),
+)
+
+
+@st.composite
+def cases(draw) -> Case:
+    sizes, strides = draw(st.sampled_from(PYRAMIDS))
+    case = random_case(
+        seed=draw(st.integers(0, 2**32 - 1)),
+        boxes=draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 9, 40]), min_size=1, max_size=3)),
+        classes=draw(st.sampled_from([1, 2, 3, 20])),
+        sizes=sizes,
+        strides=strides,
+        logit_scale=draw(st.sampled_from([0.0, 1.0, 3.0, 30.0, 100.0])),
+        closeness=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        soft_prior=draw(st.booleans()),
+    )
+    points, _ = case.points()
+    for boxes, labels in zip(case.boxes, case.labels):
+        for index in range(len(boxes)):
+            hostility = draw(st.sampled_from(["none", "none", "on points", "no width", "whole image", "twice"]))
+            if hostility == "on points":  # edges exactly on points: these are not inside
+                ends = points[draw(st.lists(st.integers(0, len(points) - 1), min_size=2, max_size=2))]
+                boxes[index] = np.concatenate((ends.min(0), ends.max(0)))
+            elif hostility == "no width":
+                boxes[index, 2] = boxes[index, 0]
+            elif hostility == "whole image":
+                boxes[index] = (-1000, -1000, 1000, 1000)
+            elif hostility == "twice" and index:
+                boxes[index], labels[index] = boxes[index - 1], labels[index - 1]
+    if draw(st.booleans()):
+        case.iscrowd = [np.array([draw(st.integers(0, 3)) == 0 for _ in labels], bool) for labels in case.labels]
+    return case
+
+
+def no_iou_near_half(case: Case, gap: float) -> bool:
+    """m jumps to 1 below an IoU of 0.5."""
+    return all((np.abs(weights.iou[weights.inside] - 0.5) > gap).all() for weights in case.oracle_weights())
+
+
+def at_used_weights(case: Case, dtype: torch.dtype):
+    """Check every weight against the oracle; returns the oracle's with the N that was used, and the least spread."""
+    eps = torch.finfo(dtype).eps
+    weights = case.oracle_weights()
+    least = np.inf
+    for truth, got in zip(weights, case.weights(dtype)):
+        np.testing.assert_array_equal(got.inside.numpy(), truth.inside)
+        np.testing.assert_allclose(got.iou.double().numpy(), truth.iou, atol=16 * eps)
+        np.testing.assert_allclose(got.prior.double().numpy(), truth.prior, atol=16 * eps)
+        pos = got.pos.double().numpy()
+        floor = max(512 * eps * truth.pos.max(initial=0), 1e-30)  # t underflows before the denominator's 1e-12
+        np.testing.assert_allclose(pos, truth.pos, rtol=512 * eps, atol=floor)
+        assert pos.shape == truth.pos.shape
+        spread = truth.spread.min(initial=np.inf)
+        neg = got.neg.double().numpy()
+        np.testing.assert_allclose(neg, truth.neg, rtol=0, atol=min(1, 8 * eps / min(spread + 1e-12, 1)))
+        truth.neg = neg
+        least = min(least, spread)
+    return weights, least
+
+
+def released_errors(case: Case, truth) -> np.ndarray:
+    """Errors of the released algorithm in float32, 0 where it fails."""
+    if case.iscrowd is not None:
+        return np.zeros(3)
+    losses = released_loss(*case.tensors(), case.targets(), case.strides, case.soft_prior)
+    return np.nan_to_num(np.abs([loss.item() for loss in losses.values()] - truth), nan=0, posinf=0)
+
+
+def assert_equals_truth(case: Case, dtype: torch.dtype) -> None:
+    plain = case.oracle_weights()
+    weights, spread = at_used_weights(case, dtype)
+    losses, grads = run_loss(case, case.tensors(dtype))
+    limit_loss, limit_grad = LIMITS[dtype]
+    for truth in [case.truth(weights)] + ([case.truth(plain)] if spread >= 1e-2 else []):
+        allowed = limit_loss * np.abs(truth.losses) + UNDERFLOW
+        if (np.abs(losses - truth.losses) > allowed).any():
+            allowed = np.maximum(allowed, 2 * released_errors(case, truth.losses))
+        assert (np.abs(losses - truth.losses) <= allowed).all(), (losses, truth.losses)
+        assert_gradients(grads, truth_gradients(truth), limit_grad)
+
+
+@SETTINGS
+@given(cases().filter(lambda case: no_iou_near_half(case, 1e-12)))
+def test_float64_equals_the_oracle(case):
+    assert_equals_truth(case, torch.float64)
+
+
+@SETTINGS
+@given(cases().filter(lambda case: no_iou_near_half(case, 1e-5)))
+def test_float32_is_within_the_numerics_rules_of_the_oracle(case):
+    assert_equals_truth(case, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_hundreds_of_boxes_in_many_chunks(dtype, monkeypatch):
+    """Chunks that split boxes, and blocks that split levels, change nothing."""
+    case = random_case(7, [300, 0, 150], classes=5)
+    whole = run_loss(case, case.tensors(dtype))
+    monkeypatch.setattr("dwtriton.reference.PAIRS_PER_CHUNK", 1009)
+    monkeypatch.setattr("dwtriton.reference.ENTRIES_PER_BLOCK", 200)
+    pieces = run_loss(case, case.tensors(dtype))
+    limit = LIMITS[dtype][0]
+    np.testing.assert_allclose(pieces[0], whole[0], rtol=limit)
+    assert_gradients(pieces[1], whole[1], limit)
+    assert_equals_truth(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("offset", [0.0, 1e-7, 1e-4])
+def test_nearly_equal_ious_amplify_rounding_of_n_only_within_the_bound(dtype, offset):
+    """All predictions of a bag alike: its spread is rounding alone, or little more."""
+    case = random_case(3, [1], sizes=((6, 6),), strides=(8,))
+    case.boxes[0][:] = (2, 2, 45, 45)
+    points, _ = case.points()
+    sides = np.concatenate((points - 2, 45 - points), 1)
+    case.d[0] = sides * (1.1 + offset * np.random.default_rng(0).random((len(points), 1)))
+    case = case.rounded(dtype)
+    _, spread = at_used_weights(case, dtype)
+    assert spread < 1e-2
+    assert_equals_truth(case, dtype)
+
+
+def test_ties_take_the_mean_of_both_slopes():
+    """Predicted sides exactly on the box's: half the slope of growing inside and half of growing outside."""
+    case = random_case(5, [1], sizes=((4, 4),), strides=(8,))
+    case.boxes[0][:] = (3, 5, 29, 31)
+    points, _ = case.points()
+    case.d[0] = np.concatenate((points - (3, 5), (29, 31) - points), 1).clip(0)
+    case.d[0, ::2, 0] += 1  # ties on three sides only
+    for dtype in LIMITS:
+        _, grads = run_loss(case, case.tensors(dtype))
+        expected = truth_gradients(case.truth(at_used_weights(case, dtype)[0]))
+        assert np.abs(expected[1]).max() > 0
+        assert_gradients(grads, expected, LIMITS[dtype][1])
+
+
+@pytest.mark.parametrize("value", [-100.0, -30.0, 30.0, 100.0])
+@pytest.mark.parametrize("other", [-100.0, 0.0, 100.0])
+def test_extreme_logits_keep_finite_losses_and_exact_gradients(value, other):
+    case = random_case(11, [2, 0], logit_scale=0.0)
+    case.z[:], case.u[:] = value, other
+    case.z[:, ::3] = -value
+    losses, grads = run_loss(case, case.tensors())
+    truth = case.truth(at_used_weights(case, torch.float32)[0])
+    assert np.isfinite(losses).all()
+    np.testing.assert_allclose(losses, truth.losses, rtol=1e-5, atol=1e-30)
+    for got, expected in zip(grads, truth_gradients(truth)):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=max(1e-4 * np.abs(expected).max(), 1e-30))

@@ -1,0 +1,188 @@
+"""Inputs of the loss, as the oracle and as PyTorch take them, and a way to run both."""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import torch
+
+from dwtriton.dual_weight import DualWeightAssigner, DualWeightLoss
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # for released.py and peak.py
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("loss_*.npz"))
+UNDERFLOW = 1e-37  # about the least normal float32
+LOSSES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
+
+
+@dataclass
+class Case:
+    """A batch, as NumPy arrays over the points of all levels."""
+
+    strides: tuple[int, ...]
+    sizes: list[tuple[int, int]]
+    z: np.ndarray = field(repr=False)  # [B, P, C]
+    u: np.ndarray = field(repr=False)  # [B, P]
+    d: np.ndarray = field(repr=False)  # [B, P, 4]
+    boxes: list[np.ndarray]  # [G, 4] each
+    labels: list[np.ndarray]  # [G] each
+    soft_prior: bool = True
+    iscrowd: list[np.ndarray] | None = None
+
+    def rounded(self, dtype: torch.dtype) -> "Case":
+        """The same case with values that `dtype` holds."""
+
+        def through(array):
+            return torch.tensor(array).to(dtype).double().numpy()
+
+        return replace(self, z=through(self.z), u=through(self.u), d=through(self.d))
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        points, strides = [], []
+        for (height, width), stride in zip(self.sizes, self.strides):
+            rows, columns = np.mgrid[:height, :width]
+            points.append(np.stack((columns.ravel() + 0.5, rows.ravel() + 0.5), 1) * stride)
+            strides.append(np.full(height * width, float(stride)))
+        return np.concatenate(points), np.concatenate(strides)
+
+    def images(self) -> list[oracle.Image]:
+        points, strides = self.points()
+        parts = zip(self.z, self.u, self.d, self.boxes, self.labels)
+        return [
+            oracle.Image(points, strides, *(np.asarray(a, np.float64) for a in (z, u, d, boxes)), labels)
+            for z, u, d, boxes, labels in parts
+        ]
+
+    def oracle_weights(self) -> list[oracle.Weights]:
+        crowds = self.iscrowd or [None] * len(self.boxes)
+        return [oracle.weights(image, self.soft_prior, crowd) for image, crowd in zip(self.images(), crowds)]
+
+    def truth(self, weights=None, **options) -> oracle.Result:
+        weights = self.oracle_weights() if weights is None else weights
+        return oracle.losses_and_gradients(self.images(), weights, iscrowd=self.iscrowd, **options)
+
+    def tensors(self, dtype=torch.float32, memory_format=torch.contiguous_format) -> list[list[torch.Tensor]]:
+        """Leaf tensors: class logits, distances and objectness, each over levels."""
+        return [
+            [level.contiguous(memory_format=memory_format).requires_grad_() for level in self.split(array, dtype)]
+            for array in (self.z, self.d, self.u[..., None])
+        ]
+
+    def split(self, array: np.ndarray, dtype: torch.dtype) -> list[torch.Tensor]:
+        """[B, P, K] as one [B, K, H, W] tensor a level."""
+        counts = [height * width for height, width in self.sizes]
+        flat = torch.tensor(array).to(dtype).transpose(1, 2)
+        return [part.reshape(*part.shape[:2], *size) for part, size in zip(flat.split(counts, 2), self.sizes)]
+
+    def targets(self, dtype=torch.float32) -> list[dict[str, torch.Tensor]]:
+        targets = [
+            {"boxes": torch.tensor(boxes).to(dtype), "labels": torch.tensor(labels)}
+            for boxes, labels in zip(self.boxes, self.labels)
+        ]
+        for target, crowd in zip(targets, self.iscrowd or []):
+            target["iscrowd"] = torch.tensor(crowd)
+        return targets
+
+    def loss(self, inputs, targets=None) -> dict[str, torch.Tensor]:
+        module = DualWeightLoss(self.strides, self.soft_prior, backend="torch")
+        return module(*inputs, self.targets() if targets is None else targets)
+
+    def weights(self, dtype=torch.float32):
+        assigner = DualWeightAssigner(self.strides, self.soft_prior, backend="torch")
+        return assigner(*self.tensors(dtype), self.targets())
+
+
+def golden_case(name: str) -> tuple[Case, dict[str, np.ndarray]]:
+    """A golden file as a case, and its arrays."""
+    arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+    counts = arrays["num_gt"].tolist()
+    case = Case(
+        strides=tuple(arrays["strides"].tolist()),
+        sizes=[tuple(size) for size in arrays["level_sizes"].tolist()],
+        z=arrays["cls_logits"],
+        u=arrays["obj_logits"],
+        d=arrays["box_dist"],
+        boxes=[boxes[:count] for boxes, count in zip(arrays["gt_boxes"], counts)],
+        labels=[labels[:count] for labels, count in zip(arrays["gt_labels"], counts)],
+        soft_prior=bool(arrays["soft_prior"]),
+    )
+    return case, arrays
+
+
+def golden_neg(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The golden negative weights, dense [B, P, C]."""
+    neg = np.ones(arrays["cls_logits"].shape)
+    neg[tuple(arrays["p_neg_weight_idx"].T)] = arrays["p_neg_weight_val"]
+    return neg
+
+
+def random_case(
+    seed: int,
+    boxes: list[int],
+    classes: int = 3,
+    sizes=((12, 16), (6, 8), (3, 4), (2, 2), (1, 1)),
+    strides=(8, 16, 32, 64, 128),
+    logit_scale: float = 2.0,
+    closeness: float = 0.7,
+    soft_prior: bool = True,
+) -> Case:
+    """A case with `boxes[b]` boxes in image b, on quarter pixels so that edges meet points exactly.
+
+    `closeness` is the share of points whose predicted sides are near those of a box of their image.
+    """
+    random = np.random.default_rng(seed)
+    case = Case(tuple(strides), list(sizes), None, None, None, [], [], soft_prior)
+    points, point_strides = case.points()
+    width, height = sizes[0][1] * strides[0], sizes[0][0] * strides[0]
+    distances = []
+    for count in boxes:
+        corner = random.uniform([-0.1 * width, -0.1 * height], [width, height], (count, 2))
+        side = np.exp(random.uniform(np.log(3), np.log(max(width, height)), (count, 2)))
+        box = np.round(np.concatenate((corner, corner + side), 1) * 4) / 4
+        label = random.integers(0, classes, count)
+        d = np.exp(random.normal(0, 1, (len(points), 4))) * 2 * point_strides[:, None]
+        if count:
+            nearest = oracle.box_sides(points, box)[np.arange(len(points)), random.integers(0, count, len(points))]
+            near = nearest * np.exp(random.normal(0, 0.15, nearest.shape))
+            use = (random.random(len(points)) < closeness)[:, None] & (nearest.min(1, keepdims=True) > 0)
+            d = np.where(use, near, d)
+        case.boxes.append(box)
+        case.labels.append(label)
+        distances.append(d)
+    case.z = random.normal(-1, logit_scale, (len(boxes), len(points), classes))
+    case.u = random.normal(0, logit_scale, (len(boxes), len(points)))
+    case.d = np.array(distances)
+    return case.rounded(torch.float32)
+
+
+def run_loss(case: Case, inputs, targets=None, factors=(1, 1, 1)):
+    """Losses [3] and gradients of their weighted sum as [B, P, K] arrays (class logits, distances, objectness)."""
+    losses = case.loss(inputs, targets)
+    flat = [level for kind in inputs for level in kind]
+    total = sum(factor * losses[name] for factor, name in zip(factors, LOSSES))
+    grads = iter(torch.autograd.grad(total, flat))
+    joined = [join([next(grads) for _ in kind]) for kind in inputs]
+    return np.array([losses[name].item() for name in LOSSES]), joined
+
+
+def join(levels: list[torch.Tensor]) -> np.ndarray:
+    """[B, K, H, W] levels as [B, P, K] float64."""
+    return torch.cat([level.detach().flatten(2).transpose(1, 2) for level in levels], 1).double().numpy()
+
+
+def truth_gradients(result: oracle.Result) -> list[np.ndarray]:
+    """In the order and shapes of `run_loss`."""
+    return [np.array(result.grad_z), np.array(result.grad_d), np.array(result.grad_u)[..., None]]
+
+
+def assert_gradients(got, expected, tolerance, rounding: float = 0.0) -> None:
+    """Element by element: within `tolerance` of the tensor's largest entry, plus `rounding` relative to the element."""
+    tolerances = tolerance if isinstance(tolerance, tuple) else (tolerance,) * 3
+    for name, one, other, limit in zip(("class logits", "distances", "objectness"), got, expected, tolerances):
+        assert one.shape == other.shape
+        allowed = limit * np.abs(other).max(initial=0) + rounding * np.abs(other) + UNDERFLOW
+        excess = np.abs(one - other) - allowed
+        assert (excess <= 0).all(), f"gradient of {name}: {excess.max()} above the limit of {allowed.max()}"

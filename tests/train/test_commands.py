@@ -1,0 +1,124 @@
+"""The commands as a person meets them: results, help, and one clear line for everything that is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pycocotools.coco import COCO
+
+from dwtriton import evaluate as evaluate_command
+from dwtriton.config import config_names, dump_config
+from dwtriton.train import __main__ as train_command
+from dwtriton.train.reporting import read_metrics
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process; returns (exit code, standard output, standard error)."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as exit_:
+            module.cli.run(module.main)
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_list_prints_every_config_with_its_published_ap(call):
+    code, printed, _ = call(train_command, "--cfg", "list")
+    assert code == 0
+    assert all(name in printed for name in config_names())
+    assert "41.5" in printed
+    assert "not yet reproduced" in printed
+
+
+@pytest.mark.parametrize("module", [train_command, evaluate_command])
+def test_help_has_examples(module, call):
+    code, printed, _ = call(module, "--help")
+    assert code == 0
+    assert "examples:" in printed
+    assert "exit codes:" in printed
+
+
+def test_training_ends_with_the_coco_table_and_names_the_pictures(tiny, tmp_path, call):
+    (tmp_path / "tiny.toml").write_text(dump_config(tiny("schedule.epochs=1")))
+    code, printed, _ = call(train_command, "--cfg", tmp_path / "tiny.toml", "--out", tmp_path / "run")
+    assert code == 0
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]" in printed
+    for name in ("predictions.png", "curves.png", "last.pt"):
+        assert name in printed
+        assert (tmp_path / "run" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--cfg is missing"),
+        (["--cfg", "r50_2x"], "did you mean 'r50_1x'?"),
+        (["--cfg", "shapes", "--set", "optimizer.rl=1"], "unknown key 'optimizer.rl'; did you mean 'optimizer.lr'?"),
+        (["--cfg", "r50_1x"], "pass --data DIR"),
+        (["--cfg", "r50_1x", "--data", "nowhere"], "annotations/instances_train2017.json"),
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", "nowhere"], "config.toml does not exist"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = call(train_command, *arguments)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_is_never_overwritten(finished, tiny, tmp_path, call):
+    out, _ = finished
+    before = (out / "metrics.jsonl").read_text()
+    (tmp_path / "tiny.toml").write_text(dump_config(tiny()))
+    code, _, error = call(train_command, "--cfg", tmp_path / "tiny.toml", "--out", out)
+    assert code == 2
+    assert "already holds a run: add --resume" in error
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+def test_evaluate_gives_the_figures_of_the_run_and_coco_results(finished, shapes_root, tmp_path, call):
+    out, _ = finished
+    code, printed, _ = call(evaluate_command, "--weights", out / "last.pt", "--out", tmp_path / "results")
+    assert code == 0
+    assert "Average Recall" in printed
+    truth = COCO(shapes_root / "annotations" / "val.json")
+    assert all(category["name"] in printed for category in truth.cats.values())
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    last = read_metrics(out / "metrics.jsonl")[-1]
+    assert metrics == {key: value for key, value in last.items() if key not in ("kind", "iteration", "epoch")}
+    results = json.loads((tmp_path / "results" / "detections.json").read_text())
+    assert {result["category_id"] for result in results} <= set(truth.cats)
+    assert {result["image_id"] for result in results} <= set(truth.imgs)
+    truth.loadRes(results)
+
+
+def test_evaluate_explains_bad_input(finished, tmp_path, call):
+    out, _ = finished
+    code, _, error = call(evaluate_command, "--weights", tmp_path / "none.pt")
+    assert (code, "none.pt does not exist" in error) == (2, True)
+    (tmp_path / "other.txt").touch()
+    code, _, error = call(evaluate_command, "--weights", out / "last.pt", "--data", tmp_path)
+    assert (code, "Expected:" in error) == (2, True)
+    code, _, error = call(evaluate_command, "--weights", out / "last.pt", "--set", "head.channels=32")
+    assert (code, "head.class_conv.weight" in error) == (2, True)
+
+
+def test_importing_the_package_and_the_loss_is_light():
+    """Neither Triton nor anything that only data, configs and pictures need may be loaded with the loss."""
+    code = (
+        "import sys, dwtriton\n"
+        "from dwtriton import DualWeightLoss\n"
+        "heavy = {'triton', 'pycocotools', 'pydantic', 'matplotlib', 'torchvision', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

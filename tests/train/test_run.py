@@ -1,0 +1,218 @@
+"""A whole run: what it writes, how it is resumed, and what happens when it goes wrong."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from dwtriton.config import dump_config, load_config, override_config
+from dwtriton.data import prepare_data
+from dwtriton.train import checkpoint as checkpoints
+from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from dwtriton.train.loop import Interrupted, NonFiniteLossError, Trainer
+from dwtriton.train.reporting import read_metrics
+
+PER_EPOCH = {"max": 8, "min": 6}  # 24 images in batches of 4 and two orientations
+
+
+def run(cfg, out, console, resume=False):
+    trainer = Trainer(cfg, out, console)
+    trainer.resume() if resume else trainer.start()
+    return trainer
+
+
+def stop_after(trainer, iteration):
+    """Ask the run to stop once it has done `iteration` steps, as a signal would."""
+    step = trainer.step
+
+    def stopping_step(batch, epoch):
+        step(batch, epoch)
+        trainer.stop_requested = trainer.iteration == iteration
+
+    trainer.step = stopping_step
+
+
+def assert_same_state(first, second):
+    """Bit for bit equal, through nested dicts and lists."""
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same_state(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for a, b in zip(first, second):
+            assert_same_state(a, b)
+    else:
+        assert first == second
+
+
+def test_a_run_folder_holds_everything_promised(finished, tiny):
+    out, printed = finished
+    assert load_config(out / "config.toml") == tiny()
+    rows = read_metrics(out / "metrics.jsonl")
+    steps = [row for row in rows if row["kind"] == "step"]
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    assert [row["iteration"] for row in steps] == list(range(1, len(steps) + 1))
+    assert PER_EPOCH["min"] * 2 <= len(steps) <= PER_EPOCH["max"] * 2
+    assert [row["epoch"] for row in evaluations] == [1, 2]
+    for row in steps:
+        terms = row["loss_cls_pos"] + row["loss_loc"] + row["loss_cls_neg"]
+        assert row["loss"] == pytest.approx(terms, rel=1e-6)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    for name in ("curves.png", "predictions.png"):
+        picture = matplotlib.image.imread(out / name)
+        assert min(picture.shape[:2]) > 300
+        assert np.ptp(picture[..., :3]) > 0.5
+    assert load_checkpoint(out / "last.pt").iteration == len(steps)
+    assert load_checkpoint(out / "best.pt").iteration in [row["iteration"] for row in evaluations]
+    assert not list(out.glob("*.tmp*"))
+    for text in ("images/s", "data wait", "ETA", "cls_pos", "AP50"):
+        assert text in printed
+
+
+@pytest.mark.parametrize("stop", [3, 9])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(stop, finished, tiny, tmp_path, console):
+    whole, _ = finished
+    interrupted = run(tiny(), tmp_path / "run", console)
+    stop_after(interrupted, stop)
+    with pytest.raises(Interrupted):
+        interrupted.fit()
+    assert load_checkpoint(tmp_path / "run" / "last.pt").iteration == stop
+    (tmp_path / "run" / "metrics.jsonl").open("a").write('{"kind": "step", "iterat')  # cut off by a crash
+
+    run(tiny(), tmp_path / "run", console, resume=True).fit()
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
+    first, second = (load_checkpoint(folder / "last.pt") for folder in (whole, tmp_path / "run"))
+    assert_same_state(first.model, second.model)
+    assert_same_state(first.optimizer, second.optimizer)
+
+
+def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(finished, tiny, tmp_path, console):
+    run(tiny("data.workers=2", "schedule.epochs=2"), tmp_path / "run", console).fit()
+    first, second = (load_checkpoint(folder / "last.pt") for folder in (finished[0], tmp_path / "run"))
+    assert_same_state(first.model, second.model)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, tiny, console):
+    out, _ = finished
+    metrics, last = (out / "metrics.jsonl").read_text(), (out / "last.pt").read_bytes()
+    result = run(tiny(), out, console, resume=True).fit()
+    assert (out / "metrics.jsonl").read_text() == metrics
+    assert (out / "last.pt").read_bytes() == last
+    assert result.metrics["AP"] == json.loads(metrics.splitlines()[-1])["AP"]
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tiny, tmp_path):
+    (tmp_path / "tiny.toml").write_text(dump_config(tiny("schedule.epochs=500", "data.workers=1")))
+    command = [
+        sys.executable,
+        "-m",
+        "dwtriton.train",
+        "--cfg",
+        str(tmp_path / "tiny.toml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.exists() and len(read_metrics(metrics)) > 3):
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the loader's workers get it too
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume --out" in printed
+    steps = [row for row in read_metrics(metrics) if row["kind"] == "step"]
+    assert load_checkpoint(tmp_path / "run" / "last.pt").iteration == len(steps) >= 3
+
+
+def test_a_non_finite_loss_names_term_and_images_and_keeps_the_last_good_checkpoint(tiny, tmp_path, console):
+    trainer = run(tiny("train.checkpoint_every=1"), tmp_path / "run", console)
+    step = trainer.step
+    seen = {}
+
+    def poisoning_step(batch, epoch):
+        if trainer.iteration == 4:
+            torch.nn.init.constant_(trainer.detector.head.class_conv.bias, float("nan"))
+            seen["ids"] = batch.image_ids
+        step(batch, epoch)
+
+    trainer.step = poisoning_step
+    with pytest.raises(NonFiniteLossError) as error:
+        trainer.fit()
+    assert "loss_cls_neg is nan" in str(error.value)
+    assert "at iteration 5," in str(error.value)
+    for image_id in seen["ids"]:
+        assert f"{image_id} (" in str(error.value)
+    assert trainer.iteration <= 6
+    good = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert good.iteration == 4
+    assert all(tensor.isfinite().all() for tensor in good.model.values())
+
+
+def test_an_interrupted_write_leaves_the_old_checkpoint(finished, tmp_path, monkeypatch):
+    good = load_checkpoint(finished[0] / "last.pt")
+    save_checkpoint(tmp_path / "last.pt", good)
+
+    def half_save(state, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints.torch, "save", half_save)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path / "last.pt", good._replace(iteration=99))
+    assert load_checkpoint(tmp_path / "last.pt").iteration == good.iteration
+
+
+def test_checkpoints_that_do_not_fit_say_why(finished, tiny, tmp_path, console):
+    out, _ = finished
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr was 0\.\d+ and is 0\.5\b"):
+        run(tiny("optimizer.lr=0.5"), out, console, resume=True)
+    with pytest.raises(CheckpointError, match=r"last\.pt does not exist"):
+        run(tiny(), tmp_path, console, resume=True)
+    (tmp_path / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(tiny(), tmp_path, console, resume=True)
+    torch.save({"model": {}}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint of"):
+        run(tiny(), tmp_path, console, resume=True)
+
+
+def test_loss_factors_multiply_the_losses_of_the_run(finished, tiny, tmp_path, console):
+    trainer = run(tiny("loss.loc=2.0", "loss.cls_neg=0.5", "loss.cls_pos=0.0"), tmp_path / "run", console)
+    stop_after(trainer, 1)
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    plain, weighted = (read_metrics(folder / "metrics.jsonl")[0] for folder in (finished[0], tmp_path / "run"))
+    for name, factor in (("loss_loc", 2.0), ("loss_cls_neg", 0.5), ("loss_cls_pos", 0.0)):
+        assert weighted[name] == pytest.approx(factor * plain[name], rel=1e-6)
+
+
+def test_ignore_crowd_hands_crowd_regions_to_the_loss(tiny, tmp_path):
+    """The data set passes crowd boxes, marked, only when the config asks for it."""
+    crowds = {}
+    for setting in ("false", "true"):
+        cfg = tiny(f"loss.ignore_crowd={setting}", "data.shapes.train_images=100")
+        data, _ = prepare_data(override_config(cfg, data_root=tmp_path / "shapes"))
+        crowds[setting] = sum(int(data[i].target.get("iscrowd", torch.zeros(0)).sum()) for i in range(len(data)))
+    assert crowds["false"] == 0
+    assert crowds["true"] > 0
+
+
+def test_live_display_on_a_terminal(tiny, tmp_path):
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    trainer = run(tiny("schedule.epochs=1"), tmp_path / "run", console)
+    trainer.fit()
+    assert "data wait" in console.file.getvalue()
