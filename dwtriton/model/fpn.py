@@ -1,6 +1,7 @@
 """Feature pyramid P3 to P7 (Lin et al., arXiv 1612.03144; P6 and P7 as in FCOS, arXiv 1904.01355)."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 
@@ -9,9 +10,24 @@ def build_fpn(in_channels: list[int], channels: int) -> FeaturePyramidNetwork:
 
     All five levels have `channels`. Weights start Xavier-uniform, biases at zero.
     """
-    fpn = FeaturePyramidNetwork(in_channels, channels, extra_blocks=LastLevelP6P7(channels, channels))
+    fpn = FeaturePyramidNetwork(in_channels, channels, extra_blocks=CoarseLevels(channels, channels))
     for module in fpn.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     return fpn
+
+
+class CoarseLevels(LastLevelP6P7):
+    """P6 and P7, in float32 on a CPU under autocast too.
+
+    Where its output is one column wide, torch 2.11's bfloat16 convolution of stride 2 reads memory that nobody wrote on
+    CPUs with AMX: results change from call to call and may be NaN. These two levels are the ones that become so narrow.
+    """
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append P6 and P7 to the levels `p`; `c` and `names` are those of torchvision's ExtraFPNBlock."""
+        p5 = p[-1].to(torch.promote_types(p[-1].dtype, torch.float32))
+        with torch.autocast("cpu", enabled=False):
+            (_, p6, p7), names = super().forward([p5], c, names)
+        return [*p, p6, p7], names

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+import torchvision
 from rich.console import Console
 
 from dwtriton.config import dump_config, load_config, override_config
@@ -216,3 +218,53 @@ def test_live_display_on_a_terminal(tiny, tmp_path):
     trainer = run(tiny("schedule.epochs=1"), tmp_path / "run", console)
     trainer.fit()
     assert "data wait" in console.file.getvalue()
+
+
+def test_a_broken_image_is_named_once_and_the_run_goes_on(shapes_root, finished, tiny, tmp_path, console):
+    shutil.copytree(shapes_root, tmp_path / "shapes")
+    victim = min((tmp_path / "shapes" / "train").iterdir())
+    victim.write_bytes(victim.read_bytes()[:2000])
+    trainer = run(override_config(tiny(), data_root=tmp_path / "shapes"), tmp_path / "run", console)
+    trainer.fit()
+    assert trainer.iteration == trainer.total
+    assert [line.split(":")[0] for line in trainer.broken] == [str(victim)]
+    assert console.file.getvalue().count(str(victim)) == 1
+
+
+def test_the_published_recipe_trains_from_a_weights_file_on_other_data(shapes_root, finished, tmp_path, console):
+    """`r50_1x` as it is but for image size, batch and names: frozen parts stay as in the file, the rest moves."""
+    torch.manual_seed(0)
+    weights = torchvision.models.resnet50(weights=None).state_dict()
+    for name in weights:  # untrained branches whose statistics are not their own would blow up over 16 blocks
+        if name.endswith("bn3.weight"):
+            weights[name] *= 0.2
+    torch.save(weights, tmp_path / "resnet50.pth")
+    splits = [f"data.{s}_{kind}={name}" for s in ("train", "val") for kind, name in split_names(s)]
+    small = [
+        "data.short_side=[64, 64]",
+        "data.long_side=96",
+        "data.batch_size=2",
+        "data.workers=0",
+        "schedule.warmup_iterations=0",
+    ]
+    file = f"backbone.weights={tmp_path / 'resnet50.pth'}"
+    cfg = load_config("r50_1x", [*splits, *small, file, "head.num_classes=8"], data_root=shapes_root)
+    trainer = run(cfg, tmp_path / "run", console)
+    stop_after(trainer, 3)
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    state = load_checkpoint(tmp_path / "run" / "last.pt").model
+    changed = {
+        name for name in weights if not name.startswith("fc.") and not weights[name].equal(state[f"backbone.{name}"])
+    }
+    trained = {name for name in weights if name.startswith(("layer2", "layer3", "layer4")) and is_parameter(name)}
+    assert changed == trained
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["lr"] == 0.01 * 2 / 16
+
+
+def split_names(split):
+    return ("images", split), ("annotations", f"annotations/{split}.json")
+
+
+def is_parameter(name):
+    return name.endswith((".weight", ".bias"))

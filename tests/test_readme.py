@@ -1,0 +1,48 @@
+"""What README and docs say must hold: their Python runs, their tables and config examples match the package."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dwtriton.config import config_names, load_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    """(page, code) of every fenced block in a language."""
+    found = []
+    for page in PAGES:
+        for code in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL):
+            found.append(pytest.param(code, id=f"{page.name}-{len(found)}"))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_examples_run(code):
+    exec(compile(code, "example", "exec"), {})
+
+
+@pytest.mark.parametrize("code", blocks("toml"))
+def test_config_examples_load(code, tmp_path):
+    (tmp_path / "example.toml").write_text(code)
+    load_config(tmp_path / "example.toml")
+
+
+def test_the_table_of_configs_is_complete_and_right():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.+?) \|$", PAGES[0].read_text(), re.MULTILINE))
+    assert rows.keys() == set(config_names())
+    for name, published in rows.items():
+        ap = load_config(name).published_ap
+        assert published == (f"{ap:.1f}" if ap else "(generated data)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:dwtriton|tests|benchmarks|docs)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name
