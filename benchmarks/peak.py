@@ -7,7 +7,8 @@ import torch
 
 def peak_bytes(step: Callable[[], object]) -> int:
     """Most bytes that `step()` holds at once beyond what was there before, by the profiler's record of allocations."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         step()
     now = peak = 0
     for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):

@@ -51,18 +51,15 @@ class _DualWeighting(nn.Module):
         _check_levels(self.strides, cls_logits, box_distances, objectness)
         batch, num_classes = cls_logits[0].shape[:2]
         device = cls_logits[0].device
-        if isinstance(given, PackedTargets):
-            packed = given
-            check_packed(packed)
-        else:
-            packed = concatenate_targets(given, given[0]["boxes"].device if given else device)
+        packed = given if isinstance(given, PackedTargets) else concatenate_targets(given)
+        check_packed(packed)
         if packed.batch_size != batch:
             raise ValueError(f"targets of {packed.batch_size} images for logits of {batch}")
         if packed.boxes.device.type == "cpu" and not torch.compiler.is_compiling():
             check_values(packed, num_classes)
         if isinstance(given, PackedTargets) and packed.boxes.device != device:
             raise ValueError(f"packed targets lie on {packed.boxes.device}, logits on {device}: pack them on {device}")
-        return PackedTargets(*(None if part is None else part.to(device) for part in packed))
+        return packed.to(device)
 
 
 class DualWeightLoss(_DualWeighting):

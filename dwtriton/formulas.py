@@ -108,17 +108,17 @@ def neg_log_complement(score: Tensor, z: Tensor, u: Tensor) -> Tensor:
 
 
 def logit_gradients(z: Tensor, u: Tensor, neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `neg s^2 (-ln(1 - s)) + pos (-ln s)` with the class logits z, [C, ...], and u, [1, ...]."""
+    """Gradients of `neg s^2 (-ln(1 - s)) + pos (-ln s)` with the logits z, [B, C, H, W], and u, [B, 1, H, W]."""
     score = z.sigmoid() * u.sigmoid()
     not_z, not_u = (-z).sigmoid(), (-u).sigmoid()
     slope = neg_log_complement(score, z, u).mul_(2)
     if _all_low(score):
         slope.add_(score / (1 - score)).mul_(score).mul_(score).mul_(neg).sub_(pos)
-        return slope * not_z, slope.sum(0, keepdim=True) * not_u
+        return slope * not_z, slope.sum(1, keepdim=True) * not_u
     neg = neg * score * score
     grad_z = neg * (slope * not_z + score * (softplus(u) - z).sigmoid()) - pos * not_z
     grad_u = neg * (slope * not_u + score * (softplus(z) - u).sigmoid()) - pos * not_u
-    return grad_z, grad_u.sum(0, keepdim=True)
+    return grad_z, grad_u.sum(1, keepdim=True)
 
 
 def _all_low(score: Tensor) -> bool:

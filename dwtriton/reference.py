@@ -64,7 +64,7 @@ class _DualWeightSums(torch.autograd.Function):
             _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
             maps += weights if needs_grad else ()
         ctx.save_for_backward(*inputs, *maps)
-        ctx.num_levels, ctx.dtype = count, dtype
+        ctx.num_levels = count
         sums[:3] += torch.where(boxes.valid, 0.0, torch.nan)
         outputs = (*sums.to(dtype).unbind(), boxes.is_truth.sum().to(dtype))
         ctx.mark_non_differentiable(*outputs[3:])
@@ -178,7 +178,8 @@ def _pairs(level: _Level, boxes: _Boxes, selected: Tensor) -> Iterator[_Pairs]:
 class _PairTerms(NamedTuple):
     """What the weights of a chunk of pairs are made of, each [K]; coordinates [4, K]."""
 
-    neg_log_score: Tensor
+    z: Tensor
+    u: Tensor
     t: Tensor
     prior: Tensor
     overlap: formulas.Overlap
@@ -196,7 +197,7 @@ def _pair_terms(level: _Level, boxes: _Boxes, pairs: _Pairs, soft_prior: bool) -
     u = level.flat_u[pairs.point]
     t = formulas.alignment(z.sigmoid() * u.sigmoid(), overlap.reg_loss)
     prior = formulas.center_prior(points, corners, level.stride, soft_prior)
-    return _PairTerms(formulas.neg_log_score(z, u), t, prior, overlap, distances, sides)
+    return _PairTerms(z, u, t, prior, overlap, distances, sides)
 
 
 def _memory(tensor: Tensor) -> Tensor:
@@ -239,7 +240,8 @@ def _level_weights(
         places = _places(neg, pairs, boxes)
 
         weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box])
-        sums[0] += 0.25 * (weight * terms.neg_log_score.clamp(max=formulas.MAX_LOG)).sum()
+        cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
+        sums[0] += 0.25 * (weight * cls_loss).sum()
         sums[1] += 0.25 * (weight * 5 * terms.overlap.reg_loss).sum()
         if needs_grad:
             _memory(pos).index_add_(0, places, weight)
@@ -266,13 +268,14 @@ def _ignored_points(level: _Level, boxes: _Boxes) -> Tensor | None:
     return ignored.view(level.u.shape)
 
 
-def _blocks(z: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Indices that cut [B, C, H, W] logits into blocks of whole rows of one image."""
+def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Indices that cut [B, C, H, W] logits into blocks: several images, or some rows of one."""
     batch, classes, height, width = z.shape
-    rows = max(1, ENTRIES_PER_BLOCK // (classes * width))
-    for image in range(batch):
+    rows = min(height, max(1, ENTRIES_PER_BLOCK // (classes * width)))
+    images = max(1, ENTRIES_PER_BLOCK // (classes * width * height))
+    for first in range(0, batch, images):
         for top in range(0, height, rows):
-            yield image, slice(None), slice(top, top + rows)
+            yield slice(first, first + images), slice(None), slice(top, top + rows)
 
 
 def _dense_forward(level: _Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:

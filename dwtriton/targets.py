@@ -23,6 +23,10 @@ class PackedTargets(NamedTuple):
     def batch_size(self) -> int:
         return self.offsets.shape[0] - 1
 
+    def to(self, device: torch.device | str) -> "PackedTargets":
+        """The same targets on another device."""
+        return PackedTargets(*(None if part is None else part.to(device) for part in self))
+
     def image_index(self) -> Tensor:
         """The image of each row, (N,) int64; B for padding."""
         rows = torch.arange(self.boxes.shape[0], device=self.offsets.device, dtype=self.offsets.dtype)
@@ -57,7 +61,7 @@ def pack_targets(
     check_values(packed)
     if capacity is not None:
         return _pad(packed, capacity, torch.device(device))
-    packed = PackedTargets(*(tensor.to(device) for tensor in packed))
+    packed = packed.to(device)
     from torch._dynamo.decorators import mark_unbacked  # slow to import, and of use only to torch.compile
 
     for tensor in (packed.boxes, packed.labels, packed.iscrowd):
@@ -65,12 +69,16 @@ def pack_targets(
     return packed
 
 
-def concatenate_targets(targets: Sequence[Mapping[str, Tensor]], device: torch.device | str) -> PackedTargets:
-    """Pack on `device`; shapes and dtypes are checked, values are not."""
+def concatenate_targets(
+    targets: Sequence[Mapping[str, Tensor]], device: torch.device | str | None = None
+) -> PackedTargets:
+    """Pack on `device`, or else where the first boxes lie; shapes and dtypes are checked, values are not."""
     if isinstance(targets, Mapping | Tensor) or not isinstance(targets, Sequence):
         raise ValueError(f"targets must be a list with one dict for each image, not {type(targets).__name__}")
     for image, target in enumerate(targets):
         _check_target(image, target)
+    if device is None:
+        device = targets[0]["boxes"].device if targets else "cpu"
     counts = [0] + [len(target["labels"]) for target in targets]
     dtype = torch.float64 if any(target["boxes"].dtype == torch.float64 for target in targets) else torch.float32
     boxes = [target["boxes"].detach().to(device, dtype) for target in targets]

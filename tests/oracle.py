@@ -104,6 +104,13 @@ def iou_and_reg_loss(points, d, boxes):
     return inter[..., 0] / union, reg_loss, gradient
 
 
+def positive_weights(score, reg_loss, prior):
+    """w_pos, [P, G], from the score of each box's class."""
+    t = score * np.exp(-5 * reg_loss)
+    denominator = np.maximum((np.exp(3 * t) * t * prior).sum(0), 1e-12)
+    return np.exp(5 * t) * t * prior / denominator
+
+
 def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
     """All weights of an image. Columns are the boxes that are not crowd, in order."""
     crowd = np.zeros(len(image.boxes), bool) if iscrowd is None else np.asarray(iscrowd, bool)
@@ -116,9 +123,7 @@ def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
     iou = np.where(inside, iou, 0)
 
     score = np.exp(log_sigmoid(image.z) + log_sigmoid(image.u)[:, None])
-    t = score[:, labels] * np.exp(-5 * reg_loss)
-    denominator = np.maximum((np.exp(3 * t) * t * prior).sum(0), 1e-12)
-    pos = np.exp(5 * t) * t * prior / denominator
+    pos = positive_weights(score[:, labels], reg_loss, prior)
 
     neg = np.ones_like(score)
     spread = np.full(len(boxes), np.inf)

@@ -17,9 +17,9 @@ def small_case(**options):
 
 def test_gradcheck_of_the_logit_losses_with_weights_held_fixed():
     random = torch.Generator().manual_seed(1)
-    z = (torch.randn(3, 2, 4, generator=random, dtype=torch.float64) * 4).requires_grad_()
-    u = (torch.randn(1, 2, 4, generator=random, dtype=torch.float64) * 4).requires_grad_()
-    neg, pos = torch.rand(2, 3, 2, 4, generator=random, dtype=torch.float64)
+    z = (torch.randn(2, 3, 2, 2, generator=random, dtype=torch.float64) * 4).requires_grad_()
+    u = (torch.randn(2, 1, 2, 2, generator=random, dtype=torch.float64) * 4).requires_grad_()
+    neg, pos = torch.rand(2, 2, 3, 2, 2, generator=random, dtype=torch.float64)
 
     class Held(torch.autograd.Function):
         @staticmethod

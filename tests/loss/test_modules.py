@@ -52,6 +52,10 @@ def test_bad_inputs_name_the_level(name, module):
 @pytest.mark.parametrize("module", [DualWeightLoss, DualWeightAssigner])
 def test_bad_targets_name_the_image(module):
     first, second = CASE.targets()
+    with pytest.raises(ValueError, match=r"list with one dict for each image, not dict"):
+        module()(*CASE.tensors(), first)
+    with pytest.raises(ValueError, match=r"image 1: expected a dict"):
+        module()(*CASE.tensors(), [first, None])
     with pytest.raises(ValueError, match=r"targets of 1 images for logits of 2"):
         module()(*CASE.tensors(), [first])
     high = second | {"labels": torch.tensor([3])}
@@ -59,7 +63,7 @@ def test_bad_targets_name_the_image(module):
         module()(*CASE.tensors(), [first, high])
     with pytest.raises(ValueError, match=r"image 1, box 0: .*below the number of classes, 3"):
         module()(*CASE.tensors(), pack_targets([first, high], "cpu"))
-    packed = type(pack_targets([], "cpu"))(*(part.to("meta") for part in pack_targets([first, second], "cpu")))
+    packed = pack_targets([first, second], "cpu").to("meta")
     with pytest.raises(ValueError, match=r"packed targets lie on meta, logits on cpu"):
         module()(*CASE.tensors(), packed)
 

@@ -6,12 +6,15 @@ where all spreads are at least 1e-2, also with the truth outright.
 """
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loss_cases import UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
 from released import released_loss
+
+from dwtriton import formulas
 
 SETTINGS = settings(
     max_examples=50,
@@ -159,6 +162,44 @@ def test_ties_take_the_mean_of_both_slopes():
         expected = truth_gradients(case.truth(at_used_weights(case, dtype)[0]))
         assert np.abs(expected[1]).max() > 0
         assert_gradients(grads, expected, LIMITS[dtype][1])
+
+
+@SETTINGS
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_float32_where_priors_and_ious_lie_on_their_thresholds_and_sides_on_the_box(seed, count):
+    """Priors of 0.3, IoUs of one half and predicted sides equal to the box's, all but for rounding.
+
+    There the method jumps: the truth is taken at the prior, N and ties that float32 arithmetic came to.
+    """
+    case = random_case(seed, [count], soft_prior=False)
+    random = np.random.default_rng(seed)
+    points, strides = case.points()
+    radius = np.sqrt(2 * oracle.SIGMA**2 * np.log(1 / 0.3))  # strides, where the prior is 0.3
+    chosen, angle = random.integers(0, len(points), count), random.uniform(0, 2 * np.pi, count)
+    center = points[chosen] + (radius * strides[chosen] * (np.cos(angle), np.sin(angle))).T
+    half = random.uniform(10, 60, (count, 2))
+    case.boxes[0] = np.concatenate((center - half, center + half), 1).astype(np.float32).astype(np.float64)
+    sides = formulas.box_sides(
+        torch.tensor(points.T[..., None]).float(), torch.tensor(case.boxes[0].T[:, None]).float()
+    )
+    nearest = sides.numpy()[:, np.arange(len(points)), random.integers(0, count, len(points))].T
+    halved = nearest * random.choice([1.0, 0.5], (len(points), 1)) ** [1, 0, 1, 0]
+    case.d[0] = np.where(nearest.min(1, keepdims=True) > 0, halved, case.d[0])
+    case = case.rounded(torch.float32)
+
+    (image,), (truth,), (got,) = case.images(), case.oracle_weights(), case.weights()
+    truth.prior = got.prior.double().numpy()
+    score = np.exp(oracle.log_sigmoid(image.z) + oracle.log_sigmoid(image.u)[:, None])
+    truth.pos = oracle.positive_weights(score[:, image.labels], truth.reg_loss, truth.prior)
+    truth.neg = got.neg.double().numpy()
+    slopes = formulas.reg_loss_gradient(torch.tensor(image.d.T[..., None]), sides.double())
+    expected = case.truth([truth], loc_gradients=[slopes.permute(1, 2, 0).numpy()])
+    losses, grads = run_loss(case, case.tensors())
+    # Predictions here are perfect but for rounding, so 1 - GIoU is known to about 2 eps, however small the loss.
+    rounding = 0.25 * 5 * truth.pos.sum() * 2 * np.finfo(np.float32).eps / expected.pos_norm
+    allowed = 1e-5 * np.abs(expected.losses) + [0, rounding, 0]
+    assert (np.abs(losses - expected.losses) <= allowed).all(), (losses, expected.losses)
+    assert_gradients(grads, truth_gradients(expected), 1e-4)
 
 
 @pytest.mark.parametrize("value", [-100.0, -30.0, 30.0, 100.0])
