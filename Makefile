@@ -2,15 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
 test: .venv/installed lint  ## everything CI checks
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: .venv/installed lint  ## the same plus the slow tests
 	$(BIN)/python -m pytest
 
 lint: .venv/installed

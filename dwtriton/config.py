@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,6 +33,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _rising(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError("the lowest comes first")
+    return span
+
+
 class ShapesConfig(Section):
     """Size of the generated `shapes` data set, drawn into `data.root` on first use."""
 
@@ -49,7 +56,7 @@ class DataConfig(Section):
     val_images: str = Field("val2017", description="folder of the validation images, inside root")
     val_annotations: str = Field("annotations/instances_val2017.json", description="inside root")
     shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root when root is absent")
-    short_side: tuple[PositiveInt, PositiveInt] = Field(
+    short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_rising)] = Field(
         (800, 800), description="lowest and highest short side in training, pixels; drawn uniformly"
     )
     test_short_side: PositiveInt = Field(800, description="short side in testing, pixels")
@@ -57,7 +64,7 @@ class DataConfig(Section):
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
-    size_divisor: PositiveInt = Field(32, description="batches are zero-padded to a multiple of this, pixels")
+    size_divisor: PositiveInt = Field(32, multiple_of=32, description="batches are zero-padded to a multiple of this")
     batch_size: PositiveInt = Field(16, description="images in one optimiser step, over all GPUs")
     workers: NonNegativeInt = Field(4, description="loader processes; 0 loads in the main process")
 
@@ -121,7 +128,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
     )
-    log_every: PositiveInt = Field(50, description="iterations between two records of metrics.jsonl")
+    log_every: PositiveInt = Field(50, description="iterations between two lines on a console that is no terminal")
     checkpoint_every: PositiveInt = Field(
         1000, description="iterations between two checkpoints; every epoch ends with one"
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dwtriton import formulas, reference
+from dwtriton.errors import UserError
 from dwtriton.points import STRIDES, level_points
 from dwtriton.targets import PackedTargets, check_packed, check_values, concatenate_targets
 
@@ -113,12 +114,16 @@ class DualWeightAssigner(_DualWeighting):
     ) -> list[DualWeights]:
         """The weights of each image; inputs and errors are those of `DualWeightLoss`."""
         packed = self._check(cls_logits, box_distances, objectness, targets)
-        dtype = torch.float64 if any(t.dtype == torch.float64 for t in (*cls_logits, *box_distances)) else torch.float32
+        inputs = (*cls_logits, *box_distances, *objectness)
+        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
         sizes = [level.shape[2:] for level in cls_logits]
         levels = [level_points(*size, stride, packed.boxes.device, dtype) for size, stride in zip(sizes, self.strides)]
         points = torch.cat(levels)
         strides = torch.cat([points.new_full((len(level),), stride) for level, stride in zip(levels, self.strides)])
         image_of_row = packed.image_index()
+        labels = packed.labels.clamp(
+            0, cls_logits[0].shape[1] - 1
+        )  # unchecked on a device, where it must not go astray
         results = []
         with torch.autocast(points.device.type, enabled=False):
             for image in range(packed.batch_size):
@@ -130,7 +135,7 @@ class DualWeightAssigner(_DualWeighting):
                 corners = packed.boxes.to(dtype)
                 results.append(
                     _image_weights(
-                        points, strides, z, d, u, corners[truth], packed.labels[truth], corners[crowd], self.soft_prior
+                        points, strides, z, d, u, corners[truth], labels[truth], corners[crowd], self.soft_prior
                     )
                 )
         return results
@@ -175,8 +180,8 @@ def _backend_sums(backend: str) -> Callable[..., reference.Sums]:
     if backend in ("auto", "torch"):
         return reference.dual_weight_sums
     if backend == "triton":
-        raise ValueError('this version has no Triton kernels; use backend="torch", which runs on every device')
-    raise ValueError(f'there is no backend {backend!r}; use "auto" or "torch"')
+        raise UserError('this version has no Triton kernels; use backend="torch", which runs on every device')
+    raise UserError(f'there is no backend {backend!r}; use "auto" or "torch"')
 
 
 def _normalisers(sums: reference.Sums) -> tuple[Tensor, Tensor]:

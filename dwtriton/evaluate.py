@@ -1,7 +1,6 @@
 """`python -m dwtriton.evaluate`: COCO figures and detections of a trained detector."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from rich.table import Table
 from dwtriton import cli
 from dwtriton.config import override_config
 from dwtriton.data import eval_loader, prepare_validation
+from dwtriton.files import make_folder, write_text
 from dwtriton.model.detector import build_detector
 from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, load_weights
 from dwtriton.train.evaluation import Evaluation, detect, evaluate
@@ -33,10 +33,11 @@ def main() -> int:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
     arguments = parser.parse_args()
-    out = arguments.out or arguments.weights.parent / "evaluation"
     console = Console()
 
     checkpoint = load_checkpoint(arguments.weights)
+    out = arguments.out or arguments.weights.parent / "evaluation"
+    make_folder(out)
     cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
     data = prepare_validation(cfg)
     if data.class_names != checkpoint.class_names:
@@ -54,9 +55,8 @@ def main() -> int:
         )
     evaluation = evaluate(data.coco, results)
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "detections.json", results)
-    write_json(out / "metrics.json", {**evaluation.metrics, "class_ap": evaluation.class_ap})
+    write_text(out / "detections.json", json.dumps(results))
+    write_text(out / "metrics.json", json.dumps({**evaluation.metrics, "class_ap": evaluation.class_ap}))
     for line in data.report.summary():
         say(console, f"validation data: {line}")
     for line in sorted(broken):
@@ -73,13 +73,6 @@ def class_table(evaluation: Evaluation) -> Table:
     for name, ap in evaluation.class_ap.items():
         table.add_row(name, "-" if ap < 0 else f"{ap:.3f}")
     return table
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write the file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def dual_weight_sums(
     """Sums of the three losses over a batch.
 
     Shapes are those of `DualWeightLoss`; arithmetic is float32, or float64 if any input is float64. An invalid box or
-    label makes the three losses NaN. Gradients come back in the dtype and layout of their input.
+    label makes the three losses and all gradients NaN. Gradients come back in the dtype and layout of their input.
     """
     inputs = (*cls_logits, *box_distances, *objectness)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
@@ -63,9 +63,10 @@ class _DualWeightSums(torch.autograd.Function):
             weights = _level_weights(level, boxes, bags, soft_prior, needs_grad, sums)
             _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
             maps += weights if needs_grad else ()
-        ctx.save_for_backward(*inputs, *maps)
+        poison = torch.where(boxes.valid, 1.0, torch.nan)
+        ctx.save_for_backward(poison, *inputs, *maps)
         ctx.num_levels = count
-        sums[:3] += torch.where(boxes.valid, 0.0, torch.nan)
+        sums[:3] *= poison
         outputs = (*sums.to(dtype).unbind(), boxes.is_truth.sum().to(dtype))
         ctx.mark_non_differentiable(*outputs[3:])
         return outputs
@@ -75,7 +76,9 @@ class _DualWeightSums(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
         count = ctx.num_levels
-        inputs, maps = ctx.saved_tensors[: 3 * count], ctx.saved_tensors[3 * count :]
+        poison, *saved = ctx.saved_tensors
+        inputs, maps = saved[: 3 * count], saved[3 * count :]
+        grad_cls_pos, grad_loc, grad_cls_neg = grad_cls_pos * poison, grad_loc * poison, grad_cls_neg * poison
         grads = [torch.empty_like(tensor) for tensor in inputs]
         for i in range(count):
             weights = _LevelWeights(*maps[3 * i : 3 * i + 3])

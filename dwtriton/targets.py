@@ -149,9 +149,7 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
         raise ValueError(f"targets, image {image}: boxes must be float32 or float64 pixels, not {_describe(boxes)}")
     if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"targets, image {image}: labels must be ({len(boxes)},) int64, not {_describe(labels)}")
-    if crowd is not None and (
-        not isinstance(crowd, Tensor) or crowd.shape != labels.shape or crowd.is_floating_point()
-    ):
+    if not isinstance(crowd, Tensor) or crowd.shape != labels.shape or crowd.is_floating_point():
         raise ValueError(
             f"targets, image {image}: iscrowd must be ({len(boxes)},) bool or integer, not {_describe(crowd)}"
         )

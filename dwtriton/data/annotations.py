@@ -33,12 +33,19 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
     for image in images.values():
         if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
             raise DataError(f"{path}: image {image['id']}: width and height must be positive whole numbers")
+        if not isinstance(image["file_name"], str):
+            raise DataError(f"{path}: image {image['id']}: file_name must be a string")
+    names = [str(category["name"]) for category in categories.values()]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path}: two categories have the name {twice!r}; give each its own")
 
     kept = [a for a in annotations.values() if _usable(a, images, categories, report)]
     for annotation in kept:
         annotation.pop("segmentation", None)
         annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        if not _is_finite(annotation.get("area")):
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         if annotation["id"] == 0:  # COCOeval reads the id of a match as true or false: 0 would count as unmatched
             annotation["id"] = max(annotations) + 1
 
@@ -81,12 +88,12 @@ def _by_id(content: dict[str, Any], section: str, path: Path) -> dict[int, dict[
 def _usable(annotation: dict, images: dict, categories: dict, report: DataReport) -> bool:
     """Whether an annotation can be used; if not, it is reported."""
     name = f"annotation {annotation['id']} of image {annotation['image_id']}"
-    if annotation["image_id"] not in images:
+    if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
         report.add("unknown image, annotation skipped", name)
         return False
     image = images[annotation["image_id"]]
     name += f" ({image['file_name']})"
-    if annotation["category_id"] not in categories:
+    if not isinstance(annotation["category_id"], int) or annotation["category_id"] not in categories:
         report.add("unknown category, annotation skipped", f"category {annotation['category_id']} in {name}")
         return False
     box = annotation["bbox"]

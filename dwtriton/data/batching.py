@@ -1,5 +1,6 @@
 """Batches: which images go together, how they become one tensor, and the loaders of training and evaluation."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from dwtriton.config import Config
 from dwtriton.data.coco import CocoDataset, Example
-from dwtriton.data.workers import leave_interrupts_to_parent
 
 
 class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -113,9 +113,15 @@ def _loader(dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | l
         collate_fn=partial(collate, num_classes=len(dataset.class_names), size_divisor=cfg.data.size_divisor),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=cfg.data.workers > 0,
-        worker_init_fn=leave_interrupts_to_parent,
+        worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # its own, so that loading draws nothing from the generator of the run
     )
+
+
+def _leave_signals_to_parent(_worker_id: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach workers too: the main process finishes its step and then ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _check_target(example: Example, num_classes: int) -> None:

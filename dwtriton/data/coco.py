@@ -23,7 +23,7 @@ MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, 
 
 @dataclass
 class Example:
-    """One image, ready for a batch. `image` is None if it could not be read in evaluation; `broken` says why."""
+    """One image, ready for a batch. `image` is None if no file could be read; `broken` says why."""
 
     image: torch.Tensor | None  # float32 [3, h, w], normalised
     target: dict[str, torch.Tensor]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], perhaps iscrowd [G]
@@ -86,8 +86,6 @@ class CocoDataset(Dataset):
                 return self._example(candidate, seed, broken)
             except BrokenImageError as error:
                 broken.append(str(error))
-        if self.training:
-            raise DataError(f"no training image of the orientation of {self.paths[index]} can be read: {broken[0]}")
         return Example(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken)
 
     def _candidates(self, index: int) -> Iterator[int]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import tempfile
 from functools import partial
 from multiprocessing import Pool
@@ -17,7 +18,6 @@ from rich.progress import track
 from dwtriton.config import ShapesConfig
 from dwtriton.data.drawing import PLAIN_BELOW, SUPERSAMPLING, Stamp, draw_background, paint
 from dwtriton.data.report import DataError
-from dwtriton.data.workers import leave_interrupts_to_parent
 
 VERSION = 1  # raise it with every change of what is drawn
 CATEGORY_IDS = {  # neither contiguous nor from 0, as in COCO
@@ -52,7 +52,7 @@ def generate_shapes(root: Path, train_images: int, val_images: int, seed: int) -
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
             folder = Path(temporary) / root.name
             (folder / "annotations").mkdir(parents=True)
-            with Pool(initializer=leave_interrupts_to_parent) as pool:
+            with Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
                 for split, count in (("train", train_images), ("val", val_images)):
                     _draw_split(folder, split, count, seed, pool, _info(train_images, val_images, seed))
             os.replace(folder, root)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dwtriton.config import BackboneConfig
 from dwtriton.errors import UserError
-from dwtriton.model.state_dict import check_tensors
+from dwtriton.model.state_dict import check_tensors, read_torch_file
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 REMEDY = "--set backbone.weights=FILE takes a torchvision ResNet state dict, backbone.weights=none trains from scratch"
@@ -60,7 +60,8 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> None:
     """Load pretrained weights into `backbone`, in place.
 
     weights: "IMAGENET1K_V1" (torchvision's, downloaded once into torch's hub cache), the path of a torchvision ResNet
-    state dict, or "none" (nothing is loaded). Of a state dict only the classifier `fc.*` is left out.
+    state dict, or "none" (nothing is loaded). Of a state dict only the classifier `fc.*` is left out; the counters
+    `num_batches_tracked`, which nothing here reads, may be missing, as they are in older files.
     Raises UserError if the download fails, if the file is missing or unreadable, or if any tensor does not fit (all of
     those are listed).
     """
@@ -71,8 +72,10 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> None:
         state = _download(torchvision.models.get_model_weights(name).IMAGENET1K_V1)
     else:
         state = _read(Path(weights))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    check_tensors(backbone.state_dict(), state, f"backbone weights {weights} for {name}")
+    own = backbone.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    state = counters | {key: value for key, value in state.items() if not key.startswith("fc.")}
+    check_tensors(own, state, f"backbone weights {weights} for {name}")
     backbone.load_state_dict(state)
 
 
@@ -87,13 +90,7 @@ def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"there is no file of backbone weights {path}; {REMEDY}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler and archive reader do
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"backbone weights {path} cannot be read ({reason}); {REMEDY}") from error
+    state = read_torch_file(path, "the file of backbone weights", f"; {REMEDY}")
     if not isinstance(state, dict):
         raise UserError(f"backbone weights {path} hold a {type(state).__name__}, not a dict of tensors; {REMEDY}")
     return state

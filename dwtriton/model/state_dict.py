@@ -1,10 +1,27 @@
-"""Whether a set of tensors fits a module: everything that is wrong, in one error."""
+"""Files of tensors, and whether their content fits a module: everything that is wrong, in one error."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from dwtriton.errors import UserError
+
+
+def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
+    """Content of a file of tensors, on the CPU; nothing in it is executed.
+
+    Raises UserError if the file is missing or damaged; `what` names it there and `remedy` says what to do.
+    """
+    if not path.is_file():
+        raise UserError(f"{what} {path} does not exist{remedy}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different type for every way a file can be damaged
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{what} {path} cannot be read, it is damaged or something else ({reason}){remedy}") from error
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:

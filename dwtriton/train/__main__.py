@@ -75,7 +75,9 @@ def main() -> int:
         return 1
     say(console, evaluation.table)
     minutes = (time.perf_counter() - began) / 60
-    say(console, f"trained and evaluated in {minutes:.1f} minutes; {len(trainer.broken)} broken images skipped")
+    say(
+        console, f"trained and evaluated in {minutes:.1f} minutes; {trainer.left_out()} images and annotations left out"
+    )
     say(console, f"pictures: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
     return 0
 

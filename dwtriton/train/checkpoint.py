@@ -1,7 +1,5 @@
 """Checkpoints: one file with everything a run needs to go on, written whole or not at all."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +8,8 @@ from torch import nn
 
 from dwtriton.config import Config, dump_config, flatten, parse_toml
 from dwtriton.errors import UserError
-from dwtriton.model.state_dict import check_tensors
+from dwtriton.files import write_atomically
+from dwtriton.model.state_dict import check_tensors, read_torch_file
 
 FORMAT = 1
 MAY_CHANGE = {"data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.evaluate_every"}
@@ -32,31 +31,14 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file next to its place and move it there, so that an interrupted write leaves the old one."""
-    temporary = path.with_suffix(".tmp")
+    """Write the file, whole or not at all."""
     state = checkpoint._asdict() | {"format": FORMAT, "config": dump_config(checkpoint.config)}
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copy a checkpoint, whole or not at all."""
-    temporary = target.with_suffix(".tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises CheckpointError if the file is missing, damaged or something else."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a different type for every way a file can be damaged
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read, it is damaged or not a checkpoint: {reason}"
-        ) from None
+    """Read a checkpoint to the CPU. Raises UserError if the file is missing, damaged or something else."""
+    state = read_torch_file(path, "checkpoint")
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of `python -m dwtriton.train`")
     return Checkpoint(**state | {"config": parse_toml(state["config"], str(path))})

@@ -1,6 +1,7 @@
 """The training run: data, detector and optimiser put together, and the loop over epochs."""
 
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +11,17 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from dwtriton.config import Config, ConfigError, dump_config
-from dwtriton.data import eval_loader, prepare_data, train_loader
+from dwtriton.config import Config, dump_config, override_config
+from dwtriton.data import DataError, eval_loader, prepare_data, train_loader
 from dwtriton.data.batching import Batch
+from dwtriton.errors import UserError
+from dwtriton.files import make_folder, write_atomically, write_text
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.targets import pack_targets
 from dwtriton.train.checkpoint import (
     Checkpoint,
     check_continues,
-    copy_checkpoint,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -56,9 +58,10 @@ class Trainer:
 
     def __init__(self, cfg: Config, out: Path, console: Console) -> None:
         """Build everything a run needs. Raises the errors of config, data and weights before anything is written."""
-        self.cfg, self.out, self.console = cfg, out, console
+        self.out, self.console = out, console
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = choose_precision(cfg.train.precision, self.device)
+        self.cfg = cfg = override_config(cfg, [f"train.precision={self.precision}"])
         self.train_set, self.val_set = prepare_data(cfg)
         self.loader = train_loader(self.train_set, cfg)
         self.val_loader = eval_loader(self.val_set, cfg)
@@ -73,8 +76,8 @@ class Trainer:
 
     def start(self) -> None:
         """Begin in an empty folder, from the backbone weights of the config."""
-        if (self.out / "metrics.jsonl").exists():
-            raise ConfigError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
+        if (self.out / "last.pt").exists():
+            raise UserError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
         load_backbone_weights(self.detector.backbone, self.cfg.backbone.weights)
         self._place()
 
@@ -91,8 +94,8 @@ class Trainer:
     def _place(self) -> None:
         self.detector.to(self.device, memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.detector, self.cfg.optimizer, self.cfg.data.batch_size)
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "config.toml").write_text(dump_config(self.cfg), encoding="utf-8")
+        make_folder(self.out)
+        write_text(self.out / "config.toml", dump_config(self.cfg))
         self.metrics = MetricsFile(self.out / "metrics.jsonl", self.iteration)
 
     def summary(self) -> str:
@@ -107,6 +110,10 @@ class Trainer:
         for split, data in (("training", self.train_set), ("validation", self.val_set)):
             lines += [f"{split} data: {line}" for line in data.report.summary()]
         return "\n".join(lines)
+
+    def left_out(self) -> int:
+        """Images and annotations that could not be used so far, in both splits."""
+        return sum(data.report.counts.total() for data in (self.train_set, self.val_set)) + len(self.broken)
 
     def fit(self) -> Evaluation:
         """Train to the last epoch; returns the final evaluation.
@@ -141,8 +148,11 @@ class Trainer:
         self.save()
 
     def step(self, batch: Batch, epoch: int) -> None:
-        """One optimiser step. The losses are read in the next one, when the device is done with them."""
+        """One optimiser step. Its losses are read when the next one begins: loading does not wait for the device."""
+        self.settle()
         self._report_broken(batch.broken)
+        if not len(batch):
+            raise DataError(f"no training image of this orientation can be read: {batch.broken[0]}")
         lr = set_learning_rate(self.optimizer, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
         images = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         targets = pack_targets(batch.targets, self.device)
@@ -153,7 +163,6 @@ class Trainer:
         total.backward()
         self.optimizer.step()
         self.iteration += 1
-        self.settle()
         values = torch.stack([total, *losses.values()]).detach()
         self.pending = Pending(self.iteration, epoch + 1, lr, ["loss", *losses], values, batch)
 
@@ -165,17 +174,17 @@ class Trainer:
         losses = dict(zip(pending.names, pending.losses.tolist()))
         bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if bad:
-            images = ", ".join(f"{i} ({path})" for i, path in zip(pending.batch.image_ids, pending.batch.paths))
-            raise NonFiniteLossError(
-                f"{' and '.join(bad)} at iteration {pending.iteration}, epoch {pending.epoch}; images: {images}. "
-                f"No checkpoint was written since: lower optimizer.lr, or mend these images and resume {self.out}"
-            )
+            raise NonFiniteLossError(self._explain_failure(" and ".join(bad), pending))
         self.metrics.step(pending.iteration, pending.epoch, pending.lr, losses)
         self.display.step(pending.iteration, pending.epoch, losses, self.speed)
 
     def save(self) -> None:
-        """Write `last.pt`, once the losses of every step in it are known to be finite."""
+        """Write `last.pt`, once every loss so far and every tensor in it are known to be finite."""
+        latest = self.pending
         self.settle()
+        bad = [name for name, tensor in self.detector.state_dict().items() if not tensor.isfinite().all()]
+        if bad:
+            raise NonFiniteLossError(self._explain_failure(f"{bad[0]} is not finite after its update", latest))
         save_checkpoint(
             self.out / "last.pt",
             Checkpoint(
@@ -194,6 +203,8 @@ class Trainer:
         with self.display.stage("evaluating", len(self.val_loader)) as advance:
 
             def on_batch(batch: Batch) -> None:
+                if self.stop_requested:  # last.pt is written; a resumed run begins with this evaluation
+                    raise Interrupted
                 self._report_broken(batch.broken)
                 advance()
 
@@ -201,10 +212,10 @@ class Trainer:
             evaluation = evaluate(self.val_set.coco, results)
             self.metrics.evaluation(self.iteration, epoch, evaluation)
             if evaluation.metrics["AP"] >= max(row["AP"] for row in self.metrics.evaluations()):
-                copy_checkpoint(self.out / "last.pt", self.out / "best.pt")
+                write_atomically(self.out / "best.pt", lambda file: shutil.copyfile(self.out / "last.pt", file))
             draw_curves(self.metrics.rows, self.out / "curves.png")
             spread = range(0, len(self.val_set), max(1, len(self.val_set) // PICTURED))
-            pictured = [(self.val_set.image_ids[i], self.val_set.paths[i]) for i in spread][:PICTURED]
+            pictured = [(self.val_set.image_ids[i], Path(self.val_set.paths[i])) for i in spread][:PICTURED]
             draw_predictions(self.val_set.coco, results, pictured, self.out / "predictions.png")
         figures = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         say(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {figures}")
@@ -213,6 +224,15 @@ class Trainer:
     def _request_stop(self) -> None:
         self.stop_requested = True
         say(self.console, "stopping after this iteration; once more to stop at once", "yellow")
+
+    def _explain_failure(self, what: str, pending: Pending) -> str:
+        images = ", ".join(f"{i} ({path})" for i, path in zip(pending.batch.image_ids, pending.batch.paths))
+        last = self.out / "last.pt"
+        kept = f"{last} is the last good checkpoint" if last.exists() else "there was no checkpoint yet"
+        return (
+            f"{what} at iteration {pending.iteration}, epoch {pending.epoch}; images: {images}. No checkpoint was "
+            f"written since, {kept}. Begin again with a lower optimizer.lr, or look at these images"
+        )
 
     def _evaluation_due(self) -> bool:
         """After every `evaluate_every` epochs and after the last."""

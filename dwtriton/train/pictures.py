@@ -1,6 +1,5 @@
 """The pictures of a run folder: `curves.png` and `predictions.png`."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from pycocotools.coco import COCO
-from torchvision.io import ImageReadMode, decode_image
+
+from dwtriton.data import BrokenImageError, read_image
+from dwtriton.files import write_atomically
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d")
 
@@ -33,6 +35,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         values = [row[name] for row in evaluations]
         precision.plot([row["epoch"] for row in evaluations], values, "o-", color=colour, label=name)
     precision.set(title="validation", xlabel="epoch", ylim=(0, 1))
+    precision.xaxis.set_major_locator(MaxNLocator(integer=True))
     if evaluations:
         precision.legend()
     for axes in (losses, rate, precision):
@@ -41,14 +44,16 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
 
 def draw_predictions(
-    truth: COCO, results: list[dict], images: list[tuple[int, str]], path: Path, threshold: float = 0.3
+    truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.3
 ) -> None:
     """For each (image id, file): the ground truth above, the detections with a score over `threshold` below."""
-    figure = Figure(figsize=(3.2 * len(images), 6.6), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
+    shown = [(image_id, pixels) for image_id, file in images if (pixels := _read(file)) is not None]
+    if not shown:
+        return
+    figure = Figure(figsize=(3.2 * len(shown), 6.6), layout="constrained")
+    axes = figure.subplots(2, len(shown), squeeze=False)
     colour = {category: COLOURS[i % len(COLOURS)] for i, category in enumerate(sorted(truth.cats))}
-    for (image_id, file), (above, below) in zip(images, axes.T):
-        pixels = decode_image(file, mode=ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).numpy()
+    for (image_id, pixels), (above, below) in zip(shown, axes.T):
         annotations = truth.imgToAnns[image_id]
         found = [result for result in results if result["image_id"] == image_id and result["score"] > threshold]
         for panel, boxes in ((above, annotations), (below, found)):
@@ -61,6 +66,14 @@ def draw_predictions(
     _save(figure, path)
 
 
+def _read(file: Path) -> np.ndarray | None:
+    """Pixels [h, w, 3], or None for a file that cannot be read; the evaluation has reported it."""
+    try:
+        return read_image(file).permute(1, 2, 0).numpy()
+    except BrokenImageError:
+        return None
+
+
 def _draw_box(axes: Axes, box: dict, name: str, colour: str) -> None:
     x, y, width, height = box["bbox"]
     crowd = box.get("iscrowd", 0)
@@ -69,7 +82,8 @@ def _draw_box(axes: Axes, box: dict, name: str, colour: str) -> None:
     )
     label = f"{name} {box['score']:.2f}" if "score" in box else f"{name} (crowd)" if crowd else name
     style = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-    axes.text(x, y, label, fontsize=6, color="white", va="bottom", bbox=style, clip_on=True)
+    above = y > 10  # else there is no room for the name but inside
+    axes.text(x, y, label, fontsize=6, color="white", va="bottom" if above else "top", bbox=style, clip_on=True)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -80,6 +94,4 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=130))

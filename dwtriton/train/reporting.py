@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dwtriton.files import write_text
 from dwtriton.train.evaluation import Evaluation
 
 
@@ -25,7 +27,7 @@ class MetricsFile:
         self.path = path
         rows = read_metrics(path) if path.exists() else []
         self.rows = [row for row in rows if row["iteration"] < iteration + (row["kind"] == "step")]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, **row) -> None:
         self.rows.append(row)
@@ -84,29 +86,36 @@ class Display:
         """`total` iterations, of which `done` were done before a resume."""
         self.console, self.total, self.resumed_at, self.log_every = console, total, done, log_every
         self.started, self.paused = time.perf_counter(), 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            console=console, disable=not console.is_terminal, transient=True,
-        )  # fmt: skip
-        self.task = self.bar.add_task("training", total=total, completed=done, figures="")
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[eta]}"),
+        )
+        self.bar = Progress(*columns, console=console, expand=True)
+        self.task = self.bar.add_task("training", total=total, completed=done, eta="")
+        self.figures = ""
+        self.live = Live(get_renderable=lambda: Group(self.bar, self.figures), console=console, transient=True)
 
     def __enter__(self) -> "Display":
-        self.bar.start()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(self, *error) -> None:
-        self.bar.stop()
+        self.live.stop()
 
     def step(self, iteration: int, epoch: int, losses: dict[str, float], speed: Speed) -> None:
         """Show an iteration (counted from 1); prints a line and restarts the speed reading every `log_every`."""
         images_per_second, waited = speed.read()
         terms = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        figures = f"{terms}  {images_per_second:.1f} images/s  data wait {waited:.0%}  ETA {self.eta(iteration)}"
-        self.bar.update(self.task, completed=iteration, description=f"epoch {epoch}", figures=figures)
+        self.figures = f"{terms}  {images_per_second:.1f} images/s  data wait {waited:.0%}"
+        eta = f"ETA {self.eta(iteration)}"
+        self.bar.update(self.task, completed=iteration, description=f"epoch {epoch}", eta=eta)
         if iteration % self.log_every == 0:
             speed.reset()
             if not self.console.is_terminal:
-                say(self.console, f"epoch {epoch}  {iteration}/{self.total}  {figures}")
+                say(self.console, f"epoch {epoch}  {iteration}/{self.total}  {self.figures}  {eta}")
 
     def eta(self, iteration: int) -> str:
         """Time left for training at the pace so far, evaluations not counted, as h:mm:ss."""
@@ -118,7 +127,7 @@ class Display:
     def stage(self, description: str, total: int) -> Iterator[Callable[[], None]]:
         """A second bar for work between iterations; yields the function that advances it."""
         began = time.perf_counter()
-        task = self.bar.add_task(description, total=total, figures="")
+        task = self.bar.add_task(description, total=total, eta="")
         try:
             yield lambda: self.bar.advance(task)
         finally:

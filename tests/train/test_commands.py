@@ -105,6 +105,9 @@ def test_evaluate_explains_bad_input(finished, tmp_path, call):
     out, _ = finished
     code, _, error = call(evaluate_command, "--weights", tmp_path / "none.pt")
     assert (code, "none.pt does not exist" in error) == (2, True)
+    (tmp_path / "file").touch()
+    code, _, error = call(evaluate_command, "--weights", out / "last.pt", "--out", tmp_path / "file" / "results")
+    assert (code, "cannot be made" in error) == (2, True)
     (tmp_path / "other.txt").touch()
     code, _, error = call(evaluate_command, "--weights", out / "last.pt", "--data", tmp_path)
     assert (code, "Expected:" in error) == (2, True)

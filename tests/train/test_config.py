@@ -69,6 +69,8 @@ def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
         ("r50_1x", ["lr=1"], r"unknown key 'lr'; did you mean 'optimizer\.lr'\?"),
         ("r50_1x", ["train.batch_size=2"], r"unknown key 'train\.batch_size'; did you mean 'data\.batch_size'\?"),
         ("r50_1x", ["schedule.epochs=0"], r"schedule\.epochs = 0: input should be greater than 0"),
+        ("r50_1x", ["data.short_side=[90, 60]"], r"data\.short_side = \[90, 60\]: .*the lowest comes first"),
+        ("r50_1x", ["data.size_divisor=48"], r"data\.size_divisor = 48: input should be a multiple of 32"),
         ("r50_1x", ["backbone.depth=42"], r"backbone\.depth = 42: input should be 18, 34, 50 or 101"),
         ("r50_1x", ["optimizer.lr"], r"'optimizer\.lr' is not of the form section\.key=value"),
         ("r50_1x", ["optimizer.lr.x=1"], r"optimizer\.lr = \{'x': 1\}: input should be a valid number"),

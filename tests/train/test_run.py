@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from dwtriton.config import dump_config, load_config, override_config
 from dwtriton.data import prepare_data
+from dwtriton.errors import UserError
 from dwtriton.train import checkpoint as checkpoints
 from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from dwtriton.train.loop import Interrupted, NonFiniteLossError, Trainer
@@ -79,7 +81,7 @@ def test_a_run_folder_holds_everything_promised(finished, tiny):
         assert np.ptp(picture[..., :3]) > 0.5
     assert load_checkpoint(out / "last.pt").iteration == len(steps)
     assert load_checkpoint(out / "best.pt").iteration in [row["iteration"] for row in evaluations]
-    assert not list(out.glob("*.tmp*"))
+    assert not list(out.glob(".*"))
     for text in ("images/s", "data wait", "ETA", "cls_pos", "AP50"):
         assert text in printed
 
@@ -116,7 +118,8 @@ def test_resuming_a_finished_run_changes_nothing(finished, tiny, console):
     assert result.metrics["AP"] == json.loads(metrics.splitlines()[-1])["AP"]
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_resumed(tiny, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_that_can_be_resumed(number, tiny, tmp_path):
     (tmp_path / "tiny.toml").write_text(dump_config(tiny("schedule.epochs=500", "data.workers=1")))
     command = [
         sys.executable,
@@ -132,7 +135,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tiny, tmp_path):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (metrics.exists() and len(read_metrics(metrics)) > 3):
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the loader's workers get it too
+        os.killpg(process.pid, number)  # as a terminal or a cluster does: the loader's workers get it too
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume --out" in printed
@@ -158,10 +161,53 @@ def test_a_non_finite_loss_names_term_and_images_and_keeps_the_last_good_checkpo
     assert "at iteration 5," in str(error.value)
     for image_id in seen["ids"]:
         assert f"{image_id} (" in str(error.value)
-    assert trainer.iteration <= 6
     good = load_checkpoint(tmp_path / "run" / "last.pt")
     assert good.iteration == 4
     assert all(tensor.isfinite().all() for tensor in good.model.values())
+
+
+def test_weights_that_an_update_made_non_finite_are_never_saved(tiny, tmp_path, console):
+    """The loss of the last step before a checkpoint is still finite; only its gradient was not."""
+    trainer = run(tiny("train.checkpoint_every=1"), tmp_path / "run", console)
+    settings = {"loss": 0}
+
+    def poison(gradient):
+        settings["loss"] += 1
+        return gradient * torch.inf if settings["loss"] == 4 else gradient
+
+    trainer.detector.head.box_conv.weight.register_hook(poison)
+    with pytest.raises(
+        NonFiniteLossError, match=r"head\.box_conv\.weight is not finite after its update at iteration 4"
+    ):
+        trainer.fit()
+    good = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert good.iteration == 3
+    assert all(tensor.isfinite().all() for tensor in good.model.values())
+
+
+def test_a_run_that_saved_nothing_can_begin_again(tiny, tmp_path, console):
+    trainer = run(tiny(), tmp_path / "run", console)
+    trainer.detector.head.class_conv.bias.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError, match="there was no checkpoint yet"):
+        trainer.fit()
+    run(tiny(), tmp_path / "run", console).fit()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["iteration"] for row in rows if row["kind"] == "step"] == list(range(1, trainer.total + 1))
+
+
+def test_a_stop_during_evaluation_is_heard_and_the_evaluation_made_up_for(finished, tiny, tmp_path, console):
+    trainer = run(tiny(), tmp_path / "run", console)
+    evaluate = trainer.evaluate
+
+    def stopped_evaluate():
+        trainer.stop_requested = True
+        return evaluate()
+
+    trainer.evaluate = stopped_evaluate
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    run(tiny(), tmp_path / "run", console, resume=True).fit()
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == read_metrics(finished[0] / "metrics.jsonl")
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(finished, tmp_path, monkeypatch):
@@ -182,10 +228,13 @@ def test_checkpoints_that_do_not_fit_say_why(finished, tiny, tmp_path, console):
     out, _ = finished
     with pytest.raises(CheckpointError, match=r"optimizer\.lr was 0\.\d+ and is 0\.5\b"):
         run(tiny("optimizer.lr=0.5"), out, console, resume=True)
-    with pytest.raises(CheckpointError, match=r"last\.pt does not exist"):
+    with pytest.raises(UserError, match=r"last\.pt does not exist"):
         run(tiny(), tmp_path, console, resume=True)
     (tmp_path / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
+        run(tiny(), tmp_path, console, resume=True)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
         run(tiny(), tmp_path, console, resume=True)
     torch.save({"model": {}}, tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match="is not a checkpoint of"):
@@ -214,20 +263,28 @@ def test_ignore_crowd_hands_crowd_regions_to_the_loss(tiny, tmp_path):
 
 
 def test_live_display_on_a_terminal(tiny, tmp_path):
-    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    """On 80 columns nothing that it promises is cut off."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, legacy_windows=False)
     trainer = run(tiny("schedule.epochs=1"), tmp_path / "run", console)
     trainer.fit()
-    assert "data wait" in console.file.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    frames = [line for line in re.split(r"[\r\n]", shown) if "ETA" in line]
+    assert any(re.search(rf"epoch 1 ━+.* \d/{trainer.total} ETA \d:\d\d:\d\d", frame) for frame in frames)
+    assert re.search(r"loss \S+  cls_pos \S+  loc \S+  cls_neg \S+  \S+ images/s  data wait \d+%", shown)
+    assert re.search(rf"evaluating.* \d/{len(trainer.val_loader)}", shown)
 
 
-def test_a_broken_image_is_named_once_and_the_run_goes_on(shapes_root, finished, tiny, tmp_path, console):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_broken_image_is_named_once_and_the_run_goes_on(split, shapes_root, finished, tiny, tmp_path, console):
     shutil.copytree(shapes_root, tmp_path / "shapes")
-    victim = min((tmp_path / "shapes" / "train").iterdir())
+    victim = min((tmp_path / "shapes" / split).iterdir())  # in val the first is one of predictions.png
     victim.write_bytes(victim.read_bytes()[:2000])
     trainer = run(override_config(tiny(), data_root=tmp_path / "shapes"), tmp_path / "run", console)
     trainer.fit()
     assert trainer.iteration == trainer.total
     assert [line.split(":")[0] for line in trainer.broken] == [str(victim)]
+    assert (tmp_path / "run" / "predictions.png").exists()
+    assert trainer.left_out() == 1 + trainer.train_set.report.counts.total() + trainer.val_set.report.counts.total()
     assert console.file.getvalue().count(str(victim)) == 1
 
 

@@ -1,0 +1,29 @@
+"""Writing files: whole or not at all, and with a clear error where a folder cannot be made."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from dwtriton.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path` and move it there: an interrupted write leaves what was at `path`."""
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents if absent. Raises UserError if it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {path} cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"the folder {path} cannot be written to")
