@@ -59,8 +59,9 @@ class DataConfig(Section):
     short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_rising)] = Field(
         (800, 800), description="lowest and highest short side in training, pixels; drawn uniformly"
     )
+    long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     test_short_side: PositiveInt = Field(800, description="short side in testing, pixels")
-    long_side: PositiveInt = Field(1333, description="longest side allowed, pixels")
+    test_long_side: PositiveInt = Field(1333, description="longest side allowed in testing, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")

@@ -99,8 +99,12 @@ class CocoDataset(Dataset):
         height, width = self._sizes[index].tolist()
         image = read_image(Path(self.paths[index]), (height, width))
         target = {key: torch.from_numpy(value.copy()) for key, value in self._targets_by_item[index].items()}
-        short_side, flipped = draw_augmentation(self.cfg, seed) if self.training else (self.cfg.test_short_side, False)
-        image, target["boxes"], scale_factor = transform(image, target["boxes"], self.cfg, short_side, flipped)
+        if self.training:
+            short_side, flipped = draw_augmentation(self.cfg, seed)
+            sides = short_side, self.cfg.long_side
+        else:
+            sides, flipped = (self.cfg.test_short_side, self.cfg.test_long_side), False
+        image, target["boxes"], scale_factor = transform(image, target["boxes"], self.cfg, *sides, flipped)
         return Example(image, target, self.image_ids[index], self.paths[index], scale_factor, broken)
 
     def _targets(self) -> dict[int, dict[str, np.ndarray]]:

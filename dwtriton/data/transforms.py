@@ -16,14 +16,14 @@ def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
 
 
 def transform(
-    image: torch.Tensor, boxes: torch.Tensor, cfg: DataConfig, short_side: int, flipped: bool = False
+    image: torch.Tensor, boxes: torch.Tensor, cfg: DataConfig, short_side: int, long_side: int, flipped: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
     """Resize, flip and normalise.
 
     image uint8 [3, h, w] and boxes float32 [G, 4] xyxy pixels become image float32 [3, h', w'], boxes float32 [G, 4] in
     its pixels, and the scale factors (sx, sy), network pixels per original pixel.
     """
-    image, boxes, scale_factor = resize(image, boxes, short_side, cfg.long_side)
+    image, boxes, scale_factor = resize(image, boxes, short_side, long_side)
     if flipped:
         image, boxes = flip(image, boxes)
     return normalise(image, cfg), boxes, scale_factor

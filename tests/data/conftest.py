@@ -30,7 +30,9 @@ class TinyCoco:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.content = copy.deepcopy({"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES})
-        self.cfg = DataConfig(root=root, short_side=(48, 48), test_short_side=48, long_side=80, workers=0, batch_size=2)
+        self.cfg = DataConfig(
+            root=root, short_side=(48, 48), long_side=80, test_short_side=48, test_long_side=80, workers=0, batch_size=2
+        )
 
     def add(self, **annotation) -> None:
         self.content["annotations"].append(

@@ -13,6 +13,7 @@ TINY = [
     "data.short_side=[64, 64]",
     "data.test_short_side=64",
     "data.long_side=96",
+    "data.test_long_side=96",
     "data.batch_size=4",
     "data.workers=0",
     "head.channels=16",
