@@ -1,5 +1,6 @@
 """What README and docs say must hold: their Python runs, their tables and config examples match the package."""
 
+import json
 import re
 from pathlib import Path
 
@@ -46,3 +47,16 @@ def test_links_and_named_files_exist(page):
         assert (page.parent / target).exists(), target
     for name in re.findall(r"`((?:dwtriton|tests|benchmarks|docs)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_benchmark_table_shows_the_recorded_results():
+    """docs/loss.md quotes benchmarks/results/cpu.json and nothing else."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text())
+    page = (ROOT / "docs" / "loss.md").read_text()
+    for row in results["rows"]:
+        names = ("ours_ms", "released_ms", "ratio", "ours_mb", "released_mb")
+        cells = " | ".join(f"{row[name]:g}" if name in row else "-" for name in names)
+        assert f"| {row['boxes']} | {cells} |" in page
+    machine = results["machine"]
+    for fact in (machine["cpu"], f"{machine['threads']} threads", machine["torch"], machine["date"]):
+        assert fact in page
