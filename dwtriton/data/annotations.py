@@ -24,7 +24,7 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
     Annotations with an unknown image, an unknown category, a box that is not four finite numbers or that lies wholly
     outside its image are removed and reported. A missing `iscrowd` becomes 0 and a missing `area` that of the box, as
     COCOeval needs both; segmentations are dropped, they would only fill the memory.
-    Raises DataError for a file that is not COCO detection JSON, for missing keys and for duplicate ids.
+    Raises DataError for a file that is not COCO detection JSON, for missing keys and for duplicate ids or names.
     """
     content = _parse(path)
     images, categories, annotations = (_by_id(content, section, path) for section in KEYS)

@@ -44,7 +44,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
 
 def draw_predictions(
-    truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.3
+    truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.4
 ) -> None:
     """For each (image id, file): the ground truth above, the detections with a score over `threshold` below."""
     shown = [(image_id, pixels) for image_id, file in images if (pixels := _read(file)) is not None]
@@ -56,6 +56,7 @@ def draw_predictions(
     for (image_id, pixels), (above, below) in zip(shown, axes.T):
         annotations = truth.imgToAnns[image_id]
         found = [result for result in results if result["image_id"] == image_id and result["score"] > threshold]
+        found.sort(key=lambda result: result["score"])  # the surest names on top
         for panel, boxes in ((above, annotations), (below, found)):
             panel.imshow(pixels)
             panel.axis("off")

@@ -98,6 +98,8 @@ def test_files_that_are_not_coco_stop(tiny, text, message):
         ("categories", {"id": 7}, "two entries of categories have the id 7"),
         ("images", {"id": "x"}, "id 'x'; ids must be whole numbers"),
         ("images", {"width": 0}, "image 20: width and height must be positive whole numbers"),
+        ("images", {"file_name": 3}, "image 20: file_name must be a string"),
+        ("categories", {"name": "train"}, "two categories have the name 'train'"),
     ],
 )
 def test_bad_ids_and_sizes_stop(tiny, section, change, message):
@@ -106,6 +108,14 @@ def test_bad_ids_and_sizes_stop(tiny, section, change, message):
     tiny.write_json("train", json.dumps(tiny.content))
     with pytest.raises(DataError, match=message):
         CocoDataset(cfg, "train")
+
+
+def test_a_missing_area_is_that_of_the_box(tiny):
+    tiny.content["annotations"][0]["area"] = None
+    del tiny.content["annotations"][1]["area"]
+    dataset = CocoDataset(tiny.write(), "val")
+    assert [dataset.coco.anns[i]["area"] for i in (1, 2)] == [600, 600]
+    assert dataset.report.summary() == []
 
 
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
@@ -118,6 +128,7 @@ def test_annotation_without_a_key_stops(tiny, key):
 def test_unusable_annotations_are_skipped_counted_and_named(tiny):
     tiny.add(category_id=55, bbox=[1, 1, 9, 9])
     tiny.add(image_id=404, bbox=[1, 1, 9, 9])
+    tiny.add(image_id=[11], bbox=[1, 1, 9, 9])
     for box in ([1, 1, 9], [1, 1, 9, None], "1 1 9 9", [1, 1, 9, float("nan")]):
         tiny.add(bbox=box)
     tiny.add(bbox=[700, 1, 9, 9])
@@ -125,10 +136,10 @@ def test_unusable_annotations_are_skipped_counted_and_named(tiny):
     assert len(dataset.coco.anns) == 5
     assert dataset.report.summary() == [
         "1 x unknown category, annotation skipped: category 55 in annotation 105 of image 11 (wide.jpg)",
-        "1 x unknown image, annotation skipped: annotation 106 of image 404",
-        "4 x box is not four finite numbers, annotation skipped: annotation 107 of image 11 (wide.jpg), "
-        "annotation 108 of image 11 (wide.jpg), annotation 109 of image 11 (wide.jpg), and 1 more",
-        "1 x box outside the image, annotation skipped: annotation 111 of image 11 (wide.jpg)",
+        "2 x unknown image, annotation skipped: annotation 106 of image 404, annotation 107 of image [11]",
+        "4 x box is not four finite numbers, annotation skipped: annotation 108 of image 11 (wide.jpg), "
+        "annotation 109 of image 11 (wide.jpg), annotation 110 of image 11 (wide.jpg), and 1 more",
+        "1 x box outside the image, annotation skipped: annotation 112 of image 11 (wide.jpg)",
     ]
 
 

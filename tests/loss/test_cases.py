@@ -191,8 +191,11 @@ def test_unchecked_invalid_targets_make_all_losses_nan_and_harm_nothing_else(pro
         packed.boxes[3, 2] = packed.boxes[3, 0] - 1
     else:
         packed.labels[3] = 3 if problem == "label too high" else -1
-    sums = dual_weight_sums(*case.tensors(), packed, case.strides, True)
+    inputs = case.tensors()
+    sums = dual_weight_sums(*inputs, packed, case.strides, True)
     assert all(value.isnan() for value in sums[:3])
+    gradients = torch.autograd.grad(sum(sums[:3]), [level for kind in inputs for level in kind])
+    assert all(gradient.isnan().all() for gradient in gradients)  # a GradScaler then leaves the step out
     sums = dual_weight_sums(*case.tensors(), packed._replace(offsets=torch.tensor([0, 2, 3]).int()), case.strides, True)
     assert all(value.isfinite() for value in sums)
 

@@ -75,6 +75,10 @@ BAD = {
     "integer boxes": ([{"boxes": ONE_BOX.long(), "labels": torch.zeros(1).long()}], r"float32 or float64"),
     "half boxes": ([{"boxes": ONE_BOX.half(), "labels": torch.zeros(1).long()}], r"float32 or float64"),
     "too few labels": ([GOOD[1], target([[0, 0, 1, 1]], [])], r"image 1: labels must be \(1,\) int64"),
+    "no crowd": (
+        [{"boxes": ONE_BOX, "labels": torch.zeros(1).long(), "iscrowd": None}],
+        r"iscrowd must be \(1,\) bool",
+    ),
     "float labels": ([{"boxes": ONE_BOX, "labels": torch.zeros(1)}], r"labels must be \(1,\) int64, not .*float32"),
     "negative label": ([GOOD[1], target([[0, 0, 1, 1]] * 2, [1, -1])], r"image 1, box 1: .*labels start at 0"),
     "not finite": ([GOOD[1], target([[0, 0, float("nan"), 1]], [1])], r"image 1, box 0: .*finite"),

@@ -99,6 +99,20 @@ def test_weights_file_is_loaded_whole_but_for_the_classifier(released):
     load_backbone_weights(network, save(lambda s: (s.pop("fc.weight"), s.pop("fc.bias"))))
 
 
+def test_older_weights_files_have_no_batch_counters(released):
+    """torchvision's own ResNet files among them, as listings of their tensors show."""
+    state, save = released
+
+    def drop_counters(changed):
+        for name in list(changed):
+            if name.endswith("num_batches_tracked"):
+                del changed[name]
+
+    network = backbone()
+    load_backbone_weights(network, save(drop_counters))
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
 def test_weights_file_that_does_not_fit_is_refused_naming_every_tensor(released):
     def spoil(state):
         del state["layer1.0.conv1.weight"], state["bn1.bias"]
