@@ -113,15 +113,15 @@ def _loader(dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | l
         collate_fn=partial(collate, num_classes=len(dataset.class_names), size_divisor=cfg.data.size_divisor),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=cfg.data.workers > 0,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_leave_interrupts_to_parent,
         generator=torch.Generator(),  # its own, so that loading draws nothing from the generator of the run
     )
 
 
-def _leave_signals_to_parent(_worker_id: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too: the main process finishes its step and then ends them."""
+def _leave_interrupts_to_parent(_worker_id: int) -> None:
+    """Ctrl-C reaches workers too: the main process finishes its step and then ends them, by SIGTERM at the latest."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the run that forked this worker
 
 
 def _check_target(example: Example, num_classes: int) -> None:
