@@ -1,131 +1,182 @@
-"""Time and memory of the loss with its gradient, against the released algorithm, on the CPU.
+"""Time and memory of the loss with its gradient, against a roofline and the alternatives, on a GPU or a CPU.
 
-    python benchmarks/loss.py [--threads 2] [--repeats 5] [--out benchmarks/results/cpu.json]
+    python benchmarks/loss.py
 
-Two images of 800x1344, 80 classes, float32, 1 to 1000 boxes an image with sizes spread as in COCO. Times are the least
-of several runs. Memory is what one run allocates at its peak beyond the inputs and their gradients.
+sweeps 1 to 1000 boxes an image of 800x1344 with 80 classes and writes benchmarks/results/MACHINE.json and .png.
+The contestants are named in methods.py. It refuses to run if our losses or gradients are wrong.
+
+Memory is what a call holds at its peak beyond inputs and gradients. The floor is three trips of the class logits at the
+speed of a copy measured in the same run; the share is the floor over the time. On a GPU all calls start with a cold L2
+cache; the kernels' time is the device time of a CUDA graph, the others synchronise and are timed by events around an
+eager call. The results' field `timing` says which.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import time
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
-from peak import peak_bytes
-from released import released_loss
-from torch import Tensor
+from cases import Size, make_case
+from checks import Check, replays_the_same_bits, runs_without_syncs, target_checks, worst_error
+from machine import machine
+from methods import METHODS, free_bytes, graph_breaks, make_step, released_bytes
+from report import caption, draw
+from timing import Measured, copy_bandwidth, measure
 
-from dwtriton.dual_weight import DualWeightLoss
-from dwtriton.points import STRIDES
+from dwtriton.cli import run
+from dwtriton.errors import UserError
+from dwtriton.files import make_folder, write_text
+from dwtriton.kernels.tuning import table_name
 
-BATCH, HEIGHT, WIDTH, CLASSES = 2, 800, 1344, 80
-BOXES = (1, 7, 20, 100, 1000)  # an image; the mean of COCO is 7
-RELEASED_LIMIT = 100  # boxes; beyond, the released form takes tens of GB
-METHODS = ("ours", "released")
-
-
-def make_case(boxes: int) -> tuple[list[list[Tensor]], list[dict[str, Tensor]]]:
-    """Head outputs as in training, and boxes: log-uniform sides of 10 to 600 pixels, so that many are small."""
-    generator = torch.Generator().manual_seed(boxes)
-    sizes = [(-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in STRIDES]
-
-    def levels(channels: int, transform: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
-        shapes = [(BATCH, channels, *size) for size in sizes]
-        made = [transform(torch.randn(shape, generator=generator), s) for shape, s in zip(shapes, STRIDES)]
-        return [level.requires_grad_() for level in made]
-
-    inputs = [
-        levels(CLASSES, lambda noise, _: noise - 4.6),
-        levels(4, lambda noise, stride: stride * noise.exp() * 2),
-        levels(1, lambda noise, _: noise),
-    ]
-    targets = []
-    for _ in range(BATCH):
-        side = 10 * 60 ** torch.rand(boxes, 2, generator=generator)
-        limit = torch.tensor([WIDTH, HEIGHT])
-        corner = torch.rand(boxes, 2, generator=generator) * (limit - side)
-        labels = torch.randint(CLASSES, (boxes,), generator=generator)
-        targets.append({"boxes": torch.cat((corner, corner + side), 1), "labels": labels})
-    return inputs, targets
+RESULTS = Path(__file__).parent / "results"
+BOXES = (1, 7, 20, 100, 300, 1000)  # an image; the mean of COCO is 7
+OURS = ("triton", "eager")
 
 
-def make_step(method: str, boxes: int) -> Callable[[], None]:
-    """Loss and gradients of a case, as one call."""
-    inputs, targets = make_case(boxes)
-    flat = [level for kind in inputs for level in kind]
-    loss = DualWeightLoss(STRIDES, backend="torch")
+def main(arguments: list[str] | None = None) -> int:
+    args = read_arguments(arguments)
+    device = torch.device(args.device)
+    torch.set_num_threads(args.threads)
+    start = time.perf_counter()
+    checks = correctness(args, device)
+    bandwidth = copy_bandwidth(device)
+    print(f"copies at {bandwidth / 1e9:.4g} GB/s", flush=True)
+    rows = sweep(args, device, bandwidth, checks, start)
+    checks += target_checks(rows)
+    for check in checks:
+        print(f"{'yes' if check['passed'] else 'NO ':4} {check['name']} {check.get('value', '')}")
+    case = {"height": args.height, "width": args.width, "classes": args.classes, "layout": "channels_last"}
+    results = {"machine": machine(device), "case": case, "copy_gb_s": significant(bandwidth / 1e9)}
+    results |= {"rows": rows, "checks": checks}
+    out = args.out or RESULTS / (
+        table_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu.json"
+    )
+    make_folder(out.parent)
+    write_text(out, json.dumps(results, indent=2) + "\n")
+    draw(results, out.with_suffix(".png"))
+    print(f"{caption(results)}\nwritten to {out}, .png beside it, after {time.perf_counter() - start:.0f} s")
+    return 0
 
-    def step() -> None:
-        losses = loss(*inputs, targets) if method == "ours" else released_loss(*inputs, targets, STRIDES)
-        torch.autograd.grad(sum(losses.values()), flat)
 
-    return step
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all; triton only on a GPU")
+    parser.add_argument("--boxes", nargs="+", type=int, default=BOXES, metavar="N", help="an image")
+    parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="default: 16 and 2 on a GPU, 2 on a CPU")
+    parser.add_argument("--dtypes", nargs="+", help="of the logits; default: bfloat16 and float32, float32 on a CPU")
+    for name, value in Size()._asdict().items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of PyTorch on the CPU (default: all cores)"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, at least one call")
+    parser.add_argument("--budget", type=float, default=270.0, help="seconds after which only our methods go on")
+    parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
+    args = parser.parse_args(arguments)
+    on_gpu = args.device == "cuda"
+    args.methods = args.methods or [method for method in METHODS if on_gpu or method != "triton"]
+    args.batches = args.batches or ((16, 2) if on_gpu else (2,))
+    args.dtypes = args.dtypes or (("bfloat16", "float32") if on_gpu else ("float32",))
+    return args
 
 
-def least_time(step: Callable[[], None], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` runs, after one to warm up."""
-    step()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def correctness(args: argparse.Namespace, device: torch.device) -> list[Check]:
+    """The checks before anything is timed. Raises UserError if a result of ours is wrong."""
+    checks: list[Check] = []
+    for method, dtype in product([method for method in OURS if method in args.methods], args.dtypes):
+        error = worst_error(method, getattr(torch, dtype), device)
+        if not error <= 1:
+            raise UserError(f"{method} in {dtype} is off by {error:.3g} of what is allowed; nothing is timed")
+        name = f"{method}, {dtype}: error over the allowed error"
+        checks.append({"name": name, "value": significant(error), "at_most": 1, "passed": True})
+    if device.type == "cuda" and "triton" in args.methods:
+        size = Size(args.height, args.width, args.classes)
+        for dtype in args.dtypes:
+            step = make_step("triton", make_case(size, max(args.batches), 7, getattr(torch, dtype), device))
+            checks.append({"name": f"{dtype}: no host syncs", "passed": runs_without_syncs(step)})
+            checks.append({"name": f"{dtype}: graph replays the same bits", "passed": replays_the_same_bits(step)})
+    return checks
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures depend on."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+def sweep(
+    args: argparse.Namespace, device: torch.device, bandwidth: float, checks: list[Check], start: float
+) -> list[dict]:
+    """A row for every method, dtype, batch and number of boxes, printed as it comes; ours first."""
+    size = Size(args.height, args.width, args.classes)
+    capture = all(check["passed"] for check in checks)
+    todo = list(product(args.methods, args.batches, args.dtypes, args.boxes))
+    rows: list[dict] = []
+    begin, group = time.perf_counter(), None
+    for number, (method, batch, dtype, boxes) in enumerate(todo):
+        if group != (group := (method, batch, dtype)):
+            print(f"{METHODS[method]}, {batch} images, {dtype}", flush=True)
+            torch.compiler.reset()  # compiled code for the shapes of this group alone
+        row: dict = {"method": method, "dtype": dtype, "batch": batch, "boxes": boxes}
+        late = method not in OURS and time.perf_counter() - start > args.budget
+        skipped = "out of time" if late else too_large(method, size, batch, boxes, device)
+        if skipped:
+            row["skipped"] = skipped
+        else:
+            row |= measure_row(row, size, device, bandwidth, args.seconds, capture and method == "triton")
+        rows.append(row)
+        left = (time.perf_counter() - begin) / (number + 1) * (len(todo) - number - 1)
+        print(f"  {describe(row)}   [{number + 1}/{len(todo)}, about {left:.0f} s left]", flush=True)
+    return rows
+
+
+def too_large(method: str, size: Size, batch: int, boxes: int, device: torch.device) -> str | None:
+    """Why a case is skipped, or None."""
+    needed, free = released_bytes(size, batch, boxes), free_bytes(device)
+    if method == "released" and needed > free:
+        return f"needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+    return None
+
+
+def measure_row(row: dict, size: Size, device: torch.device, bandwidth: float, seconds: float, capture: bool) -> dict:
+    """The measured fields of a row; for a baseline that fails, the reason."""
+    case = make_case(size, row["batch"], row["boxes"], getattr(torch, row["dtype"]), device)
+    try:
+        measured = measure(make_step(row["method"], case), device, seconds, capture)
+    except Exception as error:
+        if row["method"] in OURS:
+            raise
+        return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    floor_ms = 3 * sum(level.nbytes for level in case.inputs[0]) / bandwidth * 1e3
+    return fields(measured, sum(level.nbytes for level in case.leaves()), floor_ms) | (
+        {"graph_breaks": graph_breaks()} if row["method"] == "compiled" else {}
+    )
+
+
+def fields(measured: Measured, gradient_bytes: int, floor_ms: float) -> dict:
     return {
-        "cpu": model,
-        "cores": os.cpu_count() or 0,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
+        "ms": significant(measured.ms),
+        "timing": measured.timing,
+        "wall_ms": significant(measured.wall_ms),
+        "runs": measured.runs,
+        "extra_mb": round((measured.peak_bytes - gradient_bytes) / 1e6, 2),
+        "floor_ms": significant(floor_ms),
+        "share": significant(floor_ms / measured.ms),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch (default: all cores)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each case; the least counts")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    points = sum(-(-HEIGHT // stride) * -(-WIDTH // stride) for stride in STRIDES)
-    gradients = BATCH * points * (CLASSES + 4 + 1) * 4  # bytes
-    rows = []
-    print(f"{'boxes':>6} {'ours ms':>9} {'released ms':>12} {'ratio':>6} {'ours MB':>8} {'released MB':>12}")
-    for boxes in BOXES:
-        row: dict[str, float] = {"boxes": boxes}
-        for method in METHODS:
-            if method == "ours" or boxes <= RELEASED_LIMIT:
-                step = make_step(method, boxes)
-                row[f"{method}_ms"] = round(1e3 * least_time(step, args.repeats), 1)
-                row[f"{method}_mb"] = round((peak_bytes(step) - gradients) / 1e6, 1)
-        if "released_ms" in row:
-            row["ratio"] = round(row["released_ms"] / row["ours_ms"], 1)
-        rows.append(row)
-        columns = (("ours_ms", 9), ("released_ms", 12), ("ratio", 6), ("ours_mb", 8), ("released_mb", 12))
-        print(f"{boxes:>6} " + " ".join(f"{row.get(name, '-'):>{width}}" for name, width in columns), flush=True)
-    case = {"batch": BATCH, "height": HEIGHT, "width": WIDTH, "classes": CLASSES, "dtype": "float32"}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".partial")
-    partial.write_text(json.dumps({"machine": machine(), "case": case, "rows": rows}, indent=2) + "\n")
-    os.replace(partial, args.out)
-    print(f"written to {args.out}")
+def significant(number: float) -> float:
+    """Rounded to three digits."""
+    return float(f"{number:.3g}")
+
+
+def describe(row: dict) -> str:
+    text = f"{row['boxes']:5} boxes  "
+    if "skipped" in row:
+        return f"{text}skipped: {row['skipped']}"
+    return f"{text}{row['ms']:8g} ms  {row['share']:6.1%} of the floor's speed  {row['extra_mb']:8g} MB extra"
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,29 +1,20 @@
 """The Dual Weighting loss and label assigner as modules: input checks, choice of backend, normalisers across ranks."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor, distributed, nn
 
-from dwtriton import formulas, reference
+from dwtriton import reference
 from dwtriton.errors import UserError
-from dwtriton.points import STRIDES, level_points
+from dwtriton.points import STRIDES
 from dwtriton.targets import PackedTargets, check_packed, check_values, concatenate_targets
+from dwtriton.weights import DualWeights
 
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
-
-
-class DualWeights(NamedTuple):
-    """The weights of one image at P points, for its G boxes that are not crowd and C classes; all are constants."""
-
-    points: Tensor  # (P, 2) x and y in pixels, finest level first, each row by row
-    inside: Tensor  # (P, G) bool: point strictly inside the box
-    iou: Tensor  # (P, G) of the predicted box with the ground truth; 0 outside
-    prior: Tensor  # (P, G) centre prior; 0 outside
-    score: Tensor  # (P, C) joint score: classification times objectness
-    pos: Tensor  # (P, G) positive weight w_pos
-    neg: Tensor  # (P, C) negative weight N, 0 at ignored points; the paper's negative weight is neg * score**2
 
 
 class _DualWeighting(nn.Module):
@@ -36,10 +27,24 @@ class _DualWeighting(nn.Module):
             raise ValueError(f"strides must be positive pixels, one for each level, not {self.strides}")
         self.soft_prior = soft_prior
         self.backend = backend
-        self._sums = _backend_sums(backend)
+        self._kernels = _load_kernels(backend)
 
     def extra_repr(self) -> str:
         return f"strides={self.strides}, soft_prior={self.soft_prior}, backend={self.backend!r}"
+
+    def _backend_for(self, *inputs: Sequence[Tensor]) -> ModuleType:
+        """The module that computes: the kernels or the reference. Raises UserError if the kernels cannot run here."""
+        device = inputs[0][0].device.type
+        if self.backend == "auto" and (device == "cpu" or any(t.dtype == torch.float64 for kind in inputs for t in kind)):
+            return reference
+        if self._kernels is None:
+            return reference
+        if device == "cpu" and not self._kernels.INTERPRETED:
+            raise UserError(
+                'backend="triton" needs tensors on a GPU; for a slow run on a CPU set TRITON_INTERPRET=1 in the '
+                'environment before starting Python, or use backend="torch"'
+            )
+        return self._kernels
 
     def _check(
         self,
@@ -67,7 +72,8 @@ class DualWeightLoss(_DualWeighting):
     """Losses of Dual Weighting (CVPR 2022) from the outputs of a dense detection head.
 
     `strides`: of the pyramid levels in pixels, finest first. `soft_prior`: False thresholds the centre prior at 0.3.
-    `backend`: "auto" or "torch". Raises ValueError for settings out of range.
+    `backend`: "triton" takes the GPU kernels, "torch" plain PyTorch, "auto" the kernels for tensors on a GPU that are
+    not float64. Raises ValueError for settings out of range and for a backend that is not installed.
     """
 
     def forward(
@@ -89,13 +95,11 @@ class DualWeightLoss(_DualWeighting):
         """
         packed = self._check(cls_logits, box_distances, objectness, targets)
         with torch.autocast(cls_logits[0].device.type, enabled=False):
-            sums = self._sums(cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior)
-            pos_norm, neg_norm = _normalisers(sums)
-            return {
-                "loss_cls_pos": sums.cls_pos / pos_norm,
-                "loss_loc": sums.loc / pos_norm,
-                "loss_cls_neg": sums.cls_neg / neg_norm,
-            }
+            sums, counts = self._backend_for(cls_logits, box_distances, objectness).dual_weight_sums(
+                cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
+            )
+            losses = sums / _normalisers(counts)
+            return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses.unbind()))
 
 
 class DualWeightAssigner(_DualWeighting):
@@ -114,84 +118,32 @@ class DualWeightAssigner(_DualWeighting):
     ) -> list[DualWeights]:
         """The weights of each image; inputs and errors are those of `DualWeightLoss`."""
         packed = self._check(cls_logits, box_distances, objectness, targets)
-        inputs = (*cls_logits, *box_distances, *objectness)
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
-        sizes = [level.shape[2:] for level in cls_logits]
-        levels = [level_points(*size, stride, packed.boxes.device, dtype) for size, stride in zip(sizes, self.strides)]
-        points = torch.cat(levels)
-        strides = torch.cat([points.new_full((len(level),), stride) for level, stride in zip(levels, self.strides)])
-        image_of_row = packed.image_index()
-        labels = packed.labels.clamp(
-            0, cls_logits[0].shape[1] - 1
-        )  # unchecked on a device, where it must not go astray
-        results = []
-        with torch.autocast(points.device.type, enabled=False):
-            for image in range(packed.batch_size):
-                z, d, u = (
-                    torch.cat([level[image].flatten(1) for level in kind], 1).to(dtype)
-                    for kind in (cls_logits, box_distances, objectness)
-                )
-                truth, crowd = (mask & (image_of_row == image) for mask in (packed.box_mask(), packed.crowd_mask()))
-                corners = packed.boxes.to(dtype)
-                results.append(
-                    _image_weights(
-                        points, strides, z, d, u, corners[truth], labels[truth], corners[crowd], self.soft_prior
-                    )
-                )
-        return results
+        with torch.autocast(cls_logits[0].device.type, enabled=False):
+            return self._backend_for(cls_logits, box_distances, objectness).dual_weights(
+                cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
+            )
 
 
-def _image_weights(
-    points: Tensor,  # [P, 2]
-    strides: Tensor,  # [P]
-    z: Tensor,  # [C, P]
-    d: Tensor,  # [4, P]
-    u: Tensor,  # [1, P]
-    boxes: Tensor,  # [G, 4]
-    labels: Tensor,  # [G]
-    crowds: Tensor,  # [K, 4]
-    soft_prior: bool,
-) -> DualWeights:
-    places = points.T[:, :, None]  # [2, P, 1]
-    corners = boxes.T[:, None, :]  # [4, 1, G]
-    sides = formulas.box_sides(places, corners)  # [4, P, G]
-    inside = (sides > 0).all(0)
-    overlap = formulas.overlap(d[:, :, None], sides)
-    iou = overlap.iou.where(inside, 0)
-    prior = formulas.center_prior(places, corners, strides[:, None], soft_prior).where(inside, 0)
-    score = (z.sigmoid() * u.sigmoid()).T
-    t = formulas.alignment(score[:, labels], overlap.reg_loss).where(inside, 0)
-    denominator = formulas.positive_mass(t, prior).sum(0, dtype=torch.float64).clamp(min=1e-12).to(t.dtype)
-    pos = formulas.positive_weight(t, prior, denominator)
-
-    deficit = formulas.iou_deficit(iou)
-    deficit_min = deficit.masked_fill(~inside, torch.inf).amin(0)
-    deficit_max = deficit.masked_fill(~inside, -torch.inf).amax(0).clamp(max=1)
-    stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
-    number = torch.arange(1, len(labels) + 1, device=points.device) * inside  # [P, G] from 1; 0 is no box
-    last = torch.zeros_like(score, dtype=torch.int64).scatter_reduce_(1, labels.expand_as(number), number, "amax")
-    neg = torch.cat((torch.ones_like(points[:, :1]), stretched), 1).gather(1, last)  # [P, C]
-    ignored = (formulas.box_sides(places, crowds.T[:, None, :]) > 0).all(0).any(1)
-    return DualWeights(points, inside, iou, prior, score, pos, neg.masked_fill_(ignored[:, None], 0))
+def _load_kernels(backend: str) -> ModuleType | None:
+    """The Triton backend if `backend` asks for it, or leaves the choice on a machine that has Triton and a GPU."""
+    if backend not in ("auto", "torch", "triton"):
+        raise UserError(f'there is no backend {backend!r}; use "auto", "triton" or "torch"')
+    if backend == "torch" or (backend == "auto" and not torch.cuda.is_available()):
+        return None
+    if find_spec("triton") is None:
+        if backend == "auto":
+            return None
+        raise UserError('Triton is not installed: pip install triton (Linux), or use backend="torch"')
+    return import_module("dwtriton.kernels")
 
 
-def _backend_sums(backend: str) -> Callable[..., reference.Sums]:
-    """The function of a backend that sums the losses of a batch."""
-    if backend in ("auto", "torch"):
-        return reference.dual_weight_sums
-    if backend == "triton":
-        raise UserError('this version has no Triton kernels; use backend="torch", which runs on every device')
-    raise UserError(f'there is no backend {backend!r}; use "auto" or "torch"')
-
-
-def _normalisers(sums: reference.Sums) -> tuple[Tensor, Tensor]:
-    """N_pos and N_neg: means over ranks, then at least 1 (spec, section Normalisers)."""
-    counts = torch.stack((sums.num_boxes, sums.neg_count))
+def _normalisers(counts: Tensor) -> Tensor:
+    """N_pos, N_pos and N_neg: means over ranks, then at least 1 (spec, section Normalisers)."""
     if distributed.is_available() and distributed.is_initialized():
+        counts = counts.clone()
         distributed.all_reduce(counts)
         counts = counts / distributed.get_world_size()
-    pos_norm, neg_norm = counts.clamp(min=1)
-    return pos_norm, neg_norm
+    return counts.clamp(min=1)
 
 
 def _check_levels(

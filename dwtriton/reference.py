@@ -13,19 +13,12 @@ from torch import Tensor
 from dwtriton import formulas
 from dwtriton.points import inside_rectangles
 from dwtriton.targets import PackedTargets
+from dwtriton.weights import dual_weights
+
+__all__ = ["dual_weight_sums", "dual_weights"]  # what a backend provides
 
 PAIRS_PER_CHUNK = 2**16  # about 10 MB of temporary tensors
 ENTRIES_PER_BLOCK = 2**17  # class logits in a step of the dense pass, whose temporary tensors stay in the cache
-
-
-class Sums(NamedTuple):
-    """Losses before their normalisers, and the counts for these; all 0-d. The first three are differentiable."""
-
-    cls_pos: Tensor
-    loc: Tensor
-    cls_neg: Tensor
-    neg_count: Tensor  # sum of 1 - N
-    num_boxes: Tensor
 
 
 def dual_weight_sums(
@@ -35,15 +28,15 @@ def dual_weight_sums(
     targets: PackedTargets,
     strides: Sequence[int],
     soft_prior: bool,
-) -> Sums:
-    """Sums of the three losses over a batch.
+) -> tuple[Tensor, Tensor]:
+    """Sums over a batch of the three losses [3], and what normalises each of them [3]: N_pos, N_pos, N_neg, unclamped.
 
     Shapes are those of `DualWeightLoss`; arithmetic is float32, or float64 if any input is float64. An invalid box or
     label makes the three losses and all gradients NaN. Gradients come back in the dtype and layout of their input.
     """
     inputs = (*cls_logits, *box_distances, *objectness)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return Sums(*_DualWeightSums.apply(targets, tuple(strides), soft_prior, needs_grad, *inputs))
+    return _DualWeightSums.apply(targets, tuple(strides), soft_prior, needs_grad, *inputs)
 
 
 class _DualWeightSums(torch.autograd.Function):
@@ -57,7 +50,7 @@ class _DualWeightSums(torch.autograd.Function):
         levels = [_read_level(*inputs[i::count], stride, boxes) for i, stride in enumerate(strides)]
         bags = _bag_statistics(levels, boxes, soft_prior)
 
-        sums = torch.zeros(4, dtype=torch.float64, device=inputs[0].device)  # the first four of Sums
+        sums = torch.zeros(4, dtype=torch.float64, device=inputs[0].device)  # of the losses and 1 - N
         maps = []
         for level in levels:
             weights = _level_weights(level, boxes, bags, soft_prior, needs_grad, sums)
@@ -67,18 +60,19 @@ class _DualWeightSums(torch.autograd.Function):
         ctx.save_for_backward(poison, *inputs, *maps)
         ctx.num_levels = count
         sums[:3] *= poison
-        outputs = (*sums.to(dtype).unbind(), boxes.is_truth.sum().to(dtype))
-        ctx.mark_non_differentiable(*outputs[3:])
-        return outputs
+        num_boxes = boxes.is_truth.sum()
+        counts = torch.stack((num_boxes, num_boxes, sums[3])).to(dtype)
+        ctx.mark_non_differentiable(counts)
+        return sums[:3].to(dtype), counts
 
     @staticmethod
-    def backward(ctx, grad_cls_pos, grad_loc, grad_cls_neg, *_):
+    def backward(ctx, grad_losses, _):
         if torch.is_grad_enabled():
             raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
         count = ctx.num_levels
         poison, *saved = ctx.saved_tensors
         inputs, maps = saved[: 3 * count], saved[3 * count :]
-        grad_cls_pos, grad_loc, grad_cls_neg = grad_cls_pos * poison, grad_loc * poison, grad_cls_neg * poison
+        grad_cls_pos, grad_loc, grad_cls_neg = grad_losses * poison
         grads = [torch.empty_like(tensor) for tensor in inputs]
         for i in range(count):
             weights = _LevelWeights(*maps[3 * i : 3 * i + 3])

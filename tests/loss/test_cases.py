@@ -119,11 +119,11 @@ def test_changing_one_box_changes_only_its_points_and_classes():
 def sums_and_gradients(case):
     """Losses before their normalisers, and their gradients."""
     inputs = case.tensors()
-    sums = dual_weight_sums(*inputs, pack_targets(case.targets(), "cpu"), case.strides, case.soft_prior)
+    sums, counts = dual_weight_sums(*inputs, pack_targets(case.targets(), "cpu"), case.strides, case.soft_prior)
     flat = [level for kind in inputs for level in kind]
-    grads = iter(torch.autograd.grad(sums.cls_pos + sums.loc + sums.cls_neg, flat))
+    grads = iter(torch.autograd.grad(sums.sum(), flat))
     joined = [torch.cat([next(grads).flatten(2).transpose(1, 2) for _ in kind], 1).numpy() for kind in inputs]
-    return torch.stack(sums).detach().numpy(), joined
+    return torch.cat((sums, counts)).detach().numpy(), joined
 
 
 def crowded():
@@ -192,11 +192,12 @@ def test_unchecked_invalid_targets_make_all_losses_nan_and_harm_nothing_else(pro
     else:
         packed.labels[3] = 3 if problem == "label too high" else -1
     inputs = case.tensors()
-    sums = dual_weight_sums(*inputs, packed, case.strides, True)
-    assert all(value.isnan() for value in sums[:3])
-    gradients = torch.autograd.grad(sum(sums[:3]), [level for kind in inputs for level in kind])
+    sums, _ = dual_weight_sums(*inputs, packed, case.strides, True)
+    assert all(value.isnan() for value in sums)
+    gradients = torch.autograd.grad(sums.sum(), [level for kind in inputs for level in kind])
     assert all(gradient.isnan().all() for gradient in gradients)  # a GradScaler then leaves the step out
-    sums = dual_weight_sums(*case.tensors(), packed._replace(offsets=torch.tensor([0, 2, 3]).int()), case.strides, True)
+    packed = packed._replace(offsets=torch.tensor([0, 2, 3]).int())
+    sums, _ = dual_weight_sums(*case.tensors(), packed, case.strides, True)
     assert all(value.isfinite() for value in sums)
 
 

@@ -1,0 +1,89 @@
+"""What must hold before anything is timed, and how the figures compare with their targets."""
+
+from collections.abc import Iterator
+
+import torch
+from cases import Case, Size, make_case
+from methods import Step, make_step
+from timing import capture_graph
+from torch import Tensor
+
+SMALL = Size(height=256, width=320, classes=24)
+LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative to the loss; to the gradient's largest entry
+SPEEDUPS = {"eager": 20, "compiled": 5, "released": 200}  # how many times faster the kernels are to be
+
+Check = dict[str, str | float | bool]
+
+
+def worst_error(method: str, dtype: torch.dtype, device: torch.device) -> float:
+    """Largest error on a small case against the float64 reference, as a share of what is allowed; NaN for a NaN.
+
+    Half gradients may be off by their own rounding besides.
+    """
+    case = make_case(SMALL, 2, 12, dtype, device)
+    exact = [[level.detach().double().requires_grad_() for level in kind] for kind in case.inputs]
+    losses, gradients = make_step(method, case)()
+    true_losses, true_gradients = make_step("eager", Case(exact, case.targets, case.packed))()
+    shares = [_share(losses[name], loss, LOSS_LIMIT * loss.abs()) for name, loss in true_losses.items()]
+    for gradient, truth in zip(gradients, true_gradients):
+        rounding = 0.0 if gradient.dtype == torch.float32 else torch.finfo(gradient.dtype).eps
+        shares.append(_share(gradient, truth, GRADIENT_LIMIT * truth.abs().amax() + rounding * truth.abs()))
+    return float(torch.stack(shares).amax())
+
+
+def _share(value: Tensor, truth: Tensor, allowed: Tensor) -> Tensor:
+    return ((value.detach().double() - truth.detach()).abs() / allowed.detach()).amax()
+
+
+def runs_without_syncs(step: Step) -> bool:
+    """Whether the host never waits for the device between the call and the gradients."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return True
+
+
+def replays_the_same_bits(step: Step) -> bool:
+    """Whether a CUDA graph of the step can be captured and its replay equals an eager call bit by bit."""
+    losses, gradients = step()
+    try:
+        graph, (graph_losses, graph_gradients) = capture_graph(step)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return False
+    for tensor in (*graph_losses.values(), *graph_gradients):
+        tensor.detach().fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    pairs = [(losses[name], graph_losses[name]) for name in losses] + list(zip(gradients, graph_gradients))
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def target_checks(rows: list[dict], batch: int = 16) -> Iterator[Check]:
+    """The targets of the kernels, each with its figure, for what the rows hold."""
+    found = {(r["method"], r["dtype"], r["boxes"]): r for r in rows if r["batch"] == batch and "ms" in r}
+    for dtype in ("bfloat16", "float32"):
+        few, many = found.get(("triton", dtype, 7)), found.get(("triton", dtype, 1000))
+        if few:
+            yield _check(f"{dtype}, 7 boxes: time over the three-trip floor", few["ms"] / few["floor_ms"], at_most=1.7)
+            for method, factor in SPEEDUPS.items():
+                if other := found.get((method, dtype, 7)):
+                    yield _check(f"{dtype}, 7 boxes: times faster than {method}", other["ms"] / few["ms"], factor)
+        if few and many:
+            yield _check(f"{dtype}: time with 1000 boxes over that with 7", many["ms"] / few["ms"], at_most=4)
+        if many:
+            yield _check(f"{dtype}, 1000 boxes: extra memory in MB", many["extra_mb"], at_most=8)
+
+
+def _check(name: str, value: float, at_least: float | None = None, at_most: float | None = None) -> Check:
+    limit = {"at_least": at_least} if at_most is None else {"at_most": at_most}
+    passed = value >= at_least if at_most is None else value <= at_most
+    return {"name": name, "value": round(value, 3), **limit, "passed": passed}

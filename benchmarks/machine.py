@@ -1,0 +1,61 @@
+"""What figures depend on: the hardware, the versions, the commit."""
+
+import os
+import platform
+import subprocess
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def machine(device: torch.device) -> dict[str, str | int | bool | None]:
+    """A GPU's or a CPU's name and everything else that a figure should be quoted with; None for what is unknown."""
+    return {"device": device.type, **(_gpu(device) if device.type == "cuda" else _cpu()), **_software()}
+
+
+def _gpu(device: torch.device) -> dict:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_gb": round(properties.total_memory / 1e9),
+        "l2_mb": round(properties.L2_cache_size / 1e6),
+        "driver": _output(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"
+        ),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "triton": version("triton"),
+    }
+
+
+def _cpu() -> dict:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "name": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _software() -> dict:
+    changes = _output("git", "status", "--porcelain")
+    return {
+        "torch": torch.__version__,
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "date": date.today().isoformat(),
+    }
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, run in the repository; None if it fails or does not exist."""
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

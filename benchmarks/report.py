@@ -1,0 +1,104 @@
+"""Shows recorded results: the table of the docs, and the plot.
+
+    python benchmarks/report.py benchmarks/results/cpu.json
+
+prints the table and draws the plot beside the file.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+from methods import METHODS
+
+from dwtriton.files import write_atomically
+
+COLORS = {"triton": "#d62728", "eager": "#1f77b4", "compiled": "#17becf", "fcos": "#7f7f7f", "released": "#ff7f0e"}
+
+
+def caption(results: dict) -> str:
+    """The machine and the versions, in a line."""
+    machine = results["machine"]
+    names = {"threads": "{} threads", "driver": "driver {}", "torch": "torch {}", "triton": "triton {}"}
+    facts = [text.format(machine[name]) for name, text in names.items() if machine.get(name)]
+    commit = f"commit {machine['commit'][:7]}" if machine["commit"] else "no commit"
+    changes = " with changes" if machine["dirty"] else ""
+    copy = f"copies at {results['copy_gb_s']:g} GB/s"
+    return ", ".join([machine["name"], *facts, commit + changes, machine["date"], copy])
+
+
+def markdown_table(results: dict) -> str:
+    """Milliseconds and, in brackets, extra MB of every method; a dash where one was skipped."""
+    methods = _methods(results)
+    first = methods[0]
+    lines = [
+        f"| images | logits | boxes an image | {' | '.join(methods)} | floor / {first} |",
+        "|---" * (4 + len(methods)) + "|",
+    ]
+    for dtype, batch in _groups(results):
+        rows = {(r["method"], r["boxes"]): r for r in results["rows"] if (r["dtype"], r["batch"]) == (dtype, batch)}
+        for boxes in sorted({boxes for _, boxes in rows}):
+            cells = [_cell(rows.get((method, boxes), {})) for method in methods]
+            share = rows.get((first, boxes), {}).get("share", 0)
+            lines.append(f"| {batch} | {dtype} | {boxes} | {' | '.join(cells)} | {share:.0%} |")
+    return "\n".join(lines)
+
+
+def draw(results: dict, path: Path) -> None:
+    """Time and memory against boxes, one line a method; a row of panels for each dtype and batch."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = _groups(results)
+    figure, axes = pyplot.subplots(
+        len(groups), 2, figsize=(10, 0.8 + 3.4 * len(groups)), squeeze=False, sharex=True, layout="constrained"
+    )
+    for (dtype, batch), (time_panel, memory_panel) in zip(groups, axes):
+        rows = [r for r in results["rows"] if (r["dtype"], r["batch"]) == (dtype, batch) and "ms" in r]
+        for method in _methods(results):
+            mine = [r for r in rows if r["method"] == method]
+            style = {"color": COLORS[method], "marker": "o", "markersize": 4, "label": f"{method}: {METHODS[method]}"}
+            time_panel.plot([r["boxes"] for r in mine], [r["ms"] for r in mine], **style)
+            memory_panel.plot([r["boxes"] for r in mine], [max(r["extra_mb"], 0.01) for r in mine], **style)
+        floor = "three trips of the logits at the speed of a copy"
+        time_panel.axhline(rows[0]["floor_ms"], color="black", linestyle="--", linewidth=1, label=floor)
+        time_panel.set_title(f"Loss and gradient of {batch} images, {dtype}: ms", fontsize=10)
+        memory_panel.set_title("Memory beyond inputs and gradients: MB", fontsize=10)
+        counts = sorted({r["boxes"] for r in rows})
+        for panel in (time_panel, memory_panel):
+            panel.set(xscale="log", yscale="log", xticks=counts, xticklabels=counts)
+            panel.minorticks_off()
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.grid(alpha=0.3)
+    for panel in axes[-1]:
+        panel.set_xlabel("boxes an image")
+    case = results["case"]
+    figure.suptitle(f"{case['height']}x{case['width']}, {case['classes']} classes\n{caption(results)}", fontsize=9)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
+    )
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
+    pyplot.close(figure)
+
+
+def _methods(results: dict) -> list[str]:
+    """Those of the results, in the order of METHODS."""
+    present = {row["method"] for row in results["rows"]}
+    return [method for method in METHODS if method in present]
+
+
+def _groups(results: dict) -> list[tuple[str, int]]:
+    """dtype and batch of the panels and of the table's blocks."""
+    return list(dict.fromkeys((row["dtype"], row["batch"]) for row in results["rows"]))
+
+
+def _cell(row: dict) -> str:
+    return f"{row['ms']:g} ({row['extra_mb']:g})" if "ms" in row else "-"
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    draw(recorded, file.with_suffix(".png"))
+    print(f"{caption(recorded)}\n\n{markdown_table(recorded)}")

@@ -1,0 +1,118 @@
+"""Time and memory of one step, and the speed of a copy."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from peak import peak_bytes
+from torch import Tensor
+
+RUNS = 50  # at most
+
+
+class Measured(NamedTuple):
+    ms: float  # median, by the clock that `timing` names
+    timing: str  # "graph": device time of a replay; "events": device time of an eager call; "wall"
+    wall_ms: float  # median of eager calls, from the call until the device is done
+    runs: int
+    peak_bytes: int  # most that a call holds at once beyond what was there before
+
+
+def measure(step: Callable[[], object], device: torch.device, seconds: float, capture: bool) -> Measured:
+    """Measure a step for about `seconds`, at least once, after a call to warm up.
+
+    With `capture` the time is that of a CUDA graph; a step that synchronises cannot be captured.
+    """
+    step()
+    if device.type == "cpu":
+        times = _repeat(lambda: _wall_ms(step), seconds)
+        return Measured(median(times), "wall", median(times), len(times), peak_bytes(step))
+    flush = _make_flush(device)
+    calls = _repeat(lambda: _measure_call(step, flush), seconds)
+    event_ms, wall_ms, peaks = zip(*calls)
+    if not capture:
+        return Measured(median(event_ms), "events", median(wall_ms), len(calls), max(peaks))
+    graph, _ = capture_graph(step)
+    replays = _repeat(lambda: _replay_ms(graph, flush), seconds)
+    return Measured(median(replays), "graph", median(wall_ms), len(replays), max(peaks))
+
+
+def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A CUDA graph of a step, and what its replays write to."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+    return graph, outputs
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written in a second by a copy within the device, of tensors far beyond any cache."""
+    size = 2**30 if device.type == "cuda" else 2**28
+    source, target = torch.ones(2, size, dtype=torch.uint8, device=device)
+    if device.type == "cpu":
+        target.copy_(source)
+        times = _repeat(lambda: _wall_ms(lambda: target.copy_(source)), 1)
+    else:
+        flush = _make_flush(device)
+        times = [event_ms for event_ms, _, _ in _repeat(lambda: _measure_call(lambda: target.copy_(source), flush), 1)]
+    return 2 * size / (median(times) / 1e3)
+
+
+def _repeat(run: Callable, seconds: float) -> list:
+    results = []
+    stop = time.perf_counter() + seconds
+    while not results or (len(results) < RUNS and time.perf_counter() < stop):
+        results.append(run())
+    return results
+
+
+def _wall_ms(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _make_flush(device: torch.device) -> Callable[[], Tensor]:
+    """Drives everything out of the L2 cache, by reading: lines left dirty would be written back within the next step."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    buffer = torch.zeros(max(4 * cache, 2**28) // 4, device=device)
+    return buffer.amax
+
+
+def _measure_call(step: Callable[[], object], flush: Callable[[], Tensor]) -> tuple[float, float, int]:
+    """Milliseconds between events, milliseconds on the host until all is done, and the peak in bytes."""
+    start, end = _events()
+    flush()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    begin = time.perf_counter()
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    wall_ms = 1e3 * (time.perf_counter() - begin)
+    return start.elapsed_time(end), wall_ms, torch.cuda.max_memory_allocated() - before
+
+
+def _replay_ms(graph: torch.cuda.CUDAGraph, flush: Callable[[], Tensor]) -> float:
+    """The flush is still running when the replay is enqueued, so the host's time to launch it does not count."""
+    start, end = _events()
+    flush()
+    start.record()
+    graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -1,0 +1,30 @@
+"""The dual weight loss in Triton. Importing this needs Triton; using it a GPU, or Triton's interpreter."""
+
+from collections.abc import Sequence
+
+import triton
+from torch import Tensor
+
+from dwtriton.kernels.assign import dual_weights
+from dwtriton.kernels.ops import dual_weight
+from dwtriton.targets import PackedTargets
+
+INTERPRETED = triton.knobs.runtime.interpret  # kernels run on CPU tensors: TRITON_INTERPRET=1 when they were imported
+
+__all__ = ["INTERPRETED", "dual_weight_sums", "dual_weights"]
+
+
+def dual_weight_sums(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    targets: PackedTargets,
+    strides: Sequence[int],
+    soft_prior: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same as `dwtriton.reference.dual_weight_sums`. Raises ValueError for float64."""
+    strides = [float(stride) for stride in strides]
+    losses, counts, _, _ = dual_weight(
+        list(cls_logits), list(box_distances), list(objectness), *targets, strides, soft_prior
+    )
+    return losses, counts

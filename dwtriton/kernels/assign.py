@@ -1,0 +1,158 @@
+"""The weights behind the loss, written out dense; from the same device functions as the loss."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels import formulas
+from dwtriton.kernels.inputs import read_boxes, read_pyramid
+from dwtriton.kernels.ops import configs_for
+from dwtriton.kernels.statistics import SPLITS, box_statistics
+from dwtriton.kernels.walk import (
+    image_rows,
+    inside_crowd,
+    load_distances,
+    load_logits,
+    next_box,
+    of_class,
+    open_tile,
+    pick,
+    store_logits,
+    weigh_box,
+)
+from dwtriton.points import pyramid_points
+from dwtriton.targets import PackedTargets
+from dwtriton.weights import DualWeights
+
+
+@triton.jit(do_not_specialize=["heights", "widths", "begins", "points", "tiles", "capacity"])
+def assign_kernel(
+    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    d_levels,
+    u_levels,
+    heights,
+    widths,
+    strides,
+    begins,  # number of each level's first point among the `points` of an image
+    boxes,  # [N, 4]
+    labels,  # [N]
+    iscrowd,  # [N] uint8
+    offsets,  # [B + 1]
+    statistics,  # [N, 3, SPLITS]
+    inside_out,  # out: [N, points] bool; pairs outside are left as they are, here and below
+    iou_out,  # out: [N, points]
+    prior_out,  # out: [N, points]
+    pos_out,  # out: [N, points]
+    score_out,  # out: [B, points, C]
+    neg_out,  # out: [B, points, C]
+    points,
+    tiles,  # of one image
+    capacity,  # N
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    D_LAST: tl.constexpr,
+    SOFT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, level, area, stride, point, valid, x, y, bounds = open_tile(
+        tl.program_id(0), tiles, heights, widths, strides, TILE_H, TILE_W
+    )
+    targets = (boxes, labels, iscrowd)
+    first, last = image_rows(offsets, image, capacity)
+    ignored = inside_crowd(x, y, first, last, targets, bounds, NUM_CLASSES)
+
+    z_image = pick(z_levels, level) + image * area * NUM_CLASSES
+    distances = load_distances(pick(d_levels, level) + image * area * 4, point, area, valid, D_LAST)  # 4 x [P]
+    u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
+    su = formulas.sigmoids(u)[0]
+    number = pick(begins, level) + point  # among all points of the image
+    out = image * points * NUM_CLASSES
+    for first_class in range(0, NUM_CLASSES, BLOCK_C):
+        classes = first_class + tl.arange(0, BLOCK_C)
+        end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
+        z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
+        score = formulas.sigmoids(z)[0] * su[:, None]
+        neg = tl.full(z.shape, 1.0, tl.float32)
+        row = next_box(first, last, targets, bounds, first_class, end_class, CROWD=False)
+        while row < last:
+            own = classes == tl.load(labels + row)  # [BLOCK_C]
+            inside, _, iou, _, prior, pos, stretched = weigh_box(
+                row, boxes, statistics, x, y, stride, distances, of_class(own, score), SOFT, SPLITS
+            )
+            inside &= valid
+            pairs = row.to(tl.int64) * points + number
+            tl.store(inside_out + pairs, inside, mask=inside)
+            tl.store(iou_out + pairs, iou, mask=inside)
+            tl.store(prior_out + pairs, prior, mask=inside)
+            tl.store(pos_out + pairs, pos, mask=inside)
+            neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
+            row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+        neg = tl.where(ignored[:, None], 0.0, neg)
+        store_logits(score_out + out, score, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
+        store_logits(neg_out + out, neg, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
+
+
+def dual_weights(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    targets: PackedTargets,
+    strides: Sequence[int],
+    soft_prior: bool,
+) -> list[DualWeights]:
+    """The same as `dwtriton.weights.dual_weights`. Waits for the device. Raises ValueError for float64."""
+    pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
+    boxes = read_boxes(targets)
+    configs = configs_for(pyramid)
+    config = configs.forward
+    statistics = box_statistics(pyramid, boxes, soft_prior, configs.statistics)
+
+    device, capacity, points = statistics.device, boxes.labels.shape[0], pyramid.points
+    inside = torch.zeros(capacity, points, device=device, dtype=torch.bool)
+    pairs = [torch.zeros(capacity, points, device=device) for _ in range(3)]
+    entries = [torch.empty(pyramid.batch, points, pyramid.num_classes, device=device) for _ in range(2)]
+    tiles = pyramid.tiles(config.tile_height, config.tile_width)
+    areas = [height * width for height, width in zip(pyramid.heights, pyramid.widths)]
+    assign_kernel[(pyramid.batch * tiles,)](
+        pyramid.z,
+        pyramid.d,
+        pyramid.u,
+        pyramid.heights,
+        pyramid.widths,
+        pyramid.strides,
+        (0, *accumulate(areas[:-1])),
+        *boxes,
+        statistics,
+        inside,
+        *pairs,
+        *entries,
+        points,
+        tiles,
+        capacity,
+        NUM_CLASSES=pyramid.num_classes,
+        Z_LAST=pyramid.z_last,
+        D_LAST=pyramid.d_last,
+        SOFT=soft_prior,
+        SPLITS=SPLITS,
+        TILE_H=config.tile_height,
+        TILE_W=config.tile_width,
+        BLOCK_C=config.classes,
+        num_warps=config.warps,
+        enable_fp_fusion=False,
+    )
+    places = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
+    image_of_row = targets.image_index()
+    results = []
+    for image in range(pyramid.batch):
+        rows = targets.box_mask() & (image_of_row == image)
+        iou, prior, pos = (pair[rows].T for pair in pairs)
+        score, neg = (entry[image] for entry in entries)
+        results.append(DualWeights(places, inside[rows].T, iou, prior, score, pos, neg))
+    return results

@@ -1,0 +1,167 @@
+"""The dense backward pass: gradients of the three sums, recomputed from the same inputs.
+
+The incoming gradients are read from device memory and multiplied in before anything is rounded to half precision, so the
+gradients are right under any loss scale and for any weighting of the three. Tiles and walk are those of the forward pass;
+a program owns its points and writes each of their gradients once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels import formulas
+from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.statistics import SPLITS
+from dwtriton.kernels.tuning import DenseConfig
+from dwtriton.kernels.walk import (
+    image_rows,
+    inside_crowd,
+    load_distances,
+    load_logits,
+    next_box,
+    of_class,
+    open_tile,
+    pick,
+    place,
+    store_logits,
+    weigh_box,
+)
+
+
+@triton.jit(do_not_specialize=["heights", "widths", "tiles", "capacity"])
+def backward_kernel(
+    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    d_levels,
+    u_levels,
+    heights,
+    widths,
+    strides,
+    boxes,  # [N, 4]
+    labels,  # [N]
+    iscrowd,  # [N] uint8
+    offsets,  # [B + 1]
+    statistics,  # [N, 3, SPLITS]
+    poison,  # [] 1 or NaN
+    grad_losses,  # [3]
+    grad_z_levels,  # out, laid out as z_levels; the others alike
+    grad_d_levels,
+    grad_u_levels,
+    tiles,  # of one image
+    capacity,  # N
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    D_LAST: tl.constexpr,
+    SOFT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, level, area, stride, point, valid, x, y, bounds = open_tile(
+        tl.program_id(0), tiles, heights, widths, strides, TILE_H, TILE_W
+    )
+    targets = (boxes, labels, iscrowd)
+    first, last = image_rows(offsets, image, capacity)
+    truth = next_box(first, last, targets, bounds, 0, NUM_CLASSES, CROWD=False)
+    ignored = inside_crowd(x, y, first, last, targets, bounds, NUM_CLASSES)
+
+    z_place, d_place, u_place = image * area * NUM_CLASSES, image * area * 4, image * area
+    distances = load_distances(pick(d_levels, level) + d_place, point, area, valid & (truth < last), D_LAST)  # 4 x [P]
+    u = tl.load(pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
+    su, not_u = formulas.sigmoids(u)
+    factor = tl.load(poison)
+    grad_pos = 0.25 * (tl.load(grad_losses) * factor)
+    grad_loc = 1.25 * (tl.load(grad_losses + 1) * factor)
+    grad_neg = tl.where(ignored, 0.0, tl.load(grad_losses + 2) * factor)[:, None]  # [P, 1]
+
+    grad_u = tl.zeros_like(u)
+    grad_l = tl.zeros_like(u) * factor
+    grad_t = grad_l
+    grad_r = grad_l
+    grad_b = grad_l
+    for first_class in range(0, NUM_CLASSES, BLOCK_C):
+        classes = first_class + tl.arange(0, BLOCK_C)
+        end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
+        z = load_logits(pick(z_levels, level) + z_place, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
+        sz, not_z = formulas.sigmoids(z)  # [P, BLOCK_C]
+        score = sz * su[:, None]
+        neg = tl.full(z.shape, 1.0, tl.float32)
+        class_pos = tl.zeros_like(z)
+        row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
+        while row < last:
+            own = classes == tl.load(labels + row)  # [BLOCK_C]
+            inside, sides, _, _, _, pos, stretched = weigh_box(
+                row, boxes, statistics, x, y, stride, distances, of_class(own, score), SOFT, SPLITS
+            )
+            inside &= valid
+            slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
+            grad_l += tl.where(inside, grad_loc * pos * slope_l, 0.0)
+            grad_t += tl.where(inside, grad_loc * pos * slope_t, 0.0)
+            grad_r += tl.where(inside, grad_loc * pos * slope_r, 0.0)
+            grad_b += tl.where(inside, grad_loc * pos * slope_b, 0.0)
+            pair = inside[:, None] & own[None, :]
+            neg = tl.where(pair, stretched[:, None], neg)
+            class_pos += tl.where(pair, pos[:, None], 0.0)
+            row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+        if tl.max(score) < formulas.LOW_SCORE:
+            slope = formulas.low_negative_slope(score)
+            slope_z, slope_u = slope * not_z, slope * not_u[:, None]
+        else:
+            not_score = not_z + sz * not_u[:, None]
+            slope_z, slope_u = formulas.negative_slopes(score, not_score, z, u[:, None], not_z, not_u[:, None])
+        scaled = grad_neg * neg * (score * score)
+        class_pos *= grad_pos
+        grad_z = scaled * slope_z - class_pos * not_z
+        grad_u += tl.sum(scaled * slope_u - class_pos * not_u[:, None], 1)
+        store_logits(pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
+
+    tl.store(pick(grad_u_levels, level) + u_place + point, grad_u, mask=valid)
+    grad_d = pick(grad_d_levels, level) + d_place
+    tl.store(grad_d + place(point, 0, area, 4, D_LAST), grad_l, mask=valid)
+    tl.store(grad_d + place(point, 1, area, 4, D_LAST), grad_t, mask=valid)
+    tl.store(grad_d + place(point, 2, area, 4, D_LAST), grad_r, mask=valid)
+    tl.store(grad_d + place(point, 3, area, 4, D_LAST), grad_b, mask=valid)
+
+
+def dense_backward(
+    pyramid: Pyramid,
+    boxes: Boxes,
+    statistics: Tensor,
+    poison: Tensor,
+    grad_losses: Tensor,
+    soft_prior: bool,
+    config: DenseConfig,
+) -> list[Tensor]:
+    """Gradients of class logits, distances and objectness logits, one after the other, given those [3] of the three sums.
+
+    Each has dtype and memory of its level in `pyramid`.
+    """
+    grads = [[torch.empty_like(level) for level in kind] for kind in (pyramid.z, pyramid.d, pyramid.u)]
+    tiles = pyramid.tiles(config.tile_height, config.tile_width)
+    backward_kernel[(pyramid.batch * tiles,)](
+        pyramid.z,
+        pyramid.d,
+        pyramid.u,
+        pyramid.heights,
+        pyramid.widths,
+        pyramid.strides,
+        *boxes,
+        statistics,
+        poison,
+        grad_losses.contiguous(),
+        *(tuple(kind) for kind in grads),
+        tiles,
+        boxes.labels.shape[0],
+        NUM_CLASSES=pyramid.num_classes,
+        Z_LAST=pyramid.z_last,
+        D_LAST=pyramid.d_last,
+        SOFT=soft_prior,
+        SPLITS=SPLITS,
+        TILE_H=config.tile_height,
+        TILE_W=config.tile_width,
+        BLOCK_C=config.classes,
+        num_warps=config.warps,
+        enable_fp_fusion=False,
+    )
+    return [level for kind in grads for level in kind]

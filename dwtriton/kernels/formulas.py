@@ -1,0 +1,196 @@
+"""The formulas of the method for kernels, as `dwtriton/formulas.py` has them for tensors; everything is float32.
+
+Kernels are compiled without contraction of products and sums (`enable_fp_fusion=False`), so that a pair of a point and a
+box has the same bits in each of them: m divides by the spread of a bag, which may be no more than rounding.
+"""
+
+import triton
+import triton.language as tl
+
+from dwtriton import formulas
+
+PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
+MAX_LOG = tl.constexpr(formulas.MAX_LOG)
+LOW_SCORE = tl.constexpr(0.125)  # below it eight terms of a power series are exact to float32
+FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
+
+
+@triton.jit
+def sigmoids(x):
+    """sigmoid(x) and sigmoid(-x), both to full relative accuracy."""
+    small = tl.exp(-tl.abs(x))
+    large = 1 / (1 + small)
+    small *= large
+    return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
+
+
+@triton.jit
+def log1p(x):
+    """ln(1 + x) for x from -1/2 to 1, as 2 artanh(x / (2 + x)): a GPU's fast logarithm has no digits left near 1."""
+    t = x / (2 + x)
+    q = t * t
+    series = tl.fma(q, 1 / 15, 1 / 13)
+    series = tl.fma(q, series, 1 / 11)
+    series = tl.fma(q, series, 1 / 9)
+    series = tl.fma(q, series, 1 / 7)
+    series = tl.fma(q, series, 1 / 5)
+    series = tl.fma(q, series, 1 / 3)
+    return 2 * tl.fma(t * q, series, t)
+
+
+@triton.jit
+def neg_log_sigmoid(x):
+    """-ln sigmoid(x), unclamped."""
+    return tl.maximum(-x, 0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def low_negative_loss(score):
+    """-ln(1 - s) for s below LOW_SCORE."""
+    series = tl.fma(score, 1 / 8, 1 / 7)
+    series = tl.fma(score, series, 1 / 6)
+    series = tl.fma(score, series, 1 / 5)
+    series = tl.fma(score, series, 1 / 4)
+    series = tl.fma(score, series, 1 / 3)
+    series = tl.fma(score, series, 1 / 2)
+    return tl.fma(score * score, series, score)
+
+
+@triton.jit
+def negative_loss(score, not_score, z, u):
+    """-ln(1 - s), clamped, for any score; `not_score` is 1 - s, but may underflow where both logits are far."""
+    nearer = tl.minimum(z, u)
+    far = nearer > FAR_LOGIT
+    rest = tl.where(far, 1 + tl.exp(-tl.abs(z - u)), not_score)
+    exact = tl.where(far, nearer, 0.0) - tl.log(rest)
+    return tl.minimum(tl.where(score < 0.5, -log1p(-score), exact), MAX_LOG)
+
+
+@triton.jit
+def low_negative_slope(score):
+    """2 (-ln(1 - s)) + s / (1 - s) for s below LOW_SCORE: coefficients (k + 3) / (k + 1)."""
+    series = tl.fma(score, 10 / 8, 9 / 7)
+    series = tl.fma(score, series, 8 / 6)
+    series = tl.fma(score, series, 7 / 5)
+    series = tl.fma(score, series, 6 / 4)
+    series = tl.fma(score, series, 5 / 3)
+    series = tl.fma(score, series, 4 / 2)
+    return score * tl.fma(score, series, 3.0)
+
+
+@triton.jit
+def negative_slopes(score, not_score, z, u, not_z, not_u):
+    """d(s^2 (-ln(1 - s))) / d(z and u), both over s^2; `not_z` and `not_u` are sigmoid(-z) and sigmoid(-u)."""
+    nearer = tl.minimum(z, u)
+    far = nearer > FAR_LOGIT
+    toward_u, toward_z = sigmoids(u - z)
+    rest = tl.where(far, 1.0, not_score)
+    ratio_z = tl.where(far, toward_u, not_z / rest)  # sigmoid(softplus(u) - z)
+    ratio_u = tl.where(far, toward_z, not_u / rest)  # sigmoid(softplus(z) - u)
+    exact = tl.where(far, nearer - log1p(tl.exp(-tl.abs(z - u))), -tl.log(rest))
+    twice = 2 * tl.where(score < 0.5, -log1p(-score), exact)
+    return twice * not_z + score * ratio_z, twice * not_u + score * ratio_u
+
+
+@triton.jit
+def center_prior(x, y, x1, y1, x2, y2, stride, SOFT: tl.constexpr):
+    """Gaussian of the distance from the box centre in strides; if not SOFT, 1 where that is > 0.3, else 0."""
+    dx = (x - (x1 + x2) / 2) / stride
+    dy = (y - (y1 + y2) / 2) / stride
+    prior = tl.exp((dx * dx + dy * dy) * PRIOR_SCALE)
+    if not SOFT:
+        prior = tl.where(prior > 0.3, 1.0, 0.0)
+    return prior
+
+
+@triton.jit
+def areas(distances, sides):
+    """Areas of intersection, union and enclosing box, from left, top, right, bottom to predicted and to true sides."""
+    left, top, right, bottom = distances
+    side_l, side_t, side_r, side_b = sides
+    inner = (tl.minimum(left, side_l) + tl.minimum(right, side_r)) * (
+        tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
+    )
+    outer = (tl.maximum(left, side_l) + tl.maximum(right, side_r)) * (
+        tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
+    )
+    union = (left + right) * (top + bottom) + (side_l + side_r) * (side_t + side_b) - inner
+    return inner, union, outer
+
+
+@triton.jit
+def guard(area):
+    """max(area, 1e-6); NaN stays NaN."""
+    return tl.maximum(area, 1e-6, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def overlap(distances, sides):
+    """IoU, and 1 - GIoU."""
+    inner, union, outer = areas(distances, sides)
+    union, outer = guard(union), guard(outer)
+    return inner / union, (union - inner) / union + (outer - union) / outer
+
+
+@triton.jit
+def reg_loss_slope(distance, side, across, across_inner, across_outer, inner, union, outer):
+    """d(1 - GIoU) / d(distance of one side); `across` are the lengths that the side sweeps over when it moves.
+
+    Where the predicted side ties with the true one: the mean of the slopes on both sides.
+    """
+    within = tl.where(distance < side, 1.0, tl.where(distance == side, 0.5, 0.0))
+    d_inner = within * across_inner
+    d_outer = tl.where(outer > 1e-6, (1 - within) * across_outer, 0.0)
+    d_union = tl.where(union > 1e-6, across - d_inner, 0.0)
+    union, outer = guard(union), guard(outer)
+    return (d_union * (inner / union) - d_inner) / union + (d_outer * (union / outer) - d_union) / outer
+
+
+@triton.jit
+def reg_loss_gradient(distances, sides):
+    """d(1 - GIoU) / d(left, top, right, bottom)."""
+    left, top, right, bottom = distances
+    side_l, side_t, side_r, side_b = sides
+    inner, union, outer = areas(distances, sides)
+    width, height = left + right, top + bottom
+    inner_w = tl.minimum(left, side_l) + tl.minimum(right, side_r)
+    inner_h = tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
+    outer_w = tl.maximum(left, side_l) + tl.maximum(right, side_r)
+    outer_h = tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
+    return (
+        reg_loss_slope(left, side_l, height, inner_h, outer_h, inner, union, outer),
+        reg_loss_slope(top, side_t, width, inner_w, outer_w, inner, union, outer),
+        reg_loss_slope(right, side_r, height, inner_h, outer_h, inner, union, outer),
+        reg_loss_slope(bottom, side_b, width, inner_w, outer_w, inner, union, outer),
+    )
+
+
+@triton.jit
+def alignment(score, reg_loss):
+    """t: the joint score of the box's class times p_loc."""
+    return score * tl.exp(-5 * reg_loss)
+
+
+@triton.jit
+def positive_mass(t, prior):
+    """What a pair adds to the denominator of its box's positive weights."""
+    return tl.exp(3 * t) * t * prior
+
+
+@triton.jit
+def positive_weight(t, prior, denominator):
+    """w_pos."""
+    return tl.exp(5 * t) * t * prior / denominator
+
+
+@triton.jit
+def iou_deficit(iou):
+    """f(v) = (1 - v^2) / 0.75."""
+    return (1 - iou) * (1 + iou) / 0.75
+
+
+@triton.jit
+def negative_weight(iou, deficit_min, deficit_max):
+    """m: the deficit stretched to 0..1 over the bag; 1 where the IoU is below one half."""
+    stretched = (iou_deficit(iou) - deficit_min + 1e-12) / (deficit_max - deficit_min + 1e-12)
+    return tl.where(iou < 0.5, 1.0, stretched)

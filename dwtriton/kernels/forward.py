@@ -1,0 +1,214 @@
+"""The dense forward pass: sums of the three losses and of 1 - N, without gradients.
+
+A program owns a tile of points of one level of one image. It reads its logits once, a block of classes at a time, and walks
+the boxes that touch the tile in their order, so that the last of a class decides N. Each program writes its own partial
+sums, which one more program adds up in a fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels import formulas
+from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.statistics import SPLITS
+from dwtriton.kernels.tuning import DenseConfig
+from dwtriton.kernels.walk import (
+    image_rows,
+    inside_crowd,
+    load_distances,
+    load_logits,
+    next_box,
+    of_class,
+    open_tile,
+    pick,
+    weigh_box,
+)
+
+ADDED_TOGETHER = 1024  # partial sums, or boxes, that `finish_kernel` reads at once
+
+
+@triton.jit(do_not_specialize=["heights", "widths", "tiles", "capacity"])
+def forward_kernel(
+    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    d_levels,
+    u_levels,
+    heights,
+    widths,
+    strides,
+    boxes,  # [N, 4]
+    labels,  # [N]
+    iscrowd,  # [N] uint8
+    offsets,  # [B + 1]
+    statistics,  # [N, 3, SPLITS]
+    partials,  # out: [4, programs] sums of the three losses and of 1 - N
+    tiles,  # of one image
+    capacity,  # N
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    D_LAST: tl.constexpr,
+    SOFT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, level, area, stride, point, valid, x, y, bounds = open_tile(
+        tl.program_id(0), tiles, heights, widths, strides, TILE_H, TILE_W
+    )
+    targets = (boxes, labels, iscrowd)
+    first, last = image_rows(offsets, image, capacity)
+    truth = next_box(first, last, targets, bounds, 0, NUM_CLASSES, CROWD=False)
+    ignored = inside_crowd(x, y, first, last, targets, bounds, NUM_CLASSES)
+
+    z_image = pick(z_levels, level) + image * area * NUM_CLASSES
+    d_image = pick(d_levels, level) + image * area * 4
+    distances = load_distances(d_image, point, area, valid & (truth < last), D_LAST)  # 4 x [P]
+    u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
+    su, not_u = formulas.sigmoids(u)
+
+    cls_pos = tl.zeros_like(u)
+    loc = tl.zeros_like(u)
+    cls_neg = tl.zeros_like(u)
+    neg_count = tl.zeros_like(u)
+    for first_class in range(0, NUM_CLASSES, BLOCK_C):
+        classes = first_class + tl.arange(0, BLOCK_C)
+        end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
+        z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
+        sz, not_z = formulas.sigmoids(z)
+        score = sz * su[:, None]
+        neg = tl.full(z.shape, 1.0, tl.float32)
+        row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
+        while row < last:
+            own = classes == tl.load(labels + row)  # [BLOCK_C]
+            inside, _, _, reg_loss, _, pos, stretched = weigh_box(
+                row, boxes, statistics, x, y, stride, distances, of_class(own, score), SOFT, SPLITS
+            )
+            inside &= valid
+            score_loss = formulas.neg_log_sigmoid(of_class(own, z)) + formulas.neg_log_sigmoid(u)
+            cls_pos += tl.where(inside, pos * tl.minimum(score_loss, formulas.MAX_LOG), 0.0)
+            loc += tl.where(inside, pos * (5 * reg_loss), 0.0)
+            neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
+            row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+        if tl.max(score) < formulas.LOW_SCORE:
+            loss = formulas.low_negative_loss(score)
+        else:
+            loss = formulas.negative_loss(score, not_z + sz * not_u[:, None], z, u[:, None])
+        cls_neg += tl.sum(neg * (score * score) * loss, 1)
+        neg_count += tl.sum(1 - neg, 1)
+
+    part = partials + tl.program_id(0)
+    programs = tl.num_programs(0).to(tl.int64)
+    tl.store(part, 0.25 * tl.sum(cls_pos))
+    tl.store(part + programs, 0.25 * tl.sum(loc))
+    tl.store(part + 2 * programs, tl.sum(tl.where(ignored, 0.0, cls_neg)))
+    tl.store(part + 3 * programs, tl.sum(tl.where(ignored, 0.0, neg_count)))
+
+
+@triton.jit
+def add_row(row, length, BLOCK: tl.constexpr):
+    """Sum of `length` numbers in a fixed order."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    start = length * 0
+    while start < length:
+        place = start + tl.arange(0, BLOCK)
+        total += tl.load(row + place, mask=place < length, other=0.0)
+        start += BLOCK
+    return tl.sum(total)
+
+
+@triton.jit(do_not_specialize=["programs", "batch", "capacity"])
+def finish_kernel(
+    partials,  # [4, programs]
+    boxes,  # [N, 4]
+    labels,  # [N]
+    iscrowd,  # [N] uint8
+    offsets,  # [B + 1]
+    losses,  # out: [3]
+    counts,  # out: [3] number of boxes, twice, and sum of 1 - N
+    poison,  # out: [] 1, or NaN if a box or a label is invalid
+    programs,
+    batch,
+    capacity,  # N
+    NUM_CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    count = tl.zeros((BLOCK,), tl.int32)
+    wrong = tl.zeros((BLOCK,), tl.int32)
+    used = tl.minimum(tl.load(offsets + batch), capacity)
+    start = used * 0
+    while start < used:
+        rows = start + tl.arange(0, BLOCK)
+        mask = rows < used
+        x1 = tl.load(boxes + 4 * rows, mask=mask, other=0.0)
+        y1 = tl.load(boxes + 4 * rows + 1, mask=mask, other=0.0)
+        x2 = tl.load(boxes + 4 * rows + 2, mask=mask, other=0.0)
+        y2 = tl.load(boxes + 4 * rows + 3, mask=mask, other=0.0)
+        label = tl.load(labels + rows, mask=mask, other=0)
+        right = (x1 <= x2) & (y1 <= y2) & (x1 > float("-inf")) & (y1 > float("-inf"))
+        right = right & (x2 < float("inf")) & (y2 < float("inf")) & (label >= 0) & (label < NUM_CLASSES)
+        wrong += tl.where(mask & (right == 0), 1, 0)
+        count += tl.where(mask & (tl.load(iscrowd + rows, mask=mask, other=1) == 0), 1, 0)
+        start += BLOCK
+
+    factor = tl.where(tl.sum(wrong) > 0, float("nan"), 1.0)
+    num_boxes = tl.sum(count).to(tl.float32)
+    for i in tl.static_range(3):
+        tl.store(losses + i, add_row(partials + i * programs.to(tl.int64), programs, BLOCK) * factor)
+    tl.store(counts, num_boxes)
+    tl.store(counts + 1, num_boxes)
+    tl.store(counts + 2, add_row(partials + 3 * programs.to(tl.int64), programs, BLOCK))
+    tl.store(poison, factor)
+
+
+def dense_forward(
+    pyramid: Pyramid, boxes: Boxes, statistics: Tensor, soft_prior: bool, config: DenseConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over a batch, all float32: the three losses [3]; what normalises each of them [3]; and the poison [].
+
+    The poison is 1, or NaN if a box or label is invalid, and is a factor of the losses already.
+    """
+    tiles = pyramid.tiles(config.tile_height, config.tile_width)
+    programs = pyramid.batch * tiles
+    capacity = boxes.labels.shape[0]
+    partials = torch.empty(4, programs, device=statistics.device)
+    losses, counts, poison = (torch.empty(shape, device=statistics.device) for shape in (3, 3, ()))
+    forward_kernel[(programs,)](
+        pyramid.z,
+        pyramid.d,
+        pyramid.u,
+        pyramid.heights,
+        pyramid.widths,
+        pyramid.strides,
+        *boxes,
+        statistics,
+        partials,
+        tiles,
+        capacity,
+        NUM_CLASSES=pyramid.num_classes,
+        Z_LAST=pyramid.z_last,
+        D_LAST=pyramid.d_last,
+        SOFT=soft_prior,
+        SPLITS=SPLITS,
+        TILE_H=config.tile_height,
+        TILE_W=config.tile_width,
+        BLOCK_C=config.classes,
+        num_warps=config.warps,
+        enable_fp_fusion=False,
+    )
+    finish_kernel[(1,)](
+        partials,
+        *boxes,
+        losses,
+        counts,
+        poison,
+        programs,
+        pyramid.batch,
+        capacity,
+        NUM_CLASSES=pyramid.num_classes,
+        BLOCK=ADDED_TOGETHER,
+        num_warps=8,
+        enable_fp_fusion=False,
+    )
+    return losses, counts, poison

@@ -1,0 +1,91 @@
+"""The head's outputs and the ground truth as kernels take them: every level where it lies, all memory dense."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dwtriton.targets import PackedTargets
+
+
+class Pyramid(NamedTuple):
+    """Levels from the finest to the coarsest. Each kind has one dtype and one layout, channels_last or contiguous."""
+
+    z: tuple[Tensor, ...]  # class logits, [B, C, H, W]
+    d: tuple[Tensor, ...]  # distances, [B, 4, H, W]
+    u: tuple[Tensor, ...]  # objectness logits, [B, 1, H, W]
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    strides: tuple[float, ...]
+    z_last: bool  # z is channels_last
+    d_last: bool
+
+    @property
+    def batch(self) -> int:
+        return self.z[0].shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        return self.z[0].shape[1]
+
+    @property
+    def points(self) -> int:
+        """Points of one image."""
+        return sum(height * width for height, width in zip(self.heights, self.widths))
+
+    def tiles(self, tile_height: int, tile_width: int) -> int:
+        """Tiles that cover the levels of one image."""
+        return sum(-(-h // tile_height) * -(-w // tile_width) for h, w in zip(self.heights, self.widths))
+
+
+class Boxes(NamedTuple):
+    """Packed targets; rows from `offsets[B]` on are padding."""
+
+    corners: Tensor  # [N, 4] float32 xyxy
+    labels: Tensor  # [N] int64
+    iscrowd: Tensor  # [N] uint8
+    offsets: Tensor  # [B + 1] int32
+
+
+def read_pyramid(
+    cls_logits: Sequence[Tensor], box_distances: Sequence[Tensor], objectness: Sequence[Tensor], strides: Sequence[int]
+) -> Pyramid:
+    """The levels without a copy where each kind is channels_last or contiguous and of one dtype, else dense copies.
+
+    Raises ValueError for float64, and for a level of an image with 2^31 logits or more.
+    """
+    for levels in (cls_logits, box_distances, objectness):
+        if any(level.dtype == torch.float64 for level in levels):
+            raise ValueError('the kernels compute in float32: for float64 inputs use backend="torch"')
+    for i, level in enumerate(cls_logits):
+        if level[0].numel() >= 2**31:
+            raise ValueError(f"cls_logits[{i}] has {level[0].numel()} logits an image; the kernels take less than 2^31")
+    z, z_last = _dense(cls_logits)
+    d, d_last = _dense(box_distances)
+    u, _ = _dense(objectness)
+    heights, widths = zip(*(level.shape[2:] for level in z))
+    return Pyramid(z, d, u, heights, widths, tuple(float(stride) for stride in strides), z_last, d_last)
+
+
+def read_boxes(targets: PackedTargets) -> Boxes:
+    """The targets, with crowd flags whether or not they were given."""
+    iscrowd = targets.iscrowd
+    if iscrowd is None:
+        iscrowd = torch.zeros_like(targets.labels, dtype=torch.bool)
+    return Boxes(
+        targets.boxes.float().contiguous(),
+        targets.labels.contiguous(),
+        iscrowd.contiguous().view(torch.uint8),
+        targets.offsets.contiguous(),
+    )
+
+
+def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
+    """The levels of one kind, and whether they are channels_last."""
+    dtype = reduce(torch.promote_types, {level.dtype for level in levels})
+    levels = tuple(level.detach().to(dtype) for level in levels)
+    if all(level.is_contiguous(memory_format=torch.channels_last) for level in levels):
+        return levels, True
+    return tuple(level.contiguous() for level in levels), False

@@ -1,0 +1,108 @@
+"""The kernels as PyTorch operators, which `torch.compile` keeps whole: one for the sums, one for their gradients."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dwtriton.kernels.backward import dense_backward
+from dwtriton.kernels.forward import dense_forward
+from dwtriton.kernels.inputs import Pyramid, read_boxes, read_pyramid
+from dwtriton.kernels.statistics import SPLITS, box_statistics
+from dwtriton.kernels.tuning import Key, KernelConfigs, lookup
+from dwtriton.targets import PackedTargets
+
+
+def configs_for(pyramid: Pyramid) -> KernelConfigs:
+    """Block sizes: they depend on the shape of one image, never on what else is in the batch."""
+    level = pyramid.z[0]
+    layout = "channels_last" if pyramid.z_last else "contiguous"
+    return lookup(level.device, Key(level.dtype, layout, pyramid.num_classes, pyramid.points))
+
+
+@torch.library.custom_op("dwtriton::dual_weight", mutates_args=())
+def dual_weight(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    iscrowd: Tensor | None,
+    strides: Sequence[float],
+    soft_prior: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the three losses [3], what normalises each [3], the poison [] and the statistics of each box [N, 3, SPLITS]."""
+    pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
+    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
+    configs = configs_for(pyramid)
+    statistics = box_statistics(pyramid, rows, soft_prior, configs.statistics)
+    return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), statistics
+
+
+@dual_weight.register_fake
+def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior):
+    def empty(*shape: int) -> Tensor:
+        return boxes.new_empty(shape, dtype=torch.float32)
+
+    return empty(3), empty(3), empty(), empty(labels.shape[0], 3, SPLITS)
+
+
+@torch.library.custom_op("dwtriton::dual_weight_backward", mutates_args=())
+def dual_weight_backward(
+    grad_losses: Tensor,
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    iscrowd: Tensor | None,
+    poison: Tensor,
+    statistics: Tensor,
+    strides: Sequence[float],
+    soft_prior: bool,
+) -> list[Tensor]:
+    """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
+    pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
+    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
+    config = configs_for(pyramid).backward
+    grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
+    return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
+
+
+def _as_level(grad: Tensor, level: Tensor) -> Tensor:
+    """The gradient in the dtype and memory format of what it belongs to; a copy only where kernels could not read that."""
+    wanted = torch.empty_like(level, device="meta")
+    if grad.dtype == wanted.dtype and grad.stride() == wanted.stride():
+        return grad
+    return torch.empty_like(level).copy_(grad)
+
+
+@dual_weight_backward.register_fake
+def _(grad_losses, cls_logits, box_distances, objectness, *_):
+    return [torch.empty_like(level) for level in (*cls_logits, *box_distances, *objectness)]
+
+
+def _save(ctx, inputs, output) -> None:
+    cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, ctx.strides, ctx.soft_prior = inputs
+    _, counts, poison, statistics = output
+    ctx.levels = len(cls_logits)
+    ctx.save_for_backward(
+        boxes, labels, offsets, iscrowd, poison, statistics, *cls_logits, *box_distances, *objectness
+    )
+    ctx.mark_non_differentiable(counts, poison, statistics)
+
+
+def _backward(ctx, grad_losses, *_):
+    if torch.is_grad_enabled():
+        raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
+    boxes, labels, offsets, iscrowd, poison, statistics, *levels = ctx.saved_tensors
+    kinds = [levels[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
+    grads = dual_weight_backward(
+        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, statistics, ctx.strides, ctx.soft_prior
+    )
+    return *(grads[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)), *[None] * 6
+
+
+dual_weight.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,260 @@
+"""Launch configs of the kernels: defaults, the search space of `dwtriton.tune`, and the tables it leaves for each GPU.
+
+No result depends on a config beyond rounding. A key holds neither the batch size nor box counts, so that the gradients of
+an image never depend on what else is in its batch.
+"""
+
+import json
+import logging
+import os
+import re
+from datetime import date
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dwtriton.errors import UserError
+from dwtriton.files import write_text
+
+logger = logging.getLogger("dwtriton")
+
+TABLE_VERSION = 1
+SHIPPED_TABLES = Path(__file__).parent / "tuned"
+WARPS = (1, 2, 4, 8, 16)
+LARGEST = {"points": 4096, "tile_height": 64, "tile_width": 128, "classes": 256, "warps": WARPS[-1]}
+MAX_BLOCK = 2**15  # points x classes that a table may ask of one program
+
+
+class StatisticsConfig(NamedTuple):
+    """Of the per-box statistics; powers of two."""
+
+    points: int  # points of a rectangle that a program takes at a time
+    warps: int
+
+
+class DenseConfig(NamedTuple):
+    """Of a dense pass; powers of two."""
+
+    tile_height: int  # a program owns tile_height x tile_width points of one level
+    tile_width: int
+    classes: int  # class block: classes taken at a time
+    warps: int
+
+
+Config = StatisticsConfig | DenseConfig
+
+
+class KernelConfigs(NamedTuple):
+    """One config for each kernel; the field names are the kernels' names in tables."""
+
+    statistics: StatisticsConfig
+    forward: DenseConfig
+    backward: DenseConfig
+
+
+class Key(NamedTuple):
+    """What a table distinguishes, before sizes are put into buckets."""
+
+    dtype: torch.dtype  # of the class logits
+    layout: str  # of the class logits: "channels_last" or "contiguous"
+    classes: int
+    points: int  # of one image, over all levels
+
+    @property
+    def name(self) -> str:
+        """The key in a table: sizes are rounded up to powers of two."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} {self.layout} classes<={_power_of_two(self.classes)} points<={_power_of_two(self.points)}"
+
+
+# Tile height, tile width and warps worth trying, most promising first; the large tiles are for few classes.
+_DENSE_LAUNCHES = (
+    (8, 16, 4),
+    (8, 16, 8),
+    (8, 8, 4),
+    (16, 16, 8),
+    (4, 32, 4),
+    (8, 8, 2),
+    (16, 16, 2),
+    (16, 32, 4),
+    (32, 32, 4),
+    (32, 32, 8),
+)
+_STATISTICS_LAUNCHES = ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1))
+_ELEMENTS_PER_THREAD = (4, 64)  # fewer leave loads narrow, more spill registers
+_SEARCHED_BLOCK = 2**13  # points x classes: 32 KB as float32, should a program pass them through shared memory
+
+
+def default_configs(num_classes: int) -> KernelConfigs:
+    """The configs of a GPU, or a key, without a table."""
+    dense = DenseConfig(*_DENSE_LAUNCHES[0][:2], _class_blocks(num_classes)[0], _DENSE_LAUNCHES[0][2])
+    return KernelConfigs(StatisticsConfig(*_STATISTICS_LAUNCHES[0]), dense, dense)
+
+
+def search_space(num_classes: int) -> dict[str, list[Config]]:
+    """Configs worth timing for each kernel: the default first, then the more promising before the less.
+
+    Dense configs keep 4 to 64 elements in a thread (but for the default) and blocks that fit into any shared memory.
+    """
+    ranked = product(enumerate(_DENSE_LAUNCHES), enumerate(_class_blocks(num_classes)))
+    dense = []
+    for (_, (height, width, warps)), (_, classes) in sorted(ranked, key=lambda pair: pair[0][0] + pair[1][0]):
+        block = height * width * classes
+        least, most = (limit * 32 * warps for limit in _ELEMENTS_PER_THREAD)
+        if not dense or (least <= block <= most and block <= _SEARCHED_BLOCK):
+            dense.append(DenseConfig(height, width, classes, warps))
+    statistics = [StatisticsConfig(*launch) for launch in _STATISTICS_LAUNCHES]
+    return {"statistics": statistics, "forward": dense, "backward": dense}
+
+
+def _class_blocks(num_classes: int) -> list[int]:
+    """Class blocks worth trying: the least padding first, the larger of equals; 128 is never the default."""
+    most = _power_of_two(num_classes)
+    if most < 16:
+        return [most]
+    blocks = [block for block in (16, 32, 64, 128) if block <= most]
+    return sorted(blocks, key=lambda block: (block > 64, -num_classes % block, -block))
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
+
+
+def lookup(device: torch.device, key: Key) -> KernelConfigs:
+    """The configs for inputs on a device.
+
+    The first of these that exists is the device's table: the file that DWTRITON_TABLE names (`default`: none), the
+    user's cache, the table shipped for this GPU. Where there is none, or it lacks the key, the defaults serve. A table is
+    read once in a process, and what was taken is logged once. Tensors on a CPU (Triton's interpreter) take the defaults.
+    Raises UserError if the table is broken.
+    """
+    if device.type != "cuda":
+        return default_configs(key.classes)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    name = key.name
+    configs = _device_table(index).get(name)
+    if configs is None:
+        _note_missing(index, name)
+        return default_configs(key.classes)
+    return configs
+
+
+def clear_cache() -> None:
+    """Forget the tables read so far, so that the next lookup reads anew."""
+    _device_table.cache_clear()
+    _note_missing.cache_clear()
+
+
+@lru_cache(maxsize=None)
+def _device_table(index: int) -> dict[str, KernelConfigs]:
+    """Configs by key name from the table of a GPU; empty if there is none. Says which table it is."""
+    gpu = torch.cuda.get_device_name(index)
+    path = find_table(gpu)
+    if path is None:
+        logger.info("cuda:%d (%s): default kernel configs; `python -m dwtriton.tune` finds better ones", index, gpu)
+        return {}
+    table = read_table(path)
+    logger.info("cuda:%d (%s): kernel configs of %s, tuned on %s", index, gpu, path, table["gpu"])
+    return {name: _read_entry(entry) for name, entry in table["entries"].items()}
+
+
+@lru_cache(maxsize=None)
+def _note_missing(index: int, name: str) -> None:
+    """Say once that the defaults serve for a key; without a table that has been said."""
+    if _device_table(index):
+        logger.info("cuda:%d: no tuned kernel configs for %s; the defaults serve", index, name)
+
+
+def table_name(gpu: str) -> str:
+    """File name of a GPU's table: `nvidia-h200.json` for "NVIDIA H200"."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json"
+
+
+def cache_table(gpu: str) -> Path:
+    """Where a user's table for a GPU lies, whether or not it exists: in DWTRITON_CACHE, or else ~/.cache/dwtriton."""
+    folder = os.environ.get("DWTRITON_CACHE")
+    if not folder:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dwtriton"
+    return Path(folder).expanduser() / table_name(gpu)
+
+
+def find_table(gpu: str) -> Path | None:
+    """The table for a GPU, by the order of `lookup`. Raises UserError if DWTRITON_TABLE names a file that is not there."""
+    named = os.environ.get("DWTRITON_TABLE")
+    if named == "default":
+        return None
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise UserError(f"DWTRITON_TABLE names {named}, which is no file; name a table, `default`, or unset it")
+        return path
+    candidates = (cache_table(gpu), SHIPPED_TABLES / table_name(gpu))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def read_table(path: Path) -> dict:
+    """A table as it lies in its file: `gpu`, and under `entries` by key name the config of each kernel.
+
+    Raises UserError, naming file and remedy, if it cannot be read, has another version or a config out of bounds.
+    """
+
+    def broken(problem: object) -> UserError:
+        remedy = "delete it and run `python -m dwtriton.tune`, or set DWTRITON_TABLE=default to go without"
+        return UserError(f"the tuning table {path} cannot be used: {problem}; {remedy}")
+
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise broken(error.strerror) from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise broken(f"it is not JSON ({error})") from None
+    if not isinstance(table, dict) or table.get("version") != TABLE_VERSION:
+        found = table.get("version") if isinstance(table, dict) else None
+        raise broken(f"its version is {found}, this dwtriton reads version {TABLE_VERSION}")
+    if not isinstance(table.get("gpu"), str) or not isinstance(table.get("entries"), dict):
+        raise broken("it names no gpu or has no entries")
+    for name, entry in table["entries"].items():
+        try:
+            _read_entry(entry)
+        except ValueError as error:
+            raise broken(f"{name!r}: {error}") from None
+    return table
+
+
+def write_table(path: Path, gpu: str, entries: dict[str, dict]) -> None:
+    """Write a table, whole or not at all."""
+    versions = {package: _version(package) for package in ("torch", "triton")}
+    head = {"version": TABLE_VERSION, "gpu": gpu, **versions, "date": date.today().isoformat()}
+    write_text(path, json.dumps({**head, "entries": entries}, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _read_entry(entry: object) -> KernelConfigs:
+    """The configs of a table's entry, whose other fields are for people. Raises ValueError if one is out of bounds."""
+    kinds = KernelConfigs.__annotations__.items()
+    return KernelConfigs(*(_read_config(entry, kernel, kind) for kernel, kind in kinds))
+
+
+def _read_config(entry: object, kernel: str, kind: type[Config]) -> Config:
+    fields = entry.get(kernel) if isinstance(entry, dict) else None
+    if not isinstance(fields, dict):
+        raise ValueError(f"it has no {kernel} config")
+    for field in kind._fields:
+        value, largest = fields.get(field), LARGEST[field]
+        if type(value) is not int or not 1 <= value <= largest or value != _power_of_two(value):
+            raise ValueError(f"{kernel} {field} must be a power of two up to {largest}, not {value!r}")
+    config = kind(**{field: fields[field] for field in kind._fields})
+    if isinstance(config, DenseConfig) and config.tile_height * config.tile_width * config.classes > MAX_BLOCK:
+        raise ValueError(f"{kernel} tile times classes must be at most {MAX_BLOCK}")
+    return config

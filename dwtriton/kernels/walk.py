@@ -1,0 +1,189 @@
+"""What the dense passes share, as device functions: the tile a program owns, and its walk over the boxes that touch it."""
+
+import triton
+import triton.language as tl
+
+from dwtriton.kernels import formulas
+
+NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
+BOXES_PER_LOOK = tl.constexpr(128)  # boxes that a tile looks at together, to find those that touch it
+
+
+@triton.jit
+def pick(items, level):
+    """The entry of a tuple, one for each level, at a level known only at run time."""
+    item = items[0]
+    for l in tl.static_range(1, len(items)):
+        item = tl.where(level >= l, items[l], item)
+    return item
+
+
+@triton.jit
+def locate_tile(tile, heights, widths, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Level, first row and first column of a tile; tiles are numbered level by level, row by row."""
+    level = tile * 0
+    first = tile * 0
+    begin = tile * 0
+    for l in tl.static_range(len(heights)):
+        here = tile >= begin
+        level = tl.where(here, l, level)
+        first = tl.where(here, begin, first)
+        begin += tl.cdiv(heights[l], TILE_H) * tl.cdiv(widths[l], TILE_W)
+    columns = tl.cdiv(pick(widths, level), TILE_W)
+    within = tile - first
+    return level, within // columns * TILE_H, within % columns * TILE_W
+
+
+@triton.jit
+def open_tile(program, tiles, heights, widths, strides, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """The tile that a program owns, of `tiles` for each image, and its P = TILE_H * TILE_W cells.
+
+    Returns image (int64), level, the level's number of points and stride; of each cell [P]: its number among the level's
+    points, whether it exists, x and y; and the bounds of these: x and y of the first and of the last.
+    """
+    image = (program // tiles).to(tl.int64)
+    level, first_row, first_column = locate_tile(program % tiles, heights, widths, TILE_H, TILE_W)
+    height, width, stride = pick(heights, level), pick(widths, level), pick(strides, level)
+    cell = tl.arange(0, TILE_H * TILE_W)
+    rows, columns = first_row + cell // TILE_W, first_column + cell % TILE_W
+    valid = (rows < height) & (columns < width)
+    x, y = (columns + 0.5) * stride, (rows + 0.5) * stride
+    last_row = tl.minimum(first_row + TILE_H, height) - 1
+    last_column = tl.minimum(first_column + TILE_W, width) - 1
+    low = ((first_column + 0.5) * stride, (first_row + 0.5) * stride)
+    high = ((last_column + 0.5) * stride, (last_row + 0.5) * stride)
+    return image, level, height * width, stride, rows * width + columns, valid, x, y, low + high
+
+
+@triton.jit
+def place(point, channel, area, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Where an image's level of `area` points has a channel of a point."""
+    if CHANNELS_LAST:
+        return point * CHANNELS + channel
+    else:
+        return channel * area + point
+
+
+@triton.jit
+def load_logits(
+    z_image, point, valid, classes, area, NUM_CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, Z_LAST: tl.constexpr
+):
+    """Logits [P, BLOCK_C] of a tile, float32."""
+    mask = valid[:, None]
+    if NUM_CLASSES % BLOCK_C != 0:
+        mask = mask & (classes < NUM_CLASSES)[None, :]
+    places = place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST)
+    return tl.load(z_image + places, mask=mask, other=NO_SCORE).to(tl.float32)
+
+
+@triton.jit
+def store_logits(
+    image, values, point, valid, classes, area, NUM_CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, Z_LAST: tl.constexpr
+):
+    """The counterpart of `load_logits`."""
+    mask = valid[:, None]
+    if NUM_CLASSES % BLOCK_C != 0:
+        mask = mask & (classes < NUM_CLASSES)[None, :]
+    tl.store(image + place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST), values, mask=mask)
+
+
+@triton.jit
+def of_class(own, values):
+    """The column of values [P, BLOCK_C] where `own` [BLOCK_C] is true, [P]."""
+    return tl.sum(tl.where(own[None, :], values, 0.0), 1)
+
+
+@triton.jit
+def load_distances(d_image, point, area, mask, D_LAST: tl.constexpr):
+    """Left, top, right and bottom of points; 0 where masked."""
+    left = tl.load(d_image + place(point, 0, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
+    top = tl.load(d_image + place(point, 1, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
+    right = tl.load(d_image + place(point, 2, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
+    bottom = tl.load(d_image + place(point, 3, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
+    return left, top, right, bottom
+
+
+@triton.jit
+def image_rows(offsets, image, capacity):
+    """First row of an image's boxes and the row after the last, never outside the packed targets."""
+    first = tl.maximum(tl.load(offsets + image), 0)
+    last = tl.minimum(tl.load(offsets + image + 1), capacity)
+    return tl.minimum(first, last), last
+
+
+@triton.jit
+def load_box(boxes, row):
+    """x1, y1, x2, y2 of one box or of several."""
+    return (
+        tl.load(boxes + 4 * row),
+        tl.load(boxes + 4 * row + 1),
+        tl.load(boxes + 4 * row + 2),
+        tl.load(boxes + 4 * row + 3),
+    )
+
+
+@triton.jit
+def next_box(row, last, targets, bounds, first_class, end_class, CROWD: tl.constexpr):
+    """The first row from `row` on, of a class from `first_class` to `end_class - 1`, that may hold points of the tile.
+
+    Returns `last` if there is none. `targets` are pointers to boxes, labels and iscrowd; `bounds` those of the tile.
+    `CROWD`: whether regions to ignore are looked for, or ground truth.
+    """
+    boxes, labels, iscrowd = targets
+    x_low, y_low, x_high, y_high = bounds
+    found = last
+    while row < found:
+        rows = row + tl.arange(0, BOXES_PER_LOOK)
+        mask = rows < last
+        x1 = tl.load(boxes + 4 * rows, mask=mask, other=0.0)
+        y1 = tl.load(boxes + 4 * rows + 1, mask=mask, other=0.0)
+        x2 = tl.load(boxes + 4 * rows + 2, mask=mask, other=0.0)
+        y2 = tl.load(boxes + 4 * rows + 3, mask=mask, other=0.0)
+        label = tl.load(labels + rows, mask=mask, other=-1)
+        crowd = tl.load(iscrowd + rows, mask=mask, other=0) != 0
+        touches = (x1 < x_high) & (y1 < y_high) & (x2 > x_low) & (y2 > y_low)
+        hit = mask & touches & (crowd == CROWD) & (label >= first_class) & (label < end_class)
+        found = tl.min(tl.where(hit, rows, last))
+        row += BOXES_PER_LOOK
+    return found
+
+
+@triton.jit
+def inside_crowd(x, y, first, last, targets, bounds, num_classes):
+    """Which points of a tile lie strictly inside a region to ignore."""
+    ignored = x != x
+    row = next_box(first, last, targets, bounds, 0, num_classes, CROWD=True)
+    while row < last:
+        x1, y1, x2, y2 = load_box(targets[0], row)
+        ignored |= (x > x1) & (y > y1) & (x < x2) & (y < y2)
+        row = next_box(row + 1, last, targets, bounds, 0, num_classes, CROWD=True)
+    return ignored
+
+
+@triton.jit
+def load_bag(statistics, row, SPLITS: tl.constexpr):
+    """Denominator of the positive weights, least and greatest deficit of a box, from its parts in fixed order."""
+    part = statistics + row * (3 * SPLITS) + tl.arange(0, SPLITS)
+    denominator = tl.maximum(tl.sum(tl.load(part)), 1e-12, propagate_nan=tl.PropagateNan.ALL)
+    deficit_min = tl.min(tl.load(part + SPLITS))
+    deficit_max = tl.minimum(tl.max(tl.load(part + 2 * SPLITS)), 1.0)
+    return denominator, deficit_min, deficit_max
+
+
+@triton.jit
+def weigh_box(row, boxes, statistics, x, y, stride, distances, score, SOFT: tl.constexpr, SPLITS: tl.constexpr):
+    """All about the pairs of a tile's points and one box, each [P]; `score` is the joint score of the box's class.
+
+    Returns whether inside, the distances to the four sides, IoU, 1 - GIoU, prior, w_pos and m. What is not inside has no
+    meaning.
+    """
+    x1, y1, x2, y2 = load_box(boxes, row)
+    inside = (x > x1) & (y > y1) & (x < x2) & (y < y2)
+    sides = (x - x1, y - y1, x2 - x, y2 - y)
+    iou, reg_loss = formulas.overlap(distances, sides)
+    reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
+    prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
+    denominator, deficit_min, deficit_max = load_bag(statistics, row, SPLITS)
+    pos = formulas.positive_weight(formulas.alignment(score, reg_loss), prior, denominator)
+    neg = formulas.negative_weight(iou, deficit_min, deficit_max)
+    return inside, sides, iou, reg_loss, prior, pos, neg
