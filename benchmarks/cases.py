@@ -59,7 +59,7 @@ def make_inputs(size: Size, batch: int, dtype: torch.dtype, device: torch.device
 
 
 def make_targets(size: Size, batch: int, boxes: int) -> list[dict[str, Tensor]]:
-    """`boxes` in each image, on the CPU: log-uniform sides of 10 to 600 pixels (or the image), so that many are small."""
+    """`boxes` in each image, on the CPU: log-uniform sides of 10 to 600 pixels, so that many are small."""
     generator = torch.Generator().manual_seed(boxes)
     limit = torch.tensor([size.width, size.height])
     targets = []

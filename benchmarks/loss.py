@@ -22,7 +22,7 @@ import torch
 from cases import Size, make_case
 from checks import Check, replays_the_same_bits, runs_without_syncs, target_checks, worst_error
 from machine import machine
-from methods import METHODS, free_bytes, graph_breaks, make_step, released_bytes
+from methods import METHODS, forget_compiled, free_bytes, graph_breaks, make_step, released_bytes
 from report import caption, draw
 from timing import Measured, copy_bandwidth, measure
 
@@ -51,9 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     case = {"height": args.height, "width": args.width, "classes": args.classes, "layout": "channels_last"}
     results = {"machine": machine(device), "case": case, "copy_gb_s": significant(bandwidth / 1e9)}
     results |= {"rows": rows, "checks": checks}
-    out = args.out or RESULTS / (
-        table_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu.json"
-    )
+    name = table_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu.json"
+    out = args.out or RESULTS / name
     make_folder(out.parent)
     write_text(out, json.dumps(results, indent=2) + "\n")
     draw(results, out.with_suffix(".png"))
@@ -70,9 +69,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", help="of the logits; default: bfloat16 and float32, float32 on a CPU")
     for name, value in Size()._asdict().items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="of PyTorch on the CPU (default: all cores)"
-    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch on a CPU (default: all cores)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, at least one call")
     parser.add_argument("--budget", type=float, default=270.0, help="seconds after which only our methods go on")
     parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
@@ -114,7 +111,7 @@ def sweep(
     for number, (method, batch, dtype, boxes) in enumerate(todo):
         if group != (group := (method, batch, dtype)):
             print(f"{METHODS[method]}, {batch} images, {dtype}", flush=True)
-            torch.compiler.reset()  # compiled code for the shapes of this group alone
+            forget_compiled()
         row: dict = {"method": method, "dtype": dtype, "batch": batch, "boxes": boxes}
         late = method not in OURS and time.perf_counter() - start > args.budget
         skipped = "out of time" if late else too_large(method, size, batch, boxes, device)
@@ -149,9 +146,8 @@ def measure_row(row: dict, size: Size, device: torch.device, bandwidth: float, s
         if device.type == "cuda":
             torch.cuda.empty_cache()
     floor_ms = 3 * sum(level.nbytes for level in case.inputs[0]) / bandwidth * 1e3
-    return fields(measured, sum(level.nbytes for level in case.leaves()), floor_ms) | (
-        {"graph_breaks": graph_breaks()} if row["method"] == "compiled" else {}
-    )
+    result = fields(measured, sum(level.nbytes for level in case.leaves()), floor_ms)
+    return result | {"graph_breaks": graph_breaks()} if row["method"] == "compiled" else result
 
 
 def fields(measured: Measured, gradient_bytes: int, floor_ms: float) -> dict:

@@ -21,9 +21,9 @@ def _gpu(device: torch.device) -> dict:
         "name": properties.name,
         "memory_gb": round(properties.total_memory / 1e9),
         "l2_mb": round(properties.L2_cache_size / 1e6),
-        "driver": _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"
-        ),
+        "driver": (_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "").partition("\n")[
+            0
+        ],
         "cuda": torch.version.cuda or torch.version.hip,
         "triton": version("triton"),
     }

@@ -48,8 +48,14 @@ def compiled_loss() -> Callable[..., dict[str, Tensor]]:
     return torch.compile(_loss("torch"))
 
 
+def forget_compiled() -> None:
+    """So that what is compiled next is compiled for its own shapes alone."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 def graph_breaks() -> int:
-    """Places where torch.compile has split the loss since `torch.compiler.reset`."""
+    """Times that torch.compile has split the loss since `forget_compiled`."""
     return sum(torch._dynamo.utils.counters["graph_break"].values())
 
 

@@ -81,7 +81,7 @@ def _wall_ms(step: Callable[[], object]) -> float:
 
 
 def _make_flush(device: torch.device) -> Callable[[], Tensor]:
-    """Drives everything out of the L2 cache, by reading: lines left dirty would be written back within the next step."""
+    """Reads enough to empty the L2 cache; dirty lines from writing would be written back within the next step."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     buffer = torch.zeros(max(4 * cache, 2**28) // 4, device=device)
     return buffer.amax

@@ -61,9 +61,9 @@ def search(
 ) -> Found:
     """Measure candidates in order, until the time is up, and take the fastest; the first is the default.
 
-    `measure` gives microseconds, inf for a config that does not compile or run here. The default is always measured, and
-    stays unless another is faster by more than `NOISE`. `progress` is called after each.
-    Raises RuntimeError if no candidate runs.
+    `measure` gives microseconds, inf for a config that does not compile or run here. The default is always measured,
+    and stays unless another is faster by more than `NOISE`. `progress` is called after each.
+    Raises UserError if no candidate runs.
     """
     deadline = clock() + seconds
     times: dict[Config, float] = {}
@@ -74,7 +74,7 @@ def search(
         progress()
     default, best = candidates[0], min(times, key=times.__getitem__)
     if math.isinf(times[best]):
-        raise RuntimeError(f"none of {len(times)} configs runs on this GPU, {default} for one")
+        raise UserError(f'none of {len(times)} configs runs on this GPU; use backend="torch" on it')
     if times[best] >= times[default] * (1 - NOISE):
         best = default
     return Found(best, times[best], times[default], len(times), sum(map(math.isinf, times.values())))
@@ -122,7 +122,10 @@ def require_gpu() -> str:
 
 
 def read_entries(path: Path, gpu: str) -> dict[str, dict]:
-    """The entries of a table that is about to be added to; none if there is no file. Raises UserError if it does not fit."""
+    """The entries of the table that will be added to; none if there is no file.
+
+    Raises UserError if it is broken or another GPU's.
+    """
     if not path.exists():
         return {}
     table = read_table(path)

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-import triton
 from torch import Tensor
 
 from dwtriton.kernels.assign import dual_weights
+from dwtriton.kernels.inputs import INTERPRETED
 from dwtriton.kernels.ops import dual_weight
 from dwtriton.targets import PackedTargets
-
-INTERPRETED = triton.knobs.runtime.interpret  # kernels run on CPU tensors: TRITON_INTERPRET=1 when they were imported
 
 __all__ = ["INTERPRETED", "dual_weight_sums", "dual_weights"]
 

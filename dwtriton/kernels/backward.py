@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid
 from dwtriton.kernels.statistics import SPLITS
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
@@ -135,9 +135,11 @@ def dense_backward(
 ) -> list[Tensor]:
     """Gradients of class logits, distances and objectness logits, one after the other, given those [3] of the three sums.
 
-    Each has dtype and memory of its level in `pyramid`.
+    Each has dtype and memory of its level in `pyramid`; float32 from the interpreter, which would cut off bits where a GPU
+    rounds.
     """
-    grads = [[torch.empty_like(level) for level in kind] for kind in (pyramid.z, pyramid.d, pyramid.u)]
+    dtype = torch.float32 if INTERPRETED else None
+    grads = [[torch.empty_like(level, dtype=dtype) for level in kind] for kind in (pyramid.z, pyramid.d, pyramid.u)]
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
     backward_kernel[(pyramid.batch * tiles,)](
         pyramid.z,

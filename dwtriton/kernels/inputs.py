@@ -5,9 +5,13 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from dwtriton.targets import PackedTargets
+
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
 
 
 class Pyramid(NamedTuple):

@@ -74,10 +74,6 @@ def statistics_kernel(
     deficit_max = tl.full((BLOCK,), float("-inf"), tl.float32)
     for level in range(0, len(heights)):
         height, width, stride = pick(heights, level), pick(widths, level), pick(strides, level)
-        area = height * width
-        z_image = pick(z_levels, level) + image.to(tl.int64) * area * NUM_CLASSES
-        d_image = pick(d_levels, level) + image.to(tl.int64) * area * 4
-        u_image = pick(u_levels, level) + image.to(tl.int64) * area
         left_cell, right_cell = cells_between(x1, x2, stride, width)
         top_cell, bottom_cell = cells_between(y1, y2, stride, height)
         in_row = right_cell - left_cell
@@ -90,6 +86,10 @@ def statistics_kernel(
             x, y = (columns + 0.5) * stride, (rows + 0.5) * stride
             inside = (cell < count) & (x > x1) & (y > y1) & (x < x2) & (y < y2)
             point = rows * width + columns
+            area = height * width
+            z_image = pick(z_levels, level) + image.to(tl.int64) * area * NUM_CLASSES
+            d_image = pick(d_levels, level) + image.to(tl.int64) * area * 4
+            u_image = pick(u_levels, level) + image.to(tl.int64) * area
             z = tl.load(z_image + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0)
             u = tl.load(u_image + point, mask=inside, other=0.0)
             score = formulas.sigmoids(z.to(tl.float32))[0] * formulas.sigmoids(u.to(tl.float32))[0]

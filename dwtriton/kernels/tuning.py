@@ -1,7 +1,7 @@
 """Launch configs of the kernels: defaults, the search space of `dwtriton.tune`, and the tables it leaves for each GPU.
 
-No result depends on a config beyond rounding. A key holds neither the batch size nor box counts, so that the gradients of
-an image never depend on what else is in its batch.
+No result depends on a config beyond rounding. A key holds neither the batch size nor box counts, so that the gradients
+of an image never depend on what else is in its batch.
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from datetime import date
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -129,9 +129,9 @@ def lookup(device: torch.device, key: Key) -> KernelConfigs:
     """The configs for inputs on a device.
 
     The first of these that exists is the device's table: the file that DWTRITON_TABLE names (`default`: none), the
-    user's cache, the table shipped for this GPU. Where there is none, or it lacks the key, the defaults serve. A table is
-    read once in a process, and what was taken is logged once. Tensors on a CPU (Triton's interpreter) take the defaults.
-    Raises UserError if the table is broken.
+    user's cache, the table shipped for this GPU. Where there is none, or it lacks the key, the defaults serve. A table
+    is read once in a process, and what was taken is logged once, as INFO of the logger "dwtriton". Tensors on a CPU
+    (Triton's interpreter) take the defaults. Raises UserError if the table is broken.
     """
     if device.type != "cuda":
         return default_configs(key.classes)
@@ -150,7 +150,7 @@ def clear_cache() -> None:
     _note_missing.cache_clear()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _device_table(index: int) -> dict[str, KernelConfigs]:
     """Configs by key name from the table of a GPU; empty if there is none. Says which table it is."""
     gpu = torch.cuda.get_device_name(index)
@@ -163,7 +163,7 @@ def _device_table(index: int) -> dict[str, KernelConfigs]:
     return {name: _read_entry(entry) for name, entry in table["entries"].items()}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _note_missing(index: int, name: str) -> None:
     """Say once that the defaults serve for a key; without a table that has been said."""
     if _device_table(index):
@@ -184,7 +184,7 @@ def cache_table(gpu: str) -> Path:
 
 
 def find_table(gpu: str) -> Path | None:
-    """The table for a GPU, by the order of `lookup`. Raises UserError if DWTRITON_TABLE names a file that is not there."""
+    """The table of a GPU, by the order of `lookup`. Raises UserError if DWTRITON_TABLE names a file that is absent."""
     named = os.environ.get("DWTRITON_TABLE")
     if named == "default":
         return None
