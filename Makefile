@@ -1,8 +1,9 @@
-# Everything runs inside .venv, made on first use. PYTHON=... chooses the interpreter that makes it (3.11 or newer).
+# Everything runs inside .venv, made on first use. PYTHON=... chooses the interpreter that makes it (3.11 or newer);
+# `make gpu PYTHON=python3` runs in that interpreter's own environment instead, and needs no network.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
@@ -14,8 +15,21 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/installed  ## loss and gradient on this machine against the released algorithm
+bench: .venv/installed  ## loss and gradient on this machine against the alternatives: about three minutes on a CPU
 	$(BIN)/python benchmarks/loss.py
+
+ifeq ($(origin PYTHON),file)
+gpu: GPU_PYTHON := $(BIN)/python
+gpu: .venv/installed
+else
+gpu: GPU_PYTHON := $(PYTHON)
+endif
+gpu: export PYTHONPATH := $(CURDIR)
+gpu:  ## on a machine with a GPU: its tests, the tuning of the kernels, the benchmarks; under ten minutes
+	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch finds no GPU")'
+	$(GPU_PYTHON) -m pytest -m gpu
+	$(GPU_PYTHON) -m dwtriton.tune --check
+	$(GPU_PYTHON) benchmarks/loss.py --device cuda
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dwtriton needs Python 3.11 or newer; name one with PYTHON=...")'

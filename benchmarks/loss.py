@@ -156,7 +156,7 @@ def fields(measured: Measured, gradient_bytes: int, floor_ms: float) -> dict:
         "timing": measured.timing,
         "wall_ms": significant(measured.wall_ms),
         "runs": measured.runs,
-        "extra_mb": round((measured.peak_bytes - gradient_bytes) / 1e6, 2),
+        "extra_mb": significant((measured.peak_bytes - gradient_bytes) / 1e6),
         "floor_ms": significant(floor_ms),
         "share": significant(floor_ms / measured.ms),
     }

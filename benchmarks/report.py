@@ -14,7 +14,13 @@ from methods import METHODS
 
 from dwtriton.files import write_atomically
 
-COLORS = {"triton": "#d62728", "eager": "#1f77b4", "compiled": "#17becf", "fcos": "#7f7f7f", "released": "#ff7f0e"}
+COLORS = {
+    "triton": "tab:red",
+    "eager": "tab:blue",
+    "compiled": "tab:cyan",
+    "fcos": "tab:gray",
+    "released": "tab:orange",
+}
 
 
 def caption(results: dict) -> str:
@@ -59,6 +65,7 @@ def draw(results: dict, path: Path) -> None:
         for method in _methods(results):
             mine = [r for r in rows if r["method"] == method]
             style = {"color": COLORS[method], "marker": "o", "markersize": 4, "label": f"{method}: {METHODS[method]}"}
+            style["linestyle"] = ":" if method == "compiled" else "-"  # it often lies on eager
             time_panel.plot([r["boxes"] for r in mine], [r["ms"] for r in mine], **style)
             memory_panel.plot([r["boxes"] for r in mine], [max(r["extra_mb"], 0.01) for r in mine], **style)
         floor = "three trips of the logits at the speed of a copy"

@@ -1,7 +1,6 @@
 """The Dual Weighting loss and label assigner as modules: input checks, choice of backend, normalisers across ranks."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -14,6 +13,7 @@ from dwtriton.points import STRIDES
 from dwtriton.targets import PackedTargets, check_packed, check_values, concatenate_targets
 from dwtriton.weights import DualWeights
 
+ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 
 
@@ -27,24 +27,22 @@ class _DualWeighting(nn.Module):
             raise ValueError(f"strides must be positive pixels, one for each level, not {self.strides}")
         self.soft_prior = soft_prior
         self.backend = backend
-        self._kernels = _load_kernels(backend)
+        self._may_use_kernels = _has_kernels(backend)
 
     def extra_repr(self) -> str:
         return f"strides={self.strides}, soft_prior={self.soft_prior}, backend={self.backend!r}"
 
     def _backend_for(self, *inputs: Sequence[Tensor]) -> ModuleType:
         """The module that computes: the kernels or the reference. Raises UserError if the kernels cannot run here."""
-        device = inputs[0][0].device.type
-        if self.backend == "auto" and (device == "cpu" or any(t.dtype == torch.float64 for kind in inputs for t in kind)):
+        on_cpu = inputs[0][0].device.type == "cpu"
+        double = any(level.dtype == torch.float64 for levels in inputs for level in levels)
+        if not self._may_use_kernels or (self.backend == "auto" and (on_cpu or double)):
             return reference
-        if self._kernels is None:
-            return reference
-        if device == "cpu" and not self._kernels.INTERPRETED:
-            raise UserError(
-                'backend="triton" needs tensors on a GPU; for a slow run on a CPU set TRITON_INTERPRET=1 in the '
-                'environment before starting Python, or use backend="torch"'
-            )
-        return self._kernels
+        from dwtriton import kernels  # they need Triton
+
+        if on_cpu and not kernels.INTERPRETED:
+            raise UserError(f'backend="triton" needs tensors on a GPU, these are on the CPU; {ON_A_CPU}')
+        return kernels
 
     def _check(
         self,
@@ -124,17 +122,20 @@ class DualWeightAssigner(_DualWeighting):
             )
 
 
-def _load_kernels(backend: str) -> ModuleType | None:
-    """The Triton backend if `backend` asks for it, or leaves the choice on a machine that has Triton and a GPU."""
-    if backend not in ("auto", "torch", "triton"):
+def _has_kernels(backend: str) -> bool:
+    """Whether `backend` asks for the kernels, or leaves the choice on a machine that can run them; imports them then."""
+    if backend not in ("auto", "triton", "torch"):
         raise UserError(f'there is no backend {backend!r}; use "auto", "triton" or "torch"')
-    if backend == "torch" or (backend == "auto" and not torch.cuda.is_available()):
-        return None
-    if find_spec("triton") is None:
-        if backend == "auto":
-            return None
-        raise UserError('Triton is not installed: pip install triton (Linux), or use backend="torch"')
-    return import_module("dwtriton.kernels")
+    has_gpu, has_triton = torch.cuda.is_available(), find_spec("triton") is not None
+    if backend == "torch" or (backend == "auto" and not (has_gpu and has_triton)):
+        return False
+    if not has_triton:
+        raise UserError('backend="triton" needs Triton: pip install triton (on Linux), or use backend="torch"')
+    from dwtriton import kernels
+
+    if not (has_gpu or kernels.INTERPRETED):
+        raise UserError(f'backend="triton" needs a GPU, and PyTorch finds none; {ON_A_CPU}')
+    return True
 
 
 def _normalisers(counts: Tensor) -> Tensor:

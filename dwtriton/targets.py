@@ -104,7 +104,10 @@ def check_packed(packed: PackedTargets) -> None:
     if iscrowd is not None and (iscrowd.ndim != 1 or iscrowd.dtype != torch.bool):
         raise ValueError(f"packed iscrowd must be (N,) bool, not {_describe(iscrowd)}")
     parts = (boxes, labels) if iscrowd is None else (boxes, labels, iscrowd)
-    if len({len(part) for part in parts}) != 1:
+    if torch.compiler.is_compiling():  # numbers of rows are unknown then: the graph is to check them when it runs
+        for part in parts:
+            torch._check(part.shape[0] == boxes.shape[0])
+    elif len({len(part) for part in parts}) != 1:
         raise ValueError(f"packed targets must have equally many rows, not {[len(part) for part in parts]}")
     devices = {str(part.device) for part in (*parts, offsets)}
     if len(devices) != 1:

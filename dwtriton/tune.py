@@ -102,9 +102,9 @@ def parse_arguments() -> argparse.Namespace:
 def read_settings(arguments: argparse.Namespace) -> list[Setting]:
     """One for each dtype and layout. Raises UserError for an argument out of range."""
     size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
-    if not size or "0" in (size[1].lstrip("0") or "0", size[2].lstrip("0") or "0"):
+    if not size or 0 in map(int, size.groups()):
         raise UserError(f"--size is height x width in pixels, such as 800x1344, not {arguments.size!r}")
-    for name, least in (("classes", 1), ("batch", 1), ("boxes", 0), ("seconds", 0)):
+    for name, least in (("classes", 1), ("batch", 1), ("boxes", 1), ("seconds", 0)):
         value = getattr(arguments, name)
         if not value >= least:
             raise UserError(f"--{name} must be at least {least}, not {value}")

@@ -71,12 +71,12 @@ def backward_kernel(
     u = tl.load(pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
     factor = tl.load(poison)
-    grad_pos = 0.25 * (tl.load(grad_losses) * factor)
-    grad_loc = 1.25 * (tl.load(grad_losses + 1) * factor)
-    grad_neg = tl.where(ignored, 0.0, tl.load(grad_losses + 2) * factor)[:, None]  # [P, 1]
+    grad_pos = 0.25 * tl.load(grad_losses)
+    grad_loc = 1.25 * tl.load(grad_losses + 1)
+    grad_neg = tl.where(ignored, 0.0, tl.load(grad_losses + 2))[:, None]  # [P, 1]
 
     grad_u = tl.zeros_like(u)
-    grad_l = tl.zeros_like(u) * factor
+    grad_l = tl.zeros_like(u)
     grad_t = grad_l
     grad_r = grad_l
     grad_b = grad_l
@@ -84,44 +84,50 @@ def backward_kernel(
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = load_logits(pick(z_levels, level) + z_place, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
-        sz, not_z = formulas.sigmoids(z)  # [P, BLOCK_C]
+        sz, not_z = formulas.dense_sigmoids(z)  # [P, BLOCK_C]
         score = sz * su[:, None]
-        neg = tl.full(z.shape, 1.0, tl.float32)
-        class_pos = tl.zeros_like(z)
-        row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
-        while row < last:
-            own = classes == tl.load(labels + row)  # [BLOCK_C]
-            inside, sides, _, _, _, pos, stretched = weigh_box(
-                row, boxes, statistics, x, y, stride, distances, of_class(own, score), SOFT, SPLITS
-            )
-            inside &= valid
-            slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
-            grad_l += tl.where(inside, grad_loc * pos * slope_l, 0.0)
-            grad_t += tl.where(inside, grad_loc * pos * slope_t, 0.0)
-            grad_r += tl.where(inside, grad_loc * pos * slope_r, 0.0)
-            grad_b += tl.where(inside, grad_loc * pos * slope_b, 0.0)
-            pair = inside[:, None] & own[None, :]
-            neg = tl.where(pair, stretched[:, None], neg)
-            class_pos += tl.where(pair, pos[:, None], 0.0)
-            row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
         if tl.max(score) < formulas.LOW_SCORE:
             slope = formulas.low_negative_slope(score)
             slope_z, slope_u = slope * not_z, slope * not_u[:, None]
         else:
             not_score = not_z + sz * not_u[:, None]
             slope_z, slope_u = formulas.negative_slopes(score, not_score, z, u[:, None], not_z, not_u[:, None])
-        scaled = grad_neg * neg * (score * score)
-        class_pos *= grad_pos
-        grad_z = scaled * slope_z - class_pos * not_z
-        grad_u += tl.sum(scaled * slope_u - class_pos * not_u[:, None], 1)
+        scaled = grad_neg * (score * score)
+        slope_z *= scaled
+        slope_u *= scaled
+        if truth < last:
+            neg = tl.full(z.shape, 1.0, tl.float32)
+            class_pos = tl.zeros_like(z)
+            row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
+            while row < last:
+                own = classes == tl.load(labels + row)  # [BLOCK_C]
+                score_own = formulas.sigmoids(of_class(own, z))[0] * su  # [P]
+                inside, sides, _, _, _, pos, stretched = weigh_box(
+                    row, boxes, statistics, x, y, stride, distances, score_own, SOFT, SPLITS
+                )
+                inside &= valid
+                slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
+                scaled_pos = grad_loc * pos
+                grad_l += tl.where(inside, scaled_pos * slope_l, 0.0)
+                grad_t += tl.where(inside, scaled_pos * slope_t, 0.0)
+                grad_r += tl.where(inside, scaled_pos * slope_r, 0.0)
+                grad_b += tl.where(inside, scaled_pos * slope_b, 0.0)
+                pair = inside[:, None] & own[None, :]
+                neg = tl.where(pair, stretched[:, None], neg)
+                class_pos += tl.where(pair, (grad_pos * pos)[:, None], 0.0)
+                row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+            slope_z = slope_z * neg - class_pos * not_z
+            slope_u = slope_u * neg - class_pos * not_u[:, None]
+        grad_u += tl.sum(slope_u, 1)
+        grad_z = slope_z * factor
         store_logits(pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
 
-    tl.store(pick(grad_u_levels, level) + u_place + point, grad_u, mask=valid)
+    tl.store(pick(grad_u_levels, level) + u_place + point, grad_u * factor, mask=valid)
     grad_d = pick(grad_d_levels, level) + d_place
-    tl.store(grad_d + place(point, 0, area, 4, D_LAST), grad_l, mask=valid)
-    tl.store(grad_d + place(point, 1, area, 4, D_LAST), grad_t, mask=valid)
-    tl.store(grad_d + place(point, 2, area, 4, D_LAST), grad_r, mask=valid)
-    tl.store(grad_d + place(point, 3, area, 4, D_LAST), grad_b, mask=valid)
+    tl.store(grad_d + place(point, 0, area, 4, D_LAST), grad_l * factor, mask=valid)
+    tl.store(grad_d + place(point, 1, area, 4, D_LAST), grad_t * factor, mask=valid)
+    tl.store(grad_d + place(point, 2, area, 4, D_LAST), grad_r * factor, mask=valid)
+    tl.store(grad_d + place(point, 3, area, 4, D_LAST), grad_b * factor, mask=valid)
 
 
 def dense_backward(

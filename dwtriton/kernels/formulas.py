@@ -12,6 +12,7 @@ from dwtriton import formulas
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
 MAX_LOG = tl.constexpr(formulas.MAX_LOG)
 LOW_SCORE = tl.constexpr(0.125)  # below it eight terms of a power series are exact to float32
+LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
 FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
 
 
@@ -22,6 +23,17 @@ def sigmoids(x):
     large = 1 / (1 + small)
     small *= large
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
+
+
+@triton.jit
+def dense_sigmoids(x):
+    """sigmoid(x) and sigmoid(-x) with fewer instructions, exact above LEAST_LOGIT and taken there below it.
+
+    The square of such a score is 0 in float32; positive weights, which are relative to those of a box, need `sigmoids`.
+    """
+    inverse = tl.exp(-tl.maximum(x, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL))
+    sigmoid = 1 / (1 + inverse)
+    return sigmoid, inverse * sigmoid
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from dwtriton.kernels.walk import (
     weigh_box,
 )
 
-ADDED_TOGETHER = 1024  # partial sums, or boxes, that `finish_kernel` reads at once
+ADDED_TOGETHER = 4096  # partial sums, or boxes, that `finish_kernel` reads at once: mostly all of them
 
 
 @triton.jit(do_not_specialize=["heights", "widths", "tiles", "capacity"])
@@ -76,27 +76,32 @@ def forward_kernel(
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
-        sz, not_z = formulas.sigmoids(z)
+        sz, not_z = formulas.dense_sigmoids(z)
         score = sz * su[:, None]
-        neg = tl.full(z.shape, 1.0, tl.float32)
-        row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
-        while row < last:
-            own = classes == tl.load(labels + row)  # [BLOCK_C]
-            inside, _, _, reg_loss, _, pos, stretched = weigh_box(
-                row, boxes, statistics, x, y, stride, distances, of_class(own, score), SOFT, SPLITS
-            )
-            inside &= valid
-            score_loss = formulas.neg_log_sigmoid(of_class(own, z)) + formulas.neg_log_sigmoid(u)
-            cls_pos += tl.where(inside, pos * tl.minimum(score_loss, formulas.MAX_LOG), 0.0)
-            loc += tl.where(inside, pos * (5 * reg_loss), 0.0)
-            neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
-            row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
         if tl.max(score) < formulas.LOW_SCORE:
             loss = formulas.low_negative_loss(score)
         else:
             loss = formulas.negative_loss(score, not_z + sz * not_u[:, None], z, u[:, None])
-        cls_neg += tl.sum(neg * (score * score) * loss, 1)
-        neg_count += tl.sum(1 - neg, 1)
+        loss *= score * score
+        if truth < last:
+            neg = tl.full(z.shape, 1.0, tl.float32)
+            row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
+            while row < last:
+                own = classes == tl.load(labels + row)  # [BLOCK_C]
+                z_own = of_class(own, z)  # [P]
+                score_own = formulas.sigmoids(z_own)[0] * su
+                inside, _, _, reg_loss, _, pos, stretched = weigh_box(
+                    row, boxes, statistics, x, y, stride, distances, score_own, SOFT, SPLITS
+                )
+                inside &= valid
+                score_loss = formulas.neg_log_sigmoid(z_own) + formulas.neg_log_sigmoid(u)
+                cls_pos += tl.where(inside, pos * tl.minimum(score_loss, formulas.MAX_LOG), 0.0)
+                loc += tl.where(inside, pos * (5 * reg_loss), 0.0)
+                neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
+                row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+            neg_count += tl.sum(1 - neg, 1)
+            loss *= neg
+        cls_neg += tl.sum(loss, 1)
 
     part = partials + tl.program_id(0)
     programs = tl.num_programs(0).to(tl.int64)
@@ -104,18 +109,6 @@ def forward_kernel(
     tl.store(part + programs, 0.25 * tl.sum(loc))
     tl.store(part + 2 * programs, tl.sum(tl.where(ignored, 0.0, cls_neg)))
     tl.store(part + 3 * programs, tl.sum(tl.where(ignored, 0.0, neg_count)))
-
-
-@triton.jit
-def add_row(row, length, BLOCK: tl.constexpr):
-    """Sum of `length` numbers in a fixed order."""
-    total = tl.zeros((BLOCK,), tl.float32)
-    start = length * 0
-    while start < length:
-        place = start + tl.arange(0, BLOCK)
-        total += tl.load(row + place, mask=place < length, other=0.0)
-        start += BLOCK
-    return tl.sum(total)
 
 
 @triton.jit(do_not_specialize=["programs", "batch", "capacity"])
@@ -134,6 +127,21 @@ def finish_kernel(
     NUM_CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    cls_pos = tl.zeros((BLOCK,), tl.float32)
+    loc = tl.zeros((BLOCK,), tl.float32)
+    cls_neg = tl.zeros((BLOCK,), tl.float32)
+    neg_count = tl.zeros((BLOCK,), tl.float32)
+    start = programs * 0
+    while start < programs:
+        number = start + tl.arange(0, BLOCK)
+        part = partials + number.to(tl.int64)
+        mask = number < programs
+        cls_pos += tl.load(part, mask=mask, other=0.0)
+        loc += tl.load(part + programs, mask=mask, other=0.0)
+        cls_neg += tl.load(part + 2 * programs.to(tl.int64), mask=mask, other=0.0)
+        neg_count += tl.load(part + 3 * programs.to(tl.int64), mask=mask, other=0.0)
+        start += BLOCK
+
     count = tl.zeros((BLOCK,), tl.int32)
     wrong = tl.zeros((BLOCK,), tl.int32)
     used = tl.minimum(tl.load(offsets + batch), capacity)
@@ -154,11 +162,12 @@ def finish_kernel(
 
     factor = tl.where(tl.sum(wrong) > 0, float("nan"), 1.0)
     num_boxes = tl.sum(count).to(tl.float32)
-    for i in tl.static_range(3):
-        tl.store(losses + i, add_row(partials + i * programs.to(tl.int64), programs, BLOCK) * factor)
+    tl.store(losses, tl.sum(cls_pos) * factor)
+    tl.store(losses + 1, tl.sum(loc) * factor)
+    tl.store(losses + 2, tl.sum(cls_neg) * factor)
     tl.store(counts, num_boxes)
     tl.store(counts + 1, num_boxes)
-    tl.store(counts + 2, add_row(partials + 3 * programs.to(tl.int64), programs, BLOCK))
+    tl.store(counts + 2, tl.sum(neg_count))
     tl.store(poison, factor)
 
 
@@ -208,7 +217,7 @@ def dense_forward(
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         BLOCK=ADDED_TOGETHER,
-        num_warps=8,
+        num_warps=16,
         enable_fp_fusion=False,
     )
     return losses, counts, poison

@@ -17,6 +17,8 @@ from dwtriton.kernels.walk import load_box, load_distances, pick, place
 
 SPLITS = 4  # parts of a box
 IMAGES_PER_LOOK = tl.constexpr(64)
+ABOVE_DEFICITS = tl.constexpr(2.0)  # where a part of a box has no point: deficits lie from 0 to 4/3
+BELOW_DEFICITS = tl.constexpr(-1.0)
 
 
 @triton.jit
@@ -70,8 +72,8 @@ def statistics_kernel(
     used = (image < batch) & (tl.load(iscrowd + row) == 0) & (label >= 0) & (label < NUM_CLASSES)
 
     mass = tl.zeros((BLOCK,), tl.float32)
-    deficit_min = tl.full((BLOCK,), float("inf"), tl.float32)
-    deficit_max = tl.full((BLOCK,), float("-inf"), tl.float32)
+    deficit_min = tl.full((BLOCK,), ABOVE_DEFICITS, tl.float32)
+    deficit_max = tl.full((BLOCK,), BELOW_DEFICITS, tl.float32)
     for level in range(0, len(heights)):
         height, width, stride = pick(heights, level), pick(widths, level), pick(strides, level)
         left_cell, right_cell = cells_between(x1, x2, stride, width)
@@ -112,7 +114,7 @@ def statistics_kernel(
 def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: StatisticsConfig) -> Tensor:
     """Parts of each box's statistics, [N, 3, SPLITS] float32: sum of masses, least and greatest deficit of the IoU.
 
-    Rows that are padding, crowd or of an invalid label get 0, inf, -inf. Spec, sections Positive and Negative weight.
+    Rows that are padding, crowd or of an invalid label get 0, 2 and -1. Spec, sections Positive and Negative weight.
     """
     rows = boxes.labels.shape[0]
     statistics = torch.empty(rows, 3, SPLITS, device=boxes.corners.device, dtype=torch.float32)

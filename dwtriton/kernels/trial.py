@@ -32,7 +32,7 @@ class Setting(NamedTuple):
     classes: int
     size: tuple[int, int]  # height and width of the padded images
     batch: int
-    boxes: int  # an image
+    boxes: int  # an image, at least 1
 
     def level_sizes(self) -> list[tuple[int, int]]:
         height, width = self.size
@@ -80,7 +80,7 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
         case.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))
         distances = stride * torch.randn(setting.batch, 4, *size, generator=generator).exp()
         points = level_points(*size, stride).T  # [2, P]
-        for image, target in enumerate(targets if setting.boxes else []):
+        for image, target in enumerate(targets):
             chosen = torch.randint(setting.boxes, points.shape[1:], generator=generator)
             sides = formulas.box_sides(points, target["boxes"][chosen].T)  # [4, P]
             close = sides * (0.15 * torch.randn(sides.shape, generator=generator)).exp()

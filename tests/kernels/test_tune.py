@@ -1,0 +1,259 @@
+"""`python -m dwtriton.tune`: the search on a faked clock, the command on a faked GPU, the check in the interpreter."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from triton.runtime.errors import OutOfResources
+
+from dwtriton import tune as command
+from dwtriton.errors import UserError
+from dwtriton.kernels import trial, tuning
+from dwtriton.kernels.trial import Setting, make_case
+from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, default_configs
+from dwtriton.tune import NOISE, search
+
+GPU = "NVIDIA H200"
+KEY = Key(torch.bfloat16, "channels_last", 80, 22400)
+
+
+class Machine:
+    """A clock, and a measure that takes time on it."""
+
+    def __init__(self, trials):
+        self.now, self.trials, self.starts = 100.0, trials, []
+
+    def clock(self):
+        return self.now
+
+    def measure(self, config):
+        us, seconds = self.trials[config]
+        self.starts.append(self.now)
+        self.now += seconds
+        return us
+
+
+TIMES = st.one_of(st.floats(1, 100), st.just(math.inf))
+
+
+@given(st.lists(st.tuples(TIMES, st.floats(0.01, 3)), min_size=1, max_size=12), st.floats(-1, 15))
+def test_the_search_keeps_to_its_time_skips_failures_and_takes_the_best(trials, seconds):
+    machine = Machine(trials)
+    candidates = list(range(len(trials)))
+    if all(math.isinf(us) for us, _ in trials):
+        with pytest.raises(UserError, match="configs runs on this GPU"):
+            search(candidates, machine.measure, seconds, machine.clock)
+        return
+    ticks = []
+    found = search(candidates, machine.measure, seconds, machine.clock, progress=lambda: ticks.append(1))
+    tried = [us for us, _ in trials[: found.tried]]
+    assert len(machine.starts) == len(ticks) == found.tried >= 1
+    assert found.failed == sum(map(math.isinf, tried))
+    assert found.default_us == trials[0][0]
+    assert found.us == trials[found.config][0] < math.inf
+    assert found.config == 0 or found.us < found.default_us * (1 - NOISE)  # noise never replaces the default
+    assert min(tried) >= found.us * (1 - NOISE)
+    needed = next(i for i, (us, _) in enumerate(trials) if us < math.inf)  # however long it takes, one has to run
+    assert all(start < 100 + seconds for start in machine.starts[needed + 1 :])
+    assert found.tried == len(trials) or machine.now >= 100 + seconds
+    again = Machine(trials)
+    assert search(candidates, again.measure, seconds, again.clock) == found
+
+
+def fake_timers(setting):
+    """Eight warps are fastest, sixty-four classes at a time do not fit."""
+
+    def measure(config):
+        return math.inf if getattr(config, "classes", 0) == 64 else 40 / config.warps
+
+    return dict.fromkeys(KernelConfigs._fields, measure)
+
+
+def settings(classes=80):
+    return [Setting(dtype, "channels_last", classes, (64, 96), 2, 3) for dtype in command.DTYPES.values()]
+
+
+def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_without_time():
+    results = command.tune(settings(), fake_timers, 60, Console(quiet=True))
+    assert [list(found) for found in results] == [list(KernelConfigs._fields)] * 3
+    assert all(found.config.warps == 8 and found.us == 5 for by_kernel in results for found in by_kernel.values())
+    assert results[0]["forward"].failed > 0
+    results = command.tune(settings(), fake_timers, 0, Console(quiet=True))
+    assert all(found.tried == 1 and found.config.warps == 4 for by_kernel in results for found in by_kernel.values())
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the command in this process; returns (exit code, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dwtriton.tune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            command.cli.run(command.main)
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """Pretend that there is a GPU; returns where its table is to be written."""
+    monkeypatch.setattr(command, "require_gpu", lambda: GPU)
+    monkeypatch.setattr(command, "gpu_timers", fake_timers)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: GPU)
+    monkeypatch.setenv("DWTRITON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DWTRITON_TABLE", raising=False)
+    tuning.clear_cache()
+    yield tmp_path / "cache" / "nvidia-h200.json"
+    tuning.clear_cache()
+
+
+def test_the_command_writes_what_the_lookup_reads_and_keeps_what_was_there(call, cache):
+    code, printed, _ = call()
+    assert code == 0
+    assert "8x16 points, 16 classes, 8 warps" in printed
+    assert "50%" in printed
+    assert tuning.lookup(torch.device("cuda", 0), KEY).forward == DenseConfig(8, 16, 16, 8)
+    assert call("--classes", 20, "--dtype", "float16")[0] == 0
+    table = json.loads(cache.read_text())
+    assert (table["version"], table["gpu"], len(table["entries"])) == (1, GPU, 4)
+    assert all(table[name] for name in ("torch", "triton", "date"))
+    kept = table["entries"][KEY.name]
+    assert kept["measured_on"] == "16 images of 800x1344, 80 classes, 7 boxes an image"
+    assert (kept["forward"]["us"], kept["forward"]["default_us"]) == (5, 10)
+
+
+def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cache, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "table.json"
+    code, printed, _ = call("--out", out)
+    assert (code, f"to use it, set DWTRITON_TABLE={out}" in printed) == (0, True)
+    monkeypatch.setattr(command, "require_gpu", lambda: "NVIDIA L4")
+    code, _, error = call("--out", out)
+    assert (code, f"{out} is the table of {GPU}, and this GPU is NVIDIA L4; give another --out" in error) == (2, True)
+
+
+@pytest.mark.parametrize("which", ["default", "tuned"])
+def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, cache, monkeypatch):
+    def disagreement(_, chosen):
+        return "the sum is 2, not 1" if (chosen == default_configs(80)) == (which == "default") else None
+
+    monkeypatch.setattr(command, "make_case", lambda *_: None)
+    monkeypatch.setattr(command, "disagreement", disagreement)
+    code, printed, _ = call("--check")
+    assert code == 1
+    assert sum(line.startswith(f"error: {KEY.name}: the sum is 2, not 1, with") for line in printed.splitlines()) == 1
+    assert not cache.exists()
+
+
+def test_without_a_gpu_the_command_says_what_it_needs(call, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = call()
+    assert code == 2
+    assert error == "error: tuning needs a GPU that PyTorch can use; without one, --dry-run lists what would be tried\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    code, _, error = call()
+    assert (code, "TRITON_INTERPRET is set, so the kernels would run on the CPU; unset it" in error) == (2, True)
+
+
+def test_help_has_examples_and_a_dry_run_lists_everything_without_a_gpu(call, cache, monkeypatch):
+    code, printed, _ = call("--help")
+    assert (code, "examples:" in printed, "exit codes:" in printed) == (0, True, True)
+    monkeypatch.setattr(command, "require_gpu", lambda: pytest.fail("asks for a GPU"))
+    code, printed, _ = call("--dry-run", "--layout", "channels_last", "contiguous")
+    assert code == 0
+    assert sum(line.startswith("key ") for line in printed.splitlines()) == 6
+    for candidates in tuning.search_space(80).values():
+        assert all(f"  {command.describe(config)}\n" in printed for config in candidates)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "800"], "--size is height x width in pixels, such as 800x1344, not '800'"),
+        (["--size", "0x64"], "--size is height x width"),
+        (["--classes", "0"], "--classes must be at least 1, not 0"),
+        (["--batch", "-1"], "--batch must be at least 1, not -1"),
+        (["--boxes", "0"], "--boxes must be at least 1, not 0"),
+        (["--seconds", "nan"], "--seconds must be at least 0, not nan"),
+        (["--dtype", "float64"], "--dtype: invalid choice: 'float64'"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments, message, call):
+    code, _, error = call(*arguments)
+    assert (code, message in error) == (2, True)
+
+
+def test_a_case_is_the_same_on_every_call_and_predicts_some_boxes_closely():
+    setting = Setting(torch.bfloat16, "channels_last", 5, (100, 130), 2, 3)
+    case, again = make_case(setting, "cpu"), make_case(setting, "cpu")
+    for level, same, size in zip(case.cls_logits, again.cls_logits, [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2)]):
+        assert level.shape == (2, 5, *size)
+        assert level.dtype == torch.bfloat16
+        assert level.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(level, same)
+    assert case.targets.offsets.tolist() == [0, 3, 6]
+    width = case.targets.boxes[:, 2:] - case.targets.boxes[:, :2]
+    assert (width >= 31.9).all()
+    assert (case.targets.boxes <= torch.tensor([130, 100, 130, 100]) + 0.1).all()
+
+
+def test_a_device_time_is_in_microseconds_and_infinite_for_what_does_not_fit(monkeypatch):
+    def bench(call, **_):
+        call()
+        return 0.25
+
+    def too_large(_):
+        raise OutOfResources(300000, 232448, "shared memory")
+
+    monkeypatch.setattr(trial, "do_bench_cudagraph", bench)
+    assert trial.device_time(lambda config: config, 1) == 250
+    assert trial.device_time(too_large, 1) == math.inf
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a GPU")
+def test_on_a_gpu_the_command_times_checks_and_writes(call, tmp_path):
+    code, printed, error = call("--seconds", 15, "--dtype", "bfloat16", "--check", "--out", tmp_path / "table.json")
+    assert code == 0, printed + error
+    table = tuning.read_table(tmp_path / "table.json")
+    times = [table["entries"][KEY.name][kernel] for kernel in KernelConfigs._fields]
+    assert all(0 < time["us"] <= time["default_us"] for time in times)
+
+
+CHECK = """
+import torch
+from dwtriton.kernels import trial
+from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, StatisticsConfig
+from dwtriton.kernels.trial import Setting, disagreement, make_case
+
+right, backward = KernelConfigs(StatisticsConfig(64, 1), *[DenseConfig(8, 16, 4, 4)] * 2), trial.dense_backward
+def wrong(*arguments):
+    gradients = backward(*arguments)
+    gradients[5][0, 2, 3, 4] += 1e-3 * gradients[5].abs().max()
+    return gradients
+for dtype, layout in ((torch.float32, "channels_last"), (torch.bfloat16, "contiguous")):
+    case = make_case(Setting(dtype, layout, 3, (64, 96), 1, 2), "cpu")
+    trial.dense_backward = backward
+    print(disagreement(case, right))
+    trial.dense_backward = wrong
+    print(disagreement(case, right))
+"""
+
+
+def test_the_check_passes_the_kernels_and_notices_one_wrong_entry(monkeypatch):
+    """In Triton's interpreter, which only a process of its own can switch on."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    result = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[::2] == ["None", "None"]
+    assert all(line.startswith("the gradient of the distances is off by ") for line in lines[1::2])
