@@ -33,16 +33,19 @@ from dwtriton.kernels.tuning import table_name
 
 RESULTS = Path(__file__).parent / "results"
 BOXES = (1, 7, 20, 100, 300, 1000)  # an image; the mean of COCO is 7
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 OURS = ("triton", "eager")
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
     device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     checks = correctness(args, device)
-    bandwidth = copy_bandwidth(device)
+    bandwidth = copy_bandwidth(device, args.seconds)
     print(f"copies at {bandwidth / 1e9:.4g} GB/s", flush=True)
     rows = sweep(args, device, bandwidth, checks, start)
     checks += target_checks(rows)
@@ -66,12 +69,14 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all; triton only on a GPU")
     parser.add_argument("--boxes", nargs="+", type=int, default=BOXES, metavar="N", help="an image")
     parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="default: 16 and 2 on a GPU, 2 on a CPU")
-    parser.add_argument("--dtypes", nargs="+", help="of the logits; default: bfloat16 and float32, float32 on a CPU")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, help="of the logits; default: bfloat16 and float32, float32 on a CPU"
+    )
     for name, value in Size()._asdict().items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch on a CPU (default: all cores)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, at least one call")
-    parser.add_argument("--budget", type=float, default=270.0, help="seconds after which only our methods go on")
+    parser.add_argument("--budget", type=float, default=240.0, help="seconds after which only our methods go on")
     parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
     args = parser.parse_args(arguments)
     on_gpu = args.device == "cuda"
@@ -85,7 +90,7 @@ def correctness(args: argparse.Namespace, device: torch.device) -> list[Check]:
     """The checks before anything is timed. Raises UserError if a result of ours is wrong."""
     checks: list[Check] = []
     for method, dtype in product([method for method in OURS if method in args.methods], args.dtypes):
-        error = worst_error(method, getattr(torch, dtype), device)
+        error = worst_error(method, DTYPES[dtype], device)
         if not error <= 1:
             raise UserError(f"{method} in {dtype} is off by {error:.3g} of what is allowed; nothing is timed")
         name = f"{method}, {dtype}: error over the allowed error"
@@ -93,7 +98,7 @@ def correctness(args: argparse.Namespace, device: torch.device) -> list[Check]:
     if device.type == "cuda" and "triton" in args.methods:
         size = Size(args.height, args.width, args.classes)
         for dtype in args.dtypes:
-            step = make_step("triton", make_case(size, max(args.batches), 7, getattr(torch, dtype), device))
+            step = make_step("triton", make_case(size, max(args.batches), 7, DTYPES[dtype], device))
             checks.append({"name": f"{dtype}: no host syncs", "passed": runs_without_syncs(step)})
             checks.append({"name": f"{dtype}: graph replays the same bits", "passed": replays_the_same_bits(step)})
     return checks
@@ -135,7 +140,7 @@ def too_large(method: str, size: Size, batch: int, boxes: int, device: torch.dev
 
 def measure_row(row: dict, size: Size, device: torch.device, bandwidth: float, seconds: float, capture: bool) -> dict:
     """The measured fields of a row; for a baseline that fails, the reason."""
-    case = make_case(size, row["batch"], row["boxes"], getattr(torch, row["dtype"]), device)
+    case = make_case(size, row["batch"], row["boxes"], DTYPES[row["dtype"]], device)
     try:
         measured = measure(make_step(row["method"], case), device, seconds, capture)
     except Exception as error:

@@ -1,18 +1,22 @@
-"""Shows recorded results: the table of the docs, and the plot.
+"""Shows recorded results: the tables in README and docs, and the plots.
 
-    python benchmarks/report.py benchmarks/results/cpu.json
+    python benchmarks/report.py
 
-prints the table and draws the plot beside the file.
+fills every block between `<!-- results/NAME.json -->` and `<!-- end -->` on a page, and redraws the plots.
 """
 
 import json
-import sys
+import re
 from pathlib import Path
 
 import matplotlib
 from methods import METHODS
 
-from dwtriton.files import write_atomically
+from dwtriton.files import write_atomically, write_text
+
+HERE = Path(__file__).parent
+TABLE_HEAD = "| images | logits | boxes an image |"
+BLOCK = re.compile(r"(<!-- (results/[\w-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 COLORS = {
     "triton": "tab:red",
@@ -21,6 +25,16 @@ COLORS = {
     "fcos": "tab:gray",
     "released": "tab:orange",
 }
+
+
+def filled(page: str) -> str:
+    """The text of a page with every block showing what its file holds."""
+
+    def fill(block: re.Match) -> str:
+        results = json.loads((HERE / block[2]).read_text(encoding="utf-8"))
+        return f"{block[1]}{caption(results)}:\n\n{markdown_table(results)}\n\n{block[3]}"
+
+    return BLOCK.sub(fill, page)
 
 
 def caption(results: dict) -> str:
@@ -39,7 +53,7 @@ def markdown_table(results: dict) -> str:
     methods = _methods(results)
     first = methods[0]
     lines = [
-        f"| images | logits | boxes an image | {' | '.join(methods)} | floor / {first} |",
+        f"{TABLE_HEAD} {' | '.join(methods)} | floor / {first} |",
         "|---" * (4 + len(methods)) + "|",
     ]
     for dtype, batch in _groups(results):
@@ -104,8 +118,12 @@ def _cell(row: dict) -> str:
     return f"{row['ms']:g} ({row['extra_mb']:g})" if "ms" in row else "-"
 
 
+def main() -> None:
+    for page in (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
+        write_text(page, filled(page.read_text(encoding="utf-8")))
+    for file in sorted((HERE / "results").glob("*.json")):
+        draw(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".png"))
+
+
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    recorded = json.loads(file.read_text(encoding="utf-8"))
-    draw(recorded, file.with_suffix(".png"))
-    print(f"{caption(recorded)}\n\n{markdown_table(recorded)}")
+    main()

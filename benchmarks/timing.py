@@ -54,11 +54,11 @@ def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, obj
     return graph, outputs
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device, seconds: float) -> float:
     """Bytes read and written in a second by a copy within the device, of tensors far beyond any cache."""
     size = 2**30 if device.type == "cuda" else 2**28
     source, target = torch.ones(2, size, dtype=torch.uint8, device=device)
-    copy = measure(lambda: target.copy_(source), device, seconds=1, capture=device.type == "cuda")
+    copy = measure(lambda: target.copy_(source), device, seconds, capture=device.type == "cuda")
     return 2 * size / (copy.ms / 1e3)
 
 

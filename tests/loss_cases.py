@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import oracle
 import torch
 
 from dwtriton.dual_weight import DualWeightAssigner, DualWeightLoss
+from dwtriton.targets import pack_targets
+from dwtriton.weights import DualWeights
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # for released.py and peak.py
 
-GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("loss_*.npz"))
 UNDERFLOW = 1e-37  # about the least normal float32
 LOSSES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
 
@@ -31,6 +32,8 @@ class Case:
     labels: list[np.ndarray]  # [G] each
     soft_prior: bool = True
     iscrowd: list[np.ndarray] | None = None
+    backend: str = "torch"  # what PyTorch runs it with, and where
+    device: str = "cpu"
 
     def rounded(self, dtype: torch.dtype) -> "Case":
         """The same case with values that `dtype` holds."""
@@ -67,7 +70,10 @@ class Case:
     def tensors(self, dtype=torch.float32, memory_format=torch.contiguous_format) -> list[list[torch.Tensor]]:
         """Leaf tensors: class logits, distances and objectness, each over levels."""
         return [
-            [level.contiguous(memory_format=memory_format).requires_grad_() for level in self.split(array, dtype)]
+            [
+                level.to(self.device).contiguous(memory_format=memory_format).requires_grad_()
+                for level in self.split(array, dtype)
+            ]
             for array in (self.z, self.d, self.u[..., None])
         ]
 
@@ -87,36 +93,20 @@ class Case:
         return targets
 
     def loss(self, inputs, targets=None) -> dict[str, torch.Tensor]:
-        module = DualWeightLoss(self.strides, self.soft_prior, backend="torch")
+        module = DualWeightLoss(self.strides, self.soft_prior, self.backend)
         return module(*inputs, self.targets() if targets is None else targets)
 
-    def weights(self, dtype=torch.float32):
-        assigner = DualWeightAssigner(self.strides, self.soft_prior, backend="torch")
-        return assigner(*self.tensors(dtype), self.targets())
+    def weights(self, dtype=torch.float32) -> list[DualWeights]:
+        """On the CPU."""
+        assigner = DualWeightAssigner(self.strides, self.soft_prior, self.backend)
+        weights = assigner(*self.tensors(dtype), self.targets())
+        return [DualWeights(*(part.cpu() for part in image)) for image in weights]
 
-
-def golden_case(name: str) -> tuple[Case, dict[str, np.ndarray]]:
-    """A golden file as a case, and its arrays."""
-    arrays = dict(np.load(GOLDEN / f"{name}.npz"))
-    counts = arrays["num_gt"].tolist()
-    case = Case(
-        strides=tuple(arrays["strides"].tolist()),
-        sizes=[tuple(size) for size in arrays["level_sizes"].tolist()],
-        z=arrays["cls_logits"],
-        u=arrays["obj_logits"],
-        d=arrays["box_dist"],
-        boxes=[boxes[:count] for boxes, count in zip(arrays["gt_boxes"], counts)],
-        labels=[labels[:count] for labels, count in zip(arrays["gt_labels"], counts)],
-        soft_prior=bool(arrays["soft_prior"]),
-    )
-    return case, arrays
-
-
-def golden_neg(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The golden negative weights, dense [B, P, C]."""
-    neg = np.ones(arrays["cls_logits"].shape)
-    neg[tuple(arrays["p_neg_weight_idx"].T)] = arrays["p_neg_weight_val"]
-    return neg
+    def sums(self, inputs, packed=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses before their normalisers [3] and the counts these come from [3], of targets that are not checked."""
+        module = import_module("dwtriton.reference" if self.backend == "torch" else "dwtriton.kernels")
+        packed = pack_targets(self.targets(), self.device) if packed is None else packed
+        return module.dual_weight_sums(*inputs, packed, self.strides, self.soft_prior)
 
 
 def random_case(
@@ -168,9 +158,17 @@ def run_loss(case: Case, inputs, targets=None, factors=(1, 1, 1)):
     return np.array([losses[name].item() for name in LOSSES]), joined
 
 
+def sums_and_gradients(case: Case, packed=None):
+    """Losses before their normalisers and the counts of these [6], and gradients of the sum of the losses as arrays."""
+    inputs = case.tensors()
+    sums, counts = case.sums(inputs, packed)
+    grads = iter(torch.autograd.grad(sums.sum(), [level for kind in inputs for level in kind]))
+    return torch.cat((sums, counts)).detach().cpu().numpy(), [join([next(grads) for _ in kind]) for kind in inputs]
+
+
 def join(levels: list[torch.Tensor]) -> np.ndarray:
     """[B, K, H, W] levels as [B, P, K] float64."""
-    return torch.cat([level.detach().flatten(2).transpose(1, 2) for level in levels], 1).double().numpy()
+    return torch.cat([level.detach().cpu().flatten(2).transpose(1, 2) for level in levels], 1).double().numpy()
 
 
 def truth_gradients(result: oracle.Result) -> list[np.ndarray]:
@@ -186,3 +184,39 @@ def assert_gradients(got, expected, tolerance, rounding: float = 0.0) -> None:
         allowed = limit * np.abs(other).max(initial=0) + rounding * np.abs(other) + UNDERFLOW
         excess = np.abs(one - other) - allowed
         assert (excess <= 0).all(), f"gradient of {name}: {excess.max()} above the limit of {allowed.max()}"
+
+
+def overlapping() -> Case:
+    """Two boxes of one class over the same points, both predicted well in places."""
+    case = random_case(5, [2], sizes=((8, 8), (4, 4)), strides=(8, 16))
+    case.boxes[0][:] = [(2, 2, 50, 50), (6, 2, 54, 60)]
+    case.labels[0][:] = 1
+    points, _ = case.points()
+    sides = np.concatenate((points - (3, 2), (51, 54) - points), 1).clip(1)
+    case.d[0] = sides * np.random.default_rng(0).uniform(0.8, 1.2, sides.shape)
+    return case.rounded(torch.float32)
+
+
+def crowded() -> Case:
+    """Ground truth and regions to ignore over each other."""
+    case = random_case(7, [6, 3], classes=4)
+    case.iscrowd = [np.array([0, 1, 0, 0, 1, 0], bool), np.array([0, 0, 0], bool)]
+    case.boxes[0][1] = (20, 12, 84, 60)
+    return case
+
+
+def strided(level: torch.Tensor) -> torch.Tensor:
+    """The same values with gaps in memory."""
+    wide = torch.zeros(*level.shape[:3], 2 * level.shape[3] + 1, dtype=level.dtype, device=level.device)
+    wide[..., 1::2] = level
+    return wide[..., 1::2]
+
+
+LAYOUTS = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels last": lambda level: level.contiguous(memory_format=torch.channels_last),
+    "strided": strided,
+    "transposed": lambda level: level.transpose(2, 3).contiguous().transpose(2, 3),
+    "slice of channels": lambda level: torch.cat((level, level + 1), 1)[:, : level.shape[1]],
+    "offset": lambda level: torch.cat((level + 1, level))[len(level) :],
+}

@@ -73,7 +73,7 @@ def backward_kernel(
     factor = tl.load(poison)
     grad_pos = 0.25 * tl.load(grad_losses)
     grad_loc = 1.25 * tl.load(grad_losses + 1)
-    grad_neg = tl.where(ignored, 0.0, tl.load(grad_losses + 2))[:, None]  # [P, 1]
+    grad_neg = (tl.where(ignored, 0.0, tl.load(grad_losses + 2)) * factor)[:, None]  # [P, 1]
 
     grad_u = tl.zeros_like(u)
     grad_l = tl.zeros_like(u)
@@ -84,20 +84,11 @@ def backward_kernel(
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = load_logits(pick(z_levels, level) + z_place, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
-        sz, not_z = formulas.dense_sigmoids(z)  # [P, BLOCK_C]
-        score = sz * su[:, None]
-        if tl.max(score) < formulas.LOW_SCORE:
-            slope = formulas.low_negative_slope(score)
-            slope_z, slope_u = slope * not_z, slope * not_u[:, None]
-        else:
-            not_score = not_z + sz * not_u[:, None]
-            slope_z, slope_u = formulas.negative_slopes(score, not_score, z, u[:, None], not_z, not_u[:, None])
-        scaled = grad_neg * (score * score)
-        slope_z *= scaled
-        slope_u *= scaled
+        neg = tl.full(z.shape, 1.0, tl.float32)
+        class_pos = tl.zeros_like(z)
         if truth < last:
-            neg = tl.full(z.shape, 1.0, tl.float32)
-            class_pos = tl.zeros_like(z)
+            neg = tl.where(z == z, neg, float("nan"))  # no constants any more: they will lie in the threads that z lies in
+            class_pos = tl.where(z == z, class_pos, float("nan"))
             row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
             while row < last:
                 own = classes == tl.load(labels + row)  # [BLOCK_C]
@@ -116,10 +107,19 @@ def backward_kernel(
                 neg = tl.where(pair, stretched[:, None], neg)
                 class_pos += tl.where(pair, (grad_pos * pos)[:, None], 0.0)
                 row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
-            slope_z = slope_z * neg - class_pos * not_z
-            slope_u = slope_u * neg - class_pos * not_u[:, None]
-        grad_u += tl.sum(slope_u, 1)
-        grad_z = slope_z * factor
+
+        sz, not_z = formulas.dense_sigmoids(z)  # [P, BLOCK_C]
+        score = sz * su[:, None]
+        weight = grad_neg * neg * (score * score)
+        if tl.max(score) < formulas.LOW_SCORE:
+            common = weight * formulas.low_negative_slope(score) - class_pos
+            grad_z = common * not_z
+            grad_u += tl.sum(common, 1) * not_u
+        else:
+            not_score = tl.fma(sz, not_u[:, None], not_z)
+            slope_z, slope_u = formulas.negative_slopes(score, not_score, z, u[:, None], not_z, not_u[:, None])
+            grad_z = weight * slope_z - class_pos * not_z
+            grad_u += tl.sum(weight * slope_u - class_pos * not_u[:, None], 1)
         store_logits(pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
 
     tl.store(pick(grad_u_levels, level) + u_place + point, grad_u * factor, mask=valid)

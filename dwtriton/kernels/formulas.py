@@ -4,22 +4,53 @@ Kernels are compiled without contraction of products and sums (`enable_fp_fusion
 box has the same bits in each of them: m divides by the spread of a bag, which may be no more than rounding.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import triton
 import triton.language as tl
+from numpy.polynomial import Chebyshev, Polynomial
 
 from dwtriton import formulas
 
+LOG2_E = tl.constexpr(1.4426950408889634)
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
 MAX_LOG = tl.constexpr(formulas.MAX_LOG)
-LOW_SCORE = tl.constexpr(0.125)  # below it eight terms of a power series are exact to float32
+LOW_SCORE = tl.constexpr(0.25)  # most tiles of an image have no greater one: there, polynomials serve for logarithms
+DEGREE = tl.constexpr(6)  # of these polynomials
 LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
 FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
+
+
+def _polynomial(function: Callable[[np.ndarray], np.ndarray]) -> tl.constexpr:
+    """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE; those below are within 1e-8 of the function."""
+    fit = Chebyshev.interpolate(function, DEGREE.value, domain=[0, LOW_SCORE.value])
+    return tl.constexpr(tuple(fit.convert(kind=Polynomial).coef[::-1].tolist()))
+
+
+NEG_LOG_COMPLEMENT = _polynomial(lambda s: -np.log1p(-s) / s)
+NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s))
+
+
+@triton.jit
+def exp(x):
+    """e^x, without the extra instructions by which `tl.exp` keeps results below 1e-38."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def evaluate(COEFFICIENTS: tl.constexpr, x):
+    """A polynomial's value."""
+    value = tl.full(x.shape, COEFFICIENTS[0], tl.float32)
+    for i in tl.static_range(1, DEGREE + 1):
+        value = tl.fma(value, x, COEFFICIENTS[i])
+    return value
 
 
 @triton.jit
 def sigmoids(x):
     """sigmoid(x) and sigmoid(-x), both to full relative accuracy."""
-    small = tl.exp(-tl.abs(x))
+    small = exp(-tl.abs(x))
     large = 1 / (1 + small)
     small *= large
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
@@ -27,12 +58,13 @@ def sigmoids(x):
 
 @triton.jit
 def dense_sigmoids(x):
-    """sigmoid(x) and sigmoid(-x) with fewer instructions, exact above LEAST_LOGIT and taken there below it.
+    """sigmoid(x) and sigmoid(-x) in few instructions, exact above LEAST_LOGIT and taken there below it.
 
     The square of such a score is 0 in float32; positive weights, which are relative to those of a box, need `sigmoids`.
     """
-    inverse = tl.exp(-tl.maximum(x, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL))
-    sigmoid = 1 / (1 + inverse)
+    inverse = exp(-tl.maximum(x, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL))
+    root = tl.math.rsqrt(1 + inverse)  # a division takes eight instructions more
+    sigmoid = root * root
     return sigmoid, inverse * sigmoid
 
 
@@ -53,54 +85,45 @@ def log1p(x):
 @triton.jit
 def neg_log_sigmoid(x):
     """-ln sigmoid(x), unclamped."""
-    return tl.maximum(-x, 0) + log1p(tl.exp(-tl.abs(x)))
+    return tl.maximum(-x, 0) + log1p(exp(-tl.abs(x)))
 
 
 @triton.jit
 def low_negative_loss(score):
     """-ln(1 - s) for s below LOW_SCORE."""
-    series = tl.fma(score, 1 / 8, 1 / 7)
-    series = tl.fma(score, series, 1 / 6)
-    series = tl.fma(score, series, 1 / 5)
-    series = tl.fma(score, series, 1 / 4)
-    series = tl.fma(score, series, 1 / 3)
-    series = tl.fma(score, series, 1 / 2)
-    return tl.fma(score * score, series, score)
+    return score * evaluate(NEG_LOG_COMPLEMENT, score)
+
+
+@triton.jit
+def neg_log_complement(score, not_score, z, u):
+    """-ln(1 - s), unclamped, for any score; `not_score` is 1 - s, but may underflow where both logits are far."""
+    nearer = tl.minimum(z, u)
+    far = nearer > FAR_LOGIT
+    rest = tl.where(far, 1 + exp(-tl.abs(z - u)), not_score)
+    return tl.where(score < LOW_SCORE, low_negative_loss(score), tl.where(far, nearer, 0.0) - tl.log(rest))
 
 
 @triton.jit
 def negative_loss(score, not_score, z, u):
-    """-ln(1 - s), clamped, for any score; `not_score` is 1 - s, but may underflow where both logits are far."""
-    nearer = tl.minimum(z, u)
-    far = nearer > FAR_LOGIT
-    rest = tl.where(far, 1 + tl.exp(-tl.abs(z - u)), not_score)
-    exact = tl.where(far, nearer, 0.0) - tl.log(rest)
-    return tl.minimum(tl.where(score < 0.5, -log1p(-score), exact), MAX_LOG)
+    """-ln(1 - s), clamped, for any score."""
+    return tl.minimum(neg_log_complement(score, not_score, z, u), MAX_LOG)
 
 
 @triton.jit
 def low_negative_slope(score):
-    """2 (-ln(1 - s)) + s / (1 - s) for s below LOW_SCORE: coefficients (k + 3) / (k + 1)."""
-    series = tl.fma(score, 10 / 8, 9 / 7)
-    series = tl.fma(score, series, 8 / 6)
-    series = tl.fma(score, series, 7 / 5)
-    series = tl.fma(score, series, 6 / 4)
-    series = tl.fma(score, series, 5 / 3)
-    series = tl.fma(score, series, 4 / 2)
-    return score * tl.fma(score, series, 3.0)
+    """2 (-ln(1 - s)) + s / (1 - s) for s below LOW_SCORE."""
+    return score * evaluate(NEGATIVE_SLOPE, score)
 
 
 @triton.jit
 def negative_slopes(score, not_score, z, u, not_z, not_u):
     """d(s^2 (-ln(1 - s))) / d(z and u), both over s^2; `not_z` and `not_u` are sigmoid(-z) and sigmoid(-u)."""
-    nearer = tl.minimum(z, u)
-    far = nearer > FAR_LOGIT
+    far = tl.minimum(z, u) > FAR_LOGIT
     toward_u, toward_z = sigmoids(u - z)
     rest = tl.where(far, 1.0, not_score)
     ratio_z = tl.where(far, toward_u, not_z / rest)  # sigmoid(softplus(u) - z)
     ratio_u = tl.where(far, toward_z, not_u / rest)  # sigmoid(softplus(z) - u)
-    exact = tl.where(far, nearer - log1p(tl.exp(-tl.abs(z - u))), -tl.log(rest))
-    twice = 2 * tl.where(score < 0.5, -log1p(-score), exact)
+    twice = 2 * neg_log_complement(score, not_score, z, u)
     return twice * not_z + score * ratio_z, twice * not_u + score * ratio_u
 
 
@@ -109,7 +132,7 @@ def center_prior(x, y, x1, y1, x2, y2, stride, SOFT: tl.constexpr):
     """Gaussian of the distance from the box centre in strides; if not SOFT, 1 where that is > 0.3, else 0."""
     dx = (x - (x1 + x2) / 2) / stride
     dy = (y - (y1 + y2) / 2) / stride
-    prior = tl.exp((dx * dx + dy * dy) * PRIOR_SCALE)
+    prior = exp((dx * dx + dy * dy) * PRIOR_SCALE)
     if not SOFT:
         prior = tl.where(prior > 0.3, 1.0, 0.0)
     return prior
@@ -180,19 +203,19 @@ def reg_loss_gradient(distances, sides):
 @triton.jit
 def alignment(score, reg_loss):
     """t: the joint score of the box's class times p_loc."""
-    return score * tl.exp(-5 * reg_loss)
+    return score * exp(-5 * reg_loss)
 
 
 @triton.jit
 def positive_mass(t, prior):
     """What a pair adds to the denominator of its box's positive weights."""
-    return tl.exp(3 * t) * t * prior
+    return exp(3 * t) * t * prior
 
 
 @triton.jit
 def positive_weight(t, prior, denominator):
     """w_pos."""
-    return tl.exp(5 * t) * t * prior / denominator
+    return exp(5 * t) * t * prior / denominator
 
 
 @triton.jit

@@ -76,15 +76,9 @@ def forward_kernel(
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
-        sz, not_z = formulas.dense_sigmoids(z)
-        score = sz * su[:, None]
-        if tl.max(score) < formulas.LOW_SCORE:
-            loss = formulas.low_negative_loss(score)
-        else:
-            loss = formulas.negative_loss(score, not_z + sz * not_u[:, None], z, u[:, None])
-        loss *= score * score
+        neg = tl.full(z.shape, 1.0, tl.float32)
         if truth < last:
-            neg = tl.full(z.shape, 1.0, tl.float32)
+            neg = tl.where(z == z, neg, float("nan"))  # no constant any more: it will lie in the threads that z lies in
             row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
             while row < last:
                 own = classes == tl.load(labels + row)  # [BLOCK_C]
@@ -100,8 +94,14 @@ def forward_kernel(
                 neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
                 row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
             neg_count += tl.sum(1 - neg, 1)
-            loss *= neg
-        cls_neg += tl.sum(loss, 1)
+
+        sz, not_z = formulas.dense_sigmoids(z)
+        score = sz * su[:, None]
+        if tl.max(score) < formulas.LOW_SCORE:
+            loss = formulas.low_negative_loss(score)
+        else:
+            loss = formulas.negative_loss(score, tl.fma(sz, not_u[:, None], not_z), z, u[:, None])
+        cls_neg += tl.sum(neg * (score * score) * loss, 1)
 
     part = partials + tl.program_id(0)
     programs = tl.num_programs(0).to(tl.int64)

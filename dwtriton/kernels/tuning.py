@@ -71,53 +71,44 @@ class Key(NamedTuple):
         return f"{dtype} {self.layout} classes<={_power_of_two(self.classes)} points<={_power_of_two(self.points)}"
 
 
-# Tile height, tile width and warps worth trying, most promising first; the large tiles are for few classes.
-_DENSE_LAUNCHES = (
-    (8, 16, 4),
-    (8, 16, 8),
-    (8, 8, 4),
-    (16, 16, 8),
-    (4, 32, 4),
-    (8, 8, 2),
-    (16, 16, 2),
-    (16, 32, 4),
-    (32, 32, 4),
-    (32, 32, 8),
-)
-_STATISTICS_LAUNCHES = ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1))
-_ELEMENTS_PER_THREAD = (4, 64)  # fewer leave loads narrow, more spill registers
-_SEARCHED_BLOCK = 2**13  # points x classes: 32 KB as float32, should a program pass them through shared memory
+# What is worth trying, the more promising first. The large tiles are for few classes.
+_TILES = ((8, 16), (8, 8), (4, 32), (4, 16), (4, 8), (16, 16), (16, 32), (32, 32))
+_WARPS = (8, 4, 16, 2, 1)
+_STATISTICS = tuple(StatisticsConfig(*pair) for pair in ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1)))
+_ELEMENTS_PER_THREAD = (4, 8)  # 8 fill most of the registers in the backward pass, 16 spill
+_BLOCK = 2**11  # points x classes: more spill in 16 warps, whose threads have at most 128 registers
 
 
 def default_configs(num_classes: int) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table."""
-    dense = DenseConfig(*_DENSE_LAUNCHES[0][:2], _class_blocks(num_classes)[0], _DENSE_LAUNCHES[0][2])
-    return KernelConfigs(StatisticsConfig(*_STATISTICS_LAUNCHES[0]), dense, dense)
+    """The configs of a GPU, or a key, without a table: up to 8x16 points, and 8 elements in a thread."""
+    classes = _class_blocks(num_classes)[0]
+    height, width = {64: (4, 8), 32: (8, 8)}.get(classes, (8, 16))
+    warps = max(1, height * width * classes // (32 * _ELEMENTS_PER_THREAD[1]))
+    dense = DenseConfig(height, width, classes, warps)
+    return KernelConfigs(_STATISTICS[0], dense, dense)
 
 
 def search_space(num_classes: int) -> dict[str, list[Config]]:
-    """Configs worth timing for each kernel: the default first, then the more promising before the less.
-
-    Dense configs keep 4 to 64 elements in a thread (but for the default) and blocks that fit into any shared memory.
-    """
-    ranked = product(enumerate(_DENSE_LAUNCHES), enumerate(_class_blocks(num_classes)))
-    dense = []
-    for (_, (height, width, warps)), (_, classes) in sorted(ranked, key=lambda pair: pair[0][0] + pair[1][0]):
-        block = height * width * classes
+    """Configs worth timing for each kernel: the default first, then the more promising before the less."""
+    default = default_configs(num_classes).forward
+    choices = (_TILES, _WARPS, _class_blocks(num_classes))
+    dense = [default]
+    for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
+        (height, width), warps, classes = (choice[rank] for choice, rank in zip(choices, ranks))
+        config, block = DenseConfig(height, width, classes, warps), height * width * classes
         least, most = (limit * 32 * warps for limit in _ELEMENTS_PER_THREAD)
-        if not dense or (least <= block <= most and block <= _SEARCHED_BLOCK):
-            dense.append(DenseConfig(height, width, classes, warps))
-    statistics = [StatisticsConfig(*launch) for launch in _STATISTICS_LAUNCHES]
-    return {"statistics": statistics, "forward": dense, "backward": dense}
+        if least <= block <= most and block <= _BLOCK and config != default:
+            dense.append(config)
+    return {"statistics": list(_STATISTICS), "forward": dense, "backward": dense}
 
 
 def _class_blocks(num_classes: int) -> list[int]:
-    """Class blocks worth trying: the least padding first, the larger of equals; 128 is never the default."""
+    """Class blocks worth trying: the least padding first, the larger of equals."""
     most = _power_of_two(num_classes)
     if most < 16:
         return [most]
-    blocks = [block for block in (16, 32, 64, 128) if block <= most]
-    return sorted(blocks, key=lambda block: (block > 64, -num_classes % block, -block))
+    blocks = [block for block in (16, 32, 64) if block <= most]
+    return sorted(blocks, key=lambda block: (-num_classes % block, -block))
 
 
 def _power_of_two(number: int) -> int:

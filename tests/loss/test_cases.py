@@ -5,7 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
-from loss_cases import LOSSES, assert_gradients, random_case, run_loss, truth_gradients
+from loss_cases import (
+    LOSSES,
+    assert_gradients,
+    crowded,
+    overlapping,
+    random_case,
+    run_loss,
+    sums_and_gradients,
+    truth_gradients,
+)
 
 from dwtriton.reference import dual_weight_sums
 from dwtriton.targets import pack_targets
@@ -62,17 +71,6 @@ def test_ious_below_one_half_leave_all_negative_weights_at_one():
     assert assert_equals_truth(case).neg_norm == 1
 
 
-def overlapping():
-    """Two boxes of one class over the same points, both predicted well in places."""
-    case = random_case(5, [2], sizes=((8, 8), (4, 4)), strides=(8, 16))
-    case.boxes[0][:] = [(2, 2, 50, 50), (6, 2, 54, 60)]
-    case.labels[0][:] = 1
-    points, _ = case.points()
-    sides = np.concatenate((points - (3, 2), (51, 54) - points), 1).clip(1)
-    case.d[0] = sides * np.random.default_rng(0).uniform(0.8, 1.2, sides.shape)
-    return case.rounded(torch.float32)
-
-
 def test_last_box_of_a_class_wins_and_order_matters():
     case = overlapping()
     assert_equals_truth(case)
@@ -114,23 +112,6 @@ def test_changing_one_box_changes_only_its_points_and_classes():
     other_classes = np.arange(6) != 2
     assert np.array_equal(before[0][0][:, other_classes], after[0][0][:, other_classes])
     assert not np.array_equal(before[0][0][touched, 2], after[0][0][touched, 2])
-
-
-def sums_and_gradients(case):
-    """Losses before their normalisers, and their gradients."""
-    inputs = case.tensors()
-    sums, counts = dual_weight_sums(*inputs, pack_targets(case.targets(), "cpu"), case.strides, case.soft_prior)
-    flat = [level for kind in inputs for level in kind]
-    grads = iter(torch.autograd.grad(sums.sum(), flat))
-    joined = [torch.cat([next(grads).flatten(2).transpose(1, 2) for _ in kind], 1).numpy() for kind in inputs]
-    return torch.cat((sums, counts)).detach().numpy(), joined
-
-
-def crowded():
-    case = random_case(7, [6, 3], classes=4)
-    case.iscrowd = [np.array([0, 1, 0, 0, 1, 0], bool), np.array([0, 0, 0], bool)]
-    case.boxes[0][1] = (20, 12, 84, 60)
-    return case
 
 
 def test_points_inside_crowd_regions_add_no_negative_loss():

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from loss_cases import LOSSES, assert_gradients, join, random_case, run_loss, truth_gradients
+from loss_cases import LAYOUTS, LOSSES, assert_gradients, join, random_case, run_loss, truth_gradients
 
 from dwtriton import formulas
 
@@ -153,22 +153,6 @@ def test_half_gradients_are_float32_gradients_rounded_once(dtype, scale):
     assert all(np.abs(part).max() < torch.finfo(dtype).max for part in truth)
     limits = tuple(1e-4 + denormal / np.abs(part).max() for part in truth)
     assert_gradients(grads, truth, limits, rounding=torch.finfo(dtype).eps)
-
-
-def strided(level):
-    """The same values with gaps in memory."""
-    wide = torch.zeros(*level.shape[:3], 2 * level.shape[3] + 1, dtype=level.dtype)
-    wide[..., 1::2] = level
-    return wide[..., 1::2]
-
-
-LAYOUTS = {
-    "channels last": lambda level: level.contiguous(memory_format=torch.channels_last),
-    "strided": strided,
-    "transposed": lambda level: level.transpose(2, 3).contiguous().transpose(2, 3),
-    "slice of channels": lambda level: torch.cat((level, level + 1), 1)[:, : level.shape[1]],
-    "offset": lambda level: torch.cat((level + 1, level))[len(level) :],
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from loss_cases import GOLDEN_NAMES, LOSSES, golden_case, golden_neg
+from golden_cases import GOLDEN_NAMES, golden_case, golden_neg
+from loss_cases import LOSSES
 
 LIMIT = 1e-10
 

@@ -1,121 +1,34 @@
-"""Generated batches: losses, every weight and all gradients against the oracle, hostile cases included.
-
-The method is discontinuous where a bag's IoUs hardly differ: m = (f - f_min) / spread amplifies rounding. So N may
-differ from the truth by 8 eps / spread, and losses and gradients are compared with the truth at the N that was used;
-where all spreads are at least 1e-2, also with the truth outright.
-"""
+"""Generated batches: losses, every weight and all gradients of the torch backend against the oracle."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from generated_cases import (
+    LIMITS,
+    assert_equals_truth,
+    assert_equals_truth_at_used_choices,
+    assert_finite_and_exact,
+    at_used_weights,
+    cases,
+    examples,
+    extreme_logits,
+    nearly_equal_ious,
+    no_iou_near_half,
+    on_thresholds,
+    tied_sides,
+)
+from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
-from released import released_loss
-
-from dwtriton import formulas
-
-SETTINGS = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-LIMITS = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}  # of losses and gradients
-PYRAMIDS = (
-    (((12, 16), (6, 8), (3, 4), (2, 2), (1, 1)), (8, 16, 32, 64, 128)),
-    (((13, 9), (7, 5)), (7, 14)),
-    (((5, 11),), (10,)),
-    (((3, 2), (1, 1), (1, 1)), (8, 16, 100)),
-)
+from loss_cases import assert_gradients, random_case, run_loss, truth_gradients
 
 
-@st.composite
-def cases(draw) -> Case:
-    sizes, strides = draw(st.sampled_from(PYRAMIDS))
-    case = random_case(
-        seed=draw(st.integers(0, 2**32 - 1)),
-        boxes=draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 9, 40]), min_size=1, max_size=3)),
-        classes=draw(st.sampled_from([1, 2, 3, 20])),
-        sizes=sizes,
-        strides=strides,
-        logit_scale=draw(st.sampled_from([0.0, 1.0, 3.0, 30.0, 100.0])),
-        closeness=draw(st.sampled_from([0.0, 0.5, 1.0])),
-        soft_prior=draw(st.booleans()),
-    )
-    points, _ = case.points()
-    for boxes, labels in zip(case.boxes, case.labels):
-        for index in range(len(boxes)):
-            hostility = draw(st.sampled_from(["none", "none", "on points", "no width", "whole image", "twice"]))
-            if hostility == "on points":  # edges exactly on points: these are not inside
-                ends = points[draw(st.lists(st.integers(0, len(points) - 1), min_size=2, max_size=2))]
-                boxes[index] = np.concatenate((ends.min(0), ends.max(0)))
-            elif hostility == "no width":
-                boxes[index, 2] = boxes[index, 0]
-            elif hostility == "whole image":
-                boxes[index] = (-1000, -1000, 1000, 1000)
-            elif hostility == "twice" and index:
-                boxes[index], labels[index] = boxes[index - 1], labels[index - 1]
-    if draw(st.booleans()):
-        case.iscrowd = [np.array([draw(st.integers(0, 3)) == 0 for _ in labels], bool) for labels in case.labels]
-    return case
-
-
-def no_iou_near_half(case: Case, gap: float) -> bool:
-    """m jumps to 1 below an IoU of 0.5."""
-    return all((np.abs(weights.iou[weights.inside] - 0.5) > gap).all() for weights in case.oracle_weights())
-
-
-def at_used_weights(case: Case, dtype: torch.dtype):
-    """Check every weight against the oracle; returns the oracle's with the N that was used, and the least spread."""
-    eps = torch.finfo(dtype).eps
-    weights = case.oracle_weights()
-    least = np.inf
-    for truth, got in zip(weights, case.weights(dtype)):
-        np.testing.assert_array_equal(got.inside.numpy(), truth.inside)
-        np.testing.assert_allclose(got.iou.double().numpy(), truth.iou, atol=16 * eps)
-        np.testing.assert_allclose(got.prior.double().numpy(), truth.prior, atol=16 * eps)
-        pos = got.pos.double().numpy()
-        floor = max(512 * eps * truth.pos.max(initial=0), 1e-30)  # t underflows before the denominator's 1e-12
-        np.testing.assert_allclose(pos, truth.pos, rtol=512 * eps, atol=floor)
-        assert pos.shape == truth.pos.shape
-        spread = truth.spread.min(initial=np.inf)
-        neg = got.neg.double().numpy()
-        np.testing.assert_allclose(neg, truth.neg, rtol=0, atol=min(1, 8 * eps / min(spread + 1e-12, 1)))
-        truth.neg = neg
-        least = min(least, spread)
-    return weights, least
-
-
-def released_errors(case: Case, truth) -> np.ndarray:
-    """Errors of the released algorithm in float32, 0 where it fails."""
-    if case.iscrowd is not None:
-        return np.zeros(3)
-    losses = released_loss(*case.tensors(), case.targets(), case.strides, case.soft_prior)
-    return np.nan_to_num(np.abs([loss.item() for loss in losses.values()] - truth), nan=0, posinf=0)
-
-
-def assert_equals_truth(case: Case, dtype: torch.dtype) -> None:
-    plain = case.oracle_weights()
-    weights, spread = at_used_weights(case, dtype)
-    losses, grads = run_loss(case, case.tensors(dtype))
-    limit_loss, limit_grad = LIMITS[dtype]
-    for truth in [case.truth(weights)] + ([case.truth(plain)] if spread >= 1e-2 else []):
-        allowed = limit_loss * np.abs(truth.losses) + UNDERFLOW
-        if (np.abs(losses - truth.losses) > allowed).any():
-            allowed = np.maximum(allowed, 2 * released_errors(case, truth.losses))
-        assert (np.abs(losses - truth.losses) <= allowed).all(), (losses, truth.losses)
-        assert_gradients(grads, truth_gradients(truth), limit_grad)
-
-
-@SETTINGS
+@examples(50)
 @given(cases().filter(lambda case: no_iou_near_half(case, 1e-12)))
 def test_float64_equals_the_oracle(case):
     assert_equals_truth(case, torch.float64)
 
 
-@SETTINGS
+@examples(50)
 @given(cases().filter(lambda case: no_iou_near_half(case, 1e-5)))
 def test_float32_is_within_the_numerics_rules_of_the_oracle(case):
     assert_equals_truth(case, torch.float32)
@@ -138,79 +51,29 @@ def test_hundreds_of_boxes_in_many_chunks(dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("offset", [0.0, 1e-7, 1e-4])
 def test_nearly_equal_ious_amplify_rounding_of_n_only_within_the_bound(dtype, offset):
-    """All predictions of a bag alike: its spread is rounding alone, or little more."""
-    case = random_case(3, [1], sizes=((6, 6),), strides=(8,))
-    case.boxes[0][:] = (2, 2, 45, 45)
-    points, _ = case.points()
-    sides = np.concatenate((points - 2, 45 - points), 1)
-    case.d[0] = sides * (1.1 + offset * np.random.default_rng(0).random((len(points), 1)))
-    case = case.rounded(dtype)
+    case = nearly_equal_ious(offset).rounded(dtype)
     _, spread = at_used_weights(case, dtype)
     assert spread < 1e-2
     assert_equals_truth(case, dtype)
 
 
-def test_ties_take_the_mean_of_both_slopes():
-    """Predicted sides exactly on the box's: half the slope of growing inside and half of growing outside."""
-    case = random_case(5, [1], sizes=((4, 4),), strides=(8,))
-    case.boxes[0][:] = (3, 5, 29, 31)
-    points, _ = case.points()
-    case.d[0] = np.concatenate((points - (3, 5), (29, 31) - points), 1).clip(0)
-    case.d[0, ::2, 0] += 1  # ties on three sides only
-    for dtype in LIMITS:
-        _, grads = run_loss(case, case.tensors(dtype))
-        expected = truth_gradients(case.truth(at_used_weights(case, dtype)[0]))
-        assert np.abs(expected[1]).max() > 0
-        assert_gradients(grads, expected, LIMITS[dtype][1])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_ties_take_the_mean_of_both_slopes(dtype):
+    """Half the slope of growing inside and half of growing outside."""
+    case = tied_sides()
+    _, grads = run_loss(case, case.tensors(dtype))
+    expected = truth_gradients(case.truth(at_used_weights(case, dtype)[0]))
+    assert np.abs(expected[1]).max() > 0
+    assert_gradients(grads, expected, LIMITS[dtype][1])
 
 
-@SETTINGS
+@examples(50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
 def test_float32_where_priors_and_ious_lie_on_their_thresholds_and_sides_on_the_box(seed, count):
-    """Priors of 0.3, IoUs of one half and predicted sides equal to the box's, all but for rounding.
-
-    There the method jumps: the truth is taken at the prior, N and ties that float32 arithmetic came to.
-    """
-    case = random_case(seed, [count], soft_prior=False)
-    random = np.random.default_rng(seed)
-    points, strides = case.points()
-    radius = np.sqrt(2 * oracle.SIGMA**2 * np.log(1 / 0.3))  # strides, where the prior is 0.3
-    chosen, angle = random.integers(0, len(points), count), random.uniform(0, 2 * np.pi, count)
-    center = points[chosen] + (radius * strides[chosen] * (np.cos(angle), np.sin(angle))).T
-    half = random.uniform(10, 60, (count, 2))
-    case.boxes[0] = np.concatenate((center - half, center + half), 1).astype(np.float32).astype(np.float64)
-    sides = formulas.box_sides(
-        torch.tensor(points.T[..., None]).float(), torch.tensor(case.boxes[0].T[:, None]).float()
-    )
-    nearest = sides.numpy()[:, np.arange(len(points)), random.integers(0, count, len(points))].T
-    halved = nearest * random.choice([1.0, 0.5], (len(points), 1)) ** [1, 0, 1, 0]
-    case.d[0] = np.where(nearest.min(1, keepdims=True) > 0, halved, case.d[0])
-    case = case.rounded(torch.float32)
-
-    (image,), (truth,), (got,) = case.images(), case.oracle_weights(), case.weights()
-    truth.prior = got.prior.double().numpy()
-    score = np.exp(oracle.log_sigmoid(image.z) + oracle.log_sigmoid(image.u)[:, None])
-    truth.pos = oracle.positive_weights(score[:, image.labels], truth.reg_loss, truth.prior)
-    truth.neg = got.neg.double().numpy()
-    slopes = formulas.reg_loss_gradient(torch.tensor(image.d.T[..., None]), sides.double())
-    expected = case.truth([truth], loc_gradients=[slopes.permute(1, 2, 0).numpy()])
-    losses, grads = run_loss(case, case.tensors())
-    # Predictions here are perfect but for rounding, so 1 - GIoU is known to about 2 eps, however small the loss.
-    rounding = 0.25 * 5 * truth.pos.sum() * 2 * np.finfo(np.float32).eps / expected.pos_norm
-    allowed = 1e-5 * np.abs(expected.losses) + [0, rounding, 0]
-    assert (np.abs(losses - expected.losses) <= allowed).all(), (losses, expected.losses)
-    assert_gradients(grads, truth_gradients(expected), 1e-4)
+    assert_equals_truth_at_used_choices(on_thresholds(seed, count))
 
 
 @pytest.mark.parametrize("value", [-100.0, -30.0, 30.0, 100.0])
 @pytest.mark.parametrize("other", [-100.0, 0.0, 100.0])
 def test_extreme_logits_keep_finite_losses_and_exact_gradients(value, other):
-    case = random_case(11, [2, 0], logit_scale=0.0)
-    case.z[:], case.u[:] = value, other
-    case.z[:, ::3] = -value
-    losses, grads = run_loss(case, case.tensors())
-    truth = case.truth(at_used_weights(case, torch.float32)[0])
-    assert np.isfinite(losses).all()
-    np.testing.assert_allclose(losses, truth.losses, rtol=1e-5, atol=1e-30)
-    for got, expected in zip(grads, truth_gradients(truth)):
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=max(1e-4 * np.abs(expected).max(), 1e-30))
+    assert_finite_and_exact(extreme_logits(value, other))

@@ -1,0 +1,272 @@
+"""What the kernels compile to, on a machine without a GPU: registers, spills, shared memory, wide loads and stores.
+
+    python benchmarks/binaries.py --targets cuda:90 hip:gfx942 --dtypes bfloat16
+    python benchmarks/binaries.py --all
+
+prints a table of the default configs, with --all of the whole tuning space, and fails if a binary spills or does not
+fit. The kernels' own launchers are called on small CPU tensors, so that each is compiled with the types and alignments
+that a launch infers. NVIDIA binaries are read with cuobjdump of Triton's wheel, AMD ones from their assembly.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import product, zip_longest
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from dwtriton.cli import run
+from dwtriton.errors import UserError
+from dwtriton.kernels import dual_weights
+from dwtriton.kernels.trial import LAYOUTS, Setting, kernel_calls, make_case
+from dwtriton.kernels.tuning import Config, DenseConfig, KernelConfigs, default_configs, search_space
+from dwtriton.points import STRIDES
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+WIDE = 16  # bytes, the most that a thread loads or stores at once
+
+
+class Target(NamedTuple):
+    """A GPU, and what one program may have of it."""
+
+    gpu: GPUTarget
+    shared: int  # bytes of shared memory
+    registers: int  # of 32 bits, of all threads together
+
+
+TARGETS = {
+    **{
+        f"cuda:{arch}": Target(GPUTarget("cuda", arch, 32), kilobytes * 1024, 2**16)
+        for arch, kilobytes in {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}.items()
+    },
+    **{f"hip:{arch}": Target(GPUTarget("hip", arch, 64), 64 * 1024, 2**17) for arch in ("gfx90a", "gfx942")},
+}
+
+
+class Job(NamedTuple):
+    """All kernels for one target, one kind of input and one config each."""
+
+    target: str
+    setting: Setting
+    configs: KernelConfigs
+
+
+class Binary(NamedTuple):
+    """One compiled kernel. Counts from the disassembly are None where it was not disassembled."""
+
+    target: str
+    dtype: str
+    layout: str
+    classes: int
+    kernel: str
+    config: Config | None  # None: the kernel has none
+    warps: int
+    registers: int  # of a thread
+    stack: int  # bytes of a thread in stack and local memory, where registers spill to
+    shared: int  # bytes
+    instructions: int | None
+    wide_loads: int | None  # from global memory
+    wide_stores: int | None
+
+    @property
+    def name(self) -> str:
+        config = "" if self.config is None else f" {_label(self.config)}"
+        return f"{self.target} {self.dtype} {self.layout} C={self.classes}: {self.kernel}{config}"
+
+    def problems(self) -> list[str]:
+        """Why this binary would run slowly or not at all."""
+        gpu, shared, registers = TARGETS[self.target]
+        threads = self.warps * gpu.warp_size
+        found = []
+        if self.stack:
+            found.append(f"{self.name} puts {self.stack} bytes a thread into stack or local memory")
+        if self.shared > shared:
+            found.append(f"{self.name} needs {self.shared} bytes of shared memory, of {shared}")
+        if self.registers * threads > registers:
+            found.append(f"{self.name} needs {self.registers * threads} registers, of {registers}")
+        return found
+
+
+def default_job(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> Job:
+    """The default configs."""
+    setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3)
+    return Job(target, setting, default_configs(classes))
+
+
+def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> list[Job]:
+    """The whole tuning space; the defaults are its first."""
+    default = default_job(target, dtype, layout, classes)
+    rows = zip_longest(*search_space(classes).values())
+    return [
+        default._replace(configs=KernelConfigs(*(config or other for config, other in zip(row, default.configs))))
+        for row in rows
+    ]
+
+
+@contextmanager
+def compile_only(target: str) -> Iterator[list[tuple[str, CompiledKernel]]]:
+    """Launches inside compile for a target and run nothing; yields the list that names and binaries are added to."""
+    launch = JITFunction.run
+    compiled = []
+
+    def compile_kernel(kernel, *args, grid, warmup, **options):
+        try:
+            compiled.append((kernel.__name__, launch(kernel, *args, grid=grid, warmup=True, **options)))
+        except Exception as error:  # of many kinds, some of which do not survive the way out of a process
+            raise RuntimeError(f"{target}: {kernel.__name__} with {options} does not compile: {error}") from None
+
+    with (
+        mock.patch.object(JITFunction, "run", compile_kernel),
+        mock.patch.object(triton.runtime.driver, "_active", _AbsentDriver(TARGETS[target].gpu)),
+    ):
+        yield compiled
+
+
+class _AbsentDriver:
+    """What Triton asks of a GPU's driver before it compiles. Its device is the target: kernels are kept by device."""
+
+    def __init__(self, gpu: GPUTarget):
+        self.get_current_target = self.get_current_device = lambda: gpu
+
+    def get_current_stream(self, _) -> int:
+        return 0
+
+
+def launch_all(setting: Setting, configs: KernelConfigs) -> None:
+    """Launch every kernel once; the assigner takes the default configs."""
+    case = make_case(setting, "cpu")
+    kernel_calls(case, configs)["backward"](configs.backward)  # after statistics and forward
+    dual_weights(case.cls_logits, case.box_distances, case.objectness, case.targets, STRIDES, True)
+
+
+def compile_job(job: Job) -> list[Binary]:
+    """The binaries of a job. Those of default configs are disassembled too, which takes a third of the time."""
+    target, setting, configs = job
+    with compile_only(target) as compiled:
+        launch_all(setting, configs)
+    defaults = default_configs(setting.classes)
+    taken = {**configs._asdict(), "assign": defaults.forward}
+    inputs = (target, str(setting.dtype).removeprefix("torch."), setting.layout, setting.classes)
+    binaries = {}
+    for function, kernel in compiled:
+        name = function.removesuffix("_kernel")
+        config = taken.get(name)
+        read = _read_nvidia if target.startswith("cuda") else _read_amd
+        registers, stack, *counts = read(kernel, disassemble=config is None or config in defaults)
+        resources = (kernel.metadata.num_warps, registers, stack, kernel.metadata.shared)
+        binaries[name] = Binary(*inputs, name, config, *resources, *counts)
+    return list(binaries.values())
+
+
+def _read_nvidia(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ...]:
+    usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    if not disassemble:
+        return registers, stack + local, None, None, None
+    sass = _cuobjdump(kernel.asm["cubin"], "-sass")
+    patterns = (r"^\s+/\*[0-9a-f]{4,}\*/\s+[^;]+;", r"\sLDG\.E\S*\.128", r"\sSTG\.E\S*\.128")
+    return registers, stack + local, *(len(re.findall(pattern, sass, re.MULTILINE)) for pattern in patterns)
+
+
+def _read_amd(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ...]:
+    """Scalar registers that spill go to vector registers, so these do not count as spilled; spilled vectors do."""
+    assembly = kernel.asm["amdgcn"]
+    names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+    registers, private, spilled = (int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names)
+    patterns = (r"^\t[a-z]\w+ ", r"\t(?:global|buffer)_load_dwordx4", r"\t(?:global|buffer)_store_dwordx4")
+    counts = (len(re.findall(pattern, assembly, re.MULTILINE)) if disassemble else None for pattern in patterns)
+    return registers, max(private, 4 * spilled), *counts
+
+
+@cache
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def compiler_pool(workers: int = 2) -> Iterator[Executor]:
+    """Processes that compile; what they share of Triton's cache is new, so nothing is taken from earlier runs."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder,)) as pool,
+    ):
+        yield pool
+
+
+def _start_worker(folder: str) -> None:
+    triton.knobs.cache.dir = folder
+    torch.set_num_threads(1)
+
+
+def compile_all(jobs: Iterable[Job], pool: Executor) -> list[Binary]:
+    """The different binaries of all jobs."""
+    return list(dict.fromkeys(binary for binaries in pool.map(compile_job, jobs) for binary in binaries))
+
+
+def show(binaries: Iterable[Binary]) -> None:
+    """Print binaries as a table."""
+    table = Table("target", "dtype", "layout", "C", "kernel", "config", title="Compiled kernels")
+    for heading in ("registers", "stack", "shared", "instructions", "wide loads", "wide stores"):
+        table.add_column(heading, justify="right")
+    for binary in binaries:
+        counts = (binary.registers, binary.stack, binary.shared, *binary[-3:])
+        config = f"{binary.warps} warps" if binary.config is None else _label(binary.config)
+        table.add_row(*map(str, binary[:5]), config, *("" if count is None else str(count) for count in counts))
+    Console(width=200).print(table)
+
+
+def _label(config: Config) -> str:
+    if isinstance(config, DenseConfig):
+        height, width, classes, warps = config
+        return f"{height}x{width} points, {classes} classes, {warps} warps"
+    return f"{config.points} points, {config.warps} warps"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = read_arguments(arguments)
+    jobs_of = tuning_jobs if args.all else lambda *inputs: [default_job(*inputs)]
+    jobs = [
+        job for inputs in product(args.targets, args.dtypes, [args.layout], args.classes) for job in jobs_of(*inputs)
+    ]
+    with compiler_pool(args.workers) as pool:
+        binaries = compile_all(jobs, pool)
+    show(binaries)
+    problems = [problem for binary in binaries for problem in binary.problems()]
+    if problems:
+        raise UserError("\n".join(problems))
+    return 0
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET", help="%(choices)s"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16", "float32"], help="of all inputs")
+    parser.add_argument("--layout", choices=LAYOUTS, default="channels_last", help="of all inputs")
+    parser.add_argument("--classes", nargs="+", type=int, default=[80], metavar="C")
+    parser.add_argument("--all", action="store_true", help="the whole tuning space, not only the default configs")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Tests of the kernels run on a GPU or, under TRITON_INTERPRET=1, in Triton's interpreter, made quicker and stricter."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+if find_spec("triton") is None:
+    collect_ignore_glob = ["test_*.py"]
+else:
+    import triton.language as tl
+    from kernel_cases import DEVICE
+    from triton.runtime import interpreter
+
+    from dwtriton.kernels import INTERPRETED
+
+
+def pytest_collection_modifyitems(items):
+    """`pytest -m gpu` selects what a GPU can run."""
+    for item in items:
+        if "device" in item.fixturenames:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The device whose tensors the kernels take."""
+    if DEVICE is None:
+        pytest.skip("no GPU: set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter")
+    return DEVICE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter():
+    """Half the interpreter's time goes into patching triton.language anew at every call of a device function, though the
+    launch has done it (but for triton.language.core, which Triton's own functions use), a third of the rest into checks of
+    integer overflow, which no test is large enough for.
+    """
+    if INTERPRETED:
+        interpreter._patch_lang(tl.zeros.fn)
+        interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+        interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checked_memory():
+    """In the interpreter: a load or store outside the tensors that a kernel was given fails."""
+    if not INTERPRETED:
+        return
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    launch, load, store = executor.__call__, builder.create_masked_load, builder.create_masked_store
+    memory = []  # first address and the one after the last of each tensor, by address
+
+    def checked_launch(self, *args, **kwargs):
+        tensors = [part for arg in args for part in (arg if isinstance(arg, tuple) else (arg,))]
+        tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.numel()]
+        memory[:] = sorted((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors)
+        launch(self, *args, **kwargs)
+
+    def check(pointers, mask):
+        used = pointers.data[mask.data.astype(bool)]
+        begins, ends = np.array(memory, np.uint64).T
+        tensor = np.searchsorted(begins, used, "right") - 1
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        assert (tensor >= 0).all(), "access before the first tensor"
+        assert (used + np.uint64(size) <= ends[tensor]).all(), "access after the end of a tensor"
+
+    def checked_load(self, pointers, mask, *rest):
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self, pointers, value, mask, *rest):
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    executor.__call__ = checked_launch
+    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
