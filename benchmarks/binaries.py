@@ -155,19 +155,19 @@ def launch_all(setting: Setting, configs: KernelConfigs) -> None:
 
 
 def compile_job(job: Job) -> list[Binary]:
-    """The binaries of a job. Those of default configs are disassembled too, which takes a third of the time."""
+    """The binaries of a job. The dense passes are disassembled too if configs are the defaults: it takes a while."""
     target, setting, configs = job
     with compile_only(target) as compiled:
         launch_all(setting, configs)
     defaults = default_configs(setting.classes)
-    taken = {**configs._asdict(), "assign": defaults.forward}
+    config_of = {**configs._asdict(), "assign": defaults.forward}
     inputs = (target, str(setting.dtype).removeprefix("torch."), setting.layout, setting.classes)
+    read = _read_nvidia if target.startswith("cuda") else _read_amd
     binaries = {}
     for function, kernel in compiled:
         name = function.removesuffix("_kernel")
-        config = taken.get(name)
-        read = _read_nvidia if target.startswith("cuda") else _read_amd
-        registers, stack, *counts = read(kernel, disassemble=config is None or config in defaults)
+        config = config_of.get(name)
+        registers, stack, *counts = read(kernel, disassemble=name in ("forward", "backward") and config in defaults)
         resources = (kernel.metadata.num_warps, registers, stack, kernel.metadata.shared)
         binaries[name] = Binary(*inputs, name, config, *resources, *counts)
     return list(binaries.values())

@@ -29,7 +29,6 @@ from timing import Measured, copy_bandwidth, measure
 from dwtriton.cli import run
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_text
-from dwtriton.kernels.tuning import table_name
 
 RESULTS = Path(__file__).parent / "results"
 BOXES = (1, 7, 20, 100, 300, 1000)  # an image; the mean of COCO is 7
@@ -54,13 +53,21 @@ def main(arguments: list[str] | None = None) -> int:
     case = {"height": args.height, "width": args.width, "classes": args.classes, "layout": "channels_last"}
     results = {"machine": machine(device), "case": case, "copy_gb_s": significant(bandwidth / 1e9)}
     results |= {"rows": rows, "checks": checks}
-    name = table_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu.json"
-    out = args.out or RESULTS / name
+    out = args.out or results_file(device)
     make_folder(out.parent)
     write_text(out, json.dumps(results, indent=2) + "\n")
     draw(results, out.with_suffix(".png"))
     print(f"{caption(results)}\nwritten to {out}, .png beside it, after {time.perf_counter() - start:.0f} s")
     return 0
+
+
+def results_file(device: torch.device) -> Path:
+    """One for each GPU model, and one for CPUs."""
+    if device.type == "cpu":
+        return RESULTS / "cpu.json"
+    from dwtriton.kernels.tuning import table_name  # needs Triton
+
+    return RESULTS / table_name(torch.cuda.get_device_name(device))
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:

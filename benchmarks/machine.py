@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ def machine(device: torch.device) -> dict[str, str | int | bool | None]:
 
 
 def _gpu(device: torch.device) -> dict:
+    import triton
+
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
@@ -25,7 +26,7 @@ def _gpu(device: torch.device) -> dict:
             0
         ],
         "cuda": torch.version.cuda or torch.version.hip,
-        "triton": version("triton"),
+        "triton": triton.__version__,
     }
 
 

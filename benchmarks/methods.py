@@ -90,6 +90,7 @@ def _fcos_step(case: Case) -> Step:
     """
     classes = case.inputs[0][0].shape[1]
     dtype, device = case.inputs[0][0].dtype, case.inputs[0][0].device
+    half = dtype != torch.float32
     sizes = [tuple(level.shape[2:]) for level in case.inputs[0]]
     head = FCOSHead(in_channels=32, num_anchors=1, num_classes=classes, num_convs=0)  # only for its compute_loss
     detector = SimpleNamespace(center_sampling_radius=1.5, head=head)  # what FCOS.compute_loss reads
@@ -102,7 +103,7 @@ def _fcos_step(case: Case) -> Step:
     leaves = [level for kind in named.values() for level in kind]
 
     def step():
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype if half else None, enabled=half):
             outputs = {
                 name: torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in kind], 1)  # [B, P, channels]
                 for name, kind in named.items()

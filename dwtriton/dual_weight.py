@@ -123,7 +123,7 @@ class DualWeightAssigner(_DualWeighting):
 
 
 def _has_kernels(backend: str) -> bool:
-    """Whether `backend` asks for the kernels, or leaves the choice on a machine that can run them; imports them then."""
+    """Whether `backend` asks for the kernels, or leaves the choice on a machine that has a GPU and Triton."""
     if backend not in ("auto", "triton", "torch"):
         raise UserError(f'there is no backend {backend!r}; use "auto", "triton" or "torch"')
     has_gpu, has_triton = torch.cuda.is_available(), find_spec("triton") is not None

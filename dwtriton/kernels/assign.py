@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import read_boxes, read_pyramid
+from dwtriton.kernels.inputs import launch_options, read_boxes, read_pyramid
 from dwtriton.kernels.ops import configs_for
 from dwtriton.kernels.statistics import SPLITS, box_statistics
 from dwtriton.kernels.walk import (
@@ -66,7 +66,8 @@ def assign_kernel(
     )
     targets = (boxes, labels, iscrowd)
     first, last = image_rows(offsets, image, capacity)
-    ignored = inside_crowd(x, y, first, last, targets, bounds, NUM_CLASSES)
+    start = next_box(first, last, targets, bounds, 0, NUM_CLASSES)
+    ignored = inside_crowd(x, y, start, last, targets, bounds, NUM_CLASSES)
 
     z_image = pick(z_levels, level) + image * area * NUM_CLASSES
     distances = load_distances(pick(d_levels, level) + image * area * 4, point, area, valid, D_LAST)  # 4 x [P]
@@ -80,7 +81,7 @@ def assign_kernel(
         z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
         score = formulas.sigmoids(z)[0] * su[:, None]
         neg = tl.full(z.shape, 1.0, tl.float32)
-        row = next_box(first, last, targets, bounds, first_class, end_class, CROWD=False)
+        row = next_box(start, last, targets, bounds, first_class, end_class, CROWD=False)
         while row < last:
             own = classes == tl.load(labels + row)  # [BLOCK_C]
             inside, _, iou, _, prior, pos, stretched = weigh_box(
@@ -144,8 +145,7 @@ def dual_weights(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        num_warps=config.warps,
-        enable_fp_fusion=False,
+        **launch_options(pyramid, config.warps),
     )
     places = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()

@@ -1,8 +1,8 @@
 """The dense backward pass: gradients of the three sums, recomputed from the same inputs.
 
-The incoming gradients are read from device memory and multiplied in before anything is rounded to half precision, so the
-gradients are right under any loss scale and for any weighting of the three. Tiles and walk are those of the forward pass;
-a program owns its points and writes each of their gradients once.
+The incoming gradients are read from device memory and multiplied in before anything is rounded to half precision, so
+the gradients are right under any loss scale and for any weighting of the three. Tiles and walk are those of the forward
+pass; a program owns its points and writes each of their gradients once.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid
+from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, launch_options
 from dwtriton.kernels.statistics import SPLITS
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
@@ -63,11 +63,11 @@ def backward_kernel(
     )
     targets = (boxes, labels, iscrowd)
     first, last = image_rows(offsets, image, capacity)
-    truth = next_box(first, last, targets, bounds, 0, NUM_CLASSES, CROWD=False)
-    ignored = inside_crowd(x, y, first, last, targets, bounds, NUM_CLASSES)
+    start = next_box(first, last, targets, bounds, 0, NUM_CLASSES)  # most tiles have no box
+    ignored = inside_crowd(x, y, start, last, targets, bounds, NUM_CLASSES)
 
     z_place, d_place, u_place = image * area * NUM_CLASSES, image * area * 4, image * area
-    distances = load_distances(pick(d_levels, level) + d_place, point, area, valid & (truth < last), D_LAST)  # 4 x [P]
+    distances = load_distances(pick(d_levels, level) + d_place, point, area, valid & (start < last), D_LAST)  # 4 x [P]
     u = tl.load(pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
     factor = tl.load(poison)
@@ -75,8 +75,8 @@ def backward_kernel(
     grad_loc = 1.25 * tl.load(grad_losses + 1)
     grad_neg = (tl.where(ignored, 0.0, tl.load(grad_losses + 2)) * factor)[:, None]  # [P, 1]
 
-    grad_u = tl.zeros_like(u)
-    grad_l = tl.zeros_like(u)
+    grad_u = tl.zeros_like(u) * factor  # 0, or NaN from the beginning
+    grad_l = grad_u
     grad_t = grad_l
     grad_r = grad_l
     grad_b = grad_l
@@ -86,10 +86,10 @@ def backward_kernel(
         z = load_logits(pick(z_levels, level) + z_place, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
         neg = tl.full(z.shape, 1.0, tl.float32)
         class_pos = tl.zeros_like(z)
-        if truth < last:
-            neg = tl.where(z == z, neg, float("nan"))  # no constants any more: they will lie in the threads that z lies in
+        if start < last:
+            neg = tl.where(z == z, neg, float("nan"))  # no constants now: they lie in the threads of z
             class_pos = tl.where(z == z, class_pos, float("nan"))
-            row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
+            row = next_box(start, last, targets, bounds, first_class, end_class, CROWD=False)
             while row < last:
                 own = classes == tl.load(labels + row)  # [BLOCK_C]
                 score_own = formulas.sigmoids(of_class(own, z))[0] * su  # [P]
@@ -120,14 +120,16 @@ def backward_kernel(
             slope_z, slope_u = formulas.negative_slopes(score, not_score, z, u[:, None], not_z, not_u[:, None])
             grad_z = weight * slope_z - class_pos * not_z
             grad_u += tl.sum(weight * slope_u - class_pos * not_u[:, None], 1)
-        store_logits(pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
+        store_logits(
+            pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST
+        )
 
-    tl.store(pick(grad_u_levels, level) + u_place + point, grad_u * factor, mask=valid)
+    tl.store(pick(grad_u_levels, level) + u_place + point, grad_u, mask=valid)
     grad_d = pick(grad_d_levels, level) + d_place
-    tl.store(grad_d + place(point, 0, area, 4, D_LAST), grad_l * factor, mask=valid)
-    tl.store(grad_d + place(point, 1, area, 4, D_LAST), grad_t * factor, mask=valid)
-    tl.store(grad_d + place(point, 2, area, 4, D_LAST), grad_r * factor, mask=valid)
-    tl.store(grad_d + place(point, 3, area, 4, D_LAST), grad_b * factor, mask=valid)
+    tl.store(grad_d + place(point, 0, area, 4, D_LAST), grad_l, mask=valid)
+    tl.store(grad_d + place(point, 1, area, 4, D_LAST), grad_t, mask=valid)
+    tl.store(grad_d + place(point, 2, area, 4, D_LAST), grad_r, mask=valid)
+    tl.store(grad_d + place(point, 3, area, 4, D_LAST), grad_b, mask=valid)
 
 
 def dense_backward(
@@ -139,10 +141,10 @@ def dense_backward(
     soft_prior: bool,
     config: DenseConfig,
 ) -> list[Tensor]:
-    """Gradients of class logits, distances and objectness logits, one after the other, given those [3] of the three sums.
+    """Gradients of class logits, distances and objectness logits, one after the other, given those [3] of the sums.
 
-    Each has dtype and memory of its level in `pyramid`; float32 from the interpreter, which would cut off bits where a GPU
-    rounds.
+    Each has dtype and memory of its level in `pyramid`; from the interpreter, which would cut off bits where a GPU
+    rounds, all are float32.
     """
     dtype = torch.float32 if INTERPRETED else None
     grads = [[torch.empty_like(level, dtype=dtype) for level in kind] for kind in (pyramid.z, pyramid.d, pyramid.u)]
@@ -169,7 +171,6 @@ def dense_backward(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        num_warps=config.warps,
-        enable_fp_fusion=False,
+        **launch_options(pyramid, config.warps),
     )
     return [level for kind in grads for level in kind]

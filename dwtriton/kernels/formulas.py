@@ -1,7 +1,7 @@
 """The formulas of the method for kernels, as `dwtriton/formulas.py` has them for tensors; everything is float32.
 
-Kernels are compiled without contraction of products and sums (`enable_fp_fusion=False`), so that a pair of a point and a
-box has the same bits in each of them: m divides by the spread of a bag, which may be no more than rounding.
+Kernels are compiled without contraction of products and sums (`enable_fp_fusion=False`), so that a pair of a point and
+a box has the same bits in each of them: m divides by the spread of a bag, which may be no more than rounding.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) +
 
 
 def _polynomial(function: Callable[[np.ndarray], np.ndarray]) -> tl.constexpr:
-    """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE; those below are within 1e-8 of the function."""
+    """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE; those below are within 1e-8."""
     fit = Chebyshev.interpolate(function, DEGREE.value, domain=[0, LOW_SCORE.value])
     return tl.constexpr(tuple(fit.convert(kind=Polynomial).coef[::-1].tolist()))
 

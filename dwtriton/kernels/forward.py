@@ -1,8 +1,8 @@
 """The dense forward pass: sums of the three losses and of 1 - N, without gradients.
 
-A program owns a tile of points of one level of one image. It reads its logits once, a block of classes at a time, and walks
-the boxes that touch the tile in their order, so that the last of a class decides N. Each program writes its own partial
-sums, which one more program adds up in a fixed order.
+A program owns a tile of points of one level of one image. It reads its logits once, a block of classes at a time, and
+walks the boxes that touch the tile in their order, so that the last of a class decides N. Each program writes its own
+partial sums, which one more program adds up in a fixed order.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.inputs import Boxes, Pyramid, launch_options
 from dwtriton.kernels.statistics import SPLITS
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
@@ -59,12 +59,12 @@ def forward_kernel(
     )
     targets = (boxes, labels, iscrowd)
     first, last = image_rows(offsets, image, capacity)
-    truth = next_box(first, last, targets, bounds, 0, NUM_CLASSES, CROWD=False)
-    ignored = inside_crowd(x, y, first, last, targets, bounds, NUM_CLASSES)
+    start = next_box(first, last, targets, bounds, 0, NUM_CLASSES)  # most tiles have no box
+    ignored = inside_crowd(x, y, start, last, targets, bounds, NUM_CLASSES)
 
     z_image = pick(z_levels, level) + image * area * NUM_CLASSES
     d_image = pick(d_levels, level) + image * area * 4
-    distances = load_distances(d_image, point, area, valid & (truth < last), D_LAST)  # 4 x [P]
+    distances = load_distances(d_image, point, area, valid & (start < last), D_LAST)  # 4 x [P]
     u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
 
@@ -77,9 +77,9 @@ def forward_kernel(
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
         neg = tl.full(z.shape, 1.0, tl.float32)
-        if truth < last:
-            neg = tl.where(z == z, neg, float("nan"))  # no constant any more: it will lie in the threads that z lies in
-            row = next_box(truth, last, targets, bounds, first_class, end_class, CROWD=False)
+        if start < last:
+            neg = tl.where(z == z, neg, float("nan"))  # no constant now: it lies in the threads of z
+            row = next_box(start, last, targets, bounds, first_class, end_class, CROWD=False)
             while row < last:
                 own = classes == tl.load(labels + row)  # [BLOCK_C]
                 z_own = of_class(own, z)  # [P]
@@ -203,8 +203,7 @@ def dense_forward(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        num_warps=config.warps,
-        enable_fp_fusion=False,
+        **launch_options(pyramid, config.warps),
     )
     finish_kernel[(1,)](
         partials,
@@ -217,7 +216,6 @@ def dense_forward(
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         BLOCK=ADDED_TOGETHER,
-        num_warps=16,
-        enable_fp_fusion=False,
+        **launch_options(pyramid, 16),
     )
     return losses, counts, poison

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from dwtriton.targets import PackedTargets
 
-
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
+
+
+# Registers of a thread, by bytes of a logit: sixteen and twelve warps on a multiprocessor, where the compiler left to
+# itself ends with eight. With 128 the backward pass would spill for float32.
+MAX_REGISTERS = {2: 128, 4: 168}
 
 
 class Pyramid(NamedTuple):
@@ -84,6 +88,12 @@ def read_boxes(targets: PackedTargets) -> Boxes:
         iscrowd.contiguous().view(torch.uint8),
         targets.offsets.contiguous(),
     )
+
+
+def launch_options(pyramid: Pyramid, warps: int) -> dict[str, int | bool]:
+    """What every kernel is launched with. Why without fusion: see `dwtriton/kernels/formulas.py`."""
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return options if torch.version.hip else options | {"maxnreg": MAX_REGISTERS[pyramid.z[0].element_size()]}
 
 
 def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:

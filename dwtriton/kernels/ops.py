@@ -9,7 +9,7 @@ from dwtriton.kernels.backward import dense_backward
 from dwtriton.kernels.forward import dense_forward
 from dwtriton.kernels.inputs import Pyramid, read_boxes, read_pyramid
 from dwtriton.kernels.statistics import SPLITS, box_statistics
-from dwtriton.kernels.tuning import Key, KernelConfigs, lookup
+from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
 
 
@@ -32,7 +32,7 @@ def dual_weight(
     strides: Sequence[float],
     soft_prior: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], the poison [] and the statistics of each box [N, 3, SPLITS]."""
+    """Sums of the three losses [3], what normalises each [3], poison [] and statistics [N, 3, SPLITS] of the boxes."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
     configs = configs_for(pyramid)
@@ -72,7 +72,7 @@ def dual_weight_backward(
 
 
 def _as_level(grad: Tensor, level: Tensor) -> Tensor:
-    """The gradient in the dtype and memory format of what it belongs to; a copy only where kernels could not read that."""
+    """The gradient in dtype and memory format of its level; copied only where the kernels could not read the level."""
     wanted = torch.empty_like(level, device="meta")
     if grad.dtype == wanted.dtype and grad.stride() == wanted.stride():
         return grad
@@ -88,9 +88,7 @@ def _save(ctx, inputs, output) -> None:
     cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, ctx.strides, ctx.soft_prior = inputs
     _, counts, poison, statistics = output
     ctx.levels = len(cls_logits)
-    ctx.save_for_backward(
-        boxes, labels, offsets, iscrowd, poison, statistics, *cls_logits, *box_distances, *objectness
-    )
+    ctx.save_for_backward(boxes, labels, offsets, iscrowd, poison, statistics, *cls_logits, *box_distances, *objectness)
     ctx.mark_non_differentiable(counts, poison, statistics)
 
 

@@ -1,8 +1,8 @@
 """What each box's weights need to know about all points inside it: a pass over the grid rectangles of its bag.
 
 The points inside a box are a rectangle of cells on each level. `SPLITS` programs share a box, each taking every
-`SPLITS`-th block of its points and writing one part; readers combine the parts in order. Which point belongs to which part
-depends on the box alone, so its weights never depend on what else is in the batch.
+`SPLITS`-th block of its points and writing one part; readers combine the parts in order. Which point belongs to which
+part depends on the box alone, so its weights never depend on what else is in the batch.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.inputs import Boxes, Pyramid, launch_options
 from dwtriton.kernels.tuning import StatisticsConfig
 from dwtriton.kernels.walk import load_box, load_distances, pick, place
 
@@ -135,7 +135,6 @@ def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: Sta
             SOFT=soft_prior,
             SPLITS=SPLITS,
             BLOCK=config.points,
-            num_warps=config.warps,
-            enable_fp_fusion=False,
+            **launch_options(pyramid, config.warps),
         )
     return statistics

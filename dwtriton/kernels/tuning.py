@@ -75,14 +75,14 @@ class Key(NamedTuple):
 _TILES = ((8, 16), (8, 8), (4, 32), (4, 16), (4, 8), (16, 16), (16, 32), (32, 32))
 _WARPS = (8, 4, 16, 2, 1)
 _STATISTICS = tuple(StatisticsConfig(*pair) for pair in ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1)))
-_ELEMENTS_PER_THREAD = (4, 8)  # 8 fill most of the registers in the backward pass, 16 spill
-_BLOCK = 2**11  # points x classes: more spill in 16 warps, whose threads have at most 128 registers
+_ELEMENTS_PER_THREAD = (4, 8)  # 16 would need more registers than MAX_REGISTERS
+_BLOCK = 2**11  # points x classes
 
 
 def default_configs(num_classes: int) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table: up to 8x16 points, and 8 elements in a thread."""
+    """The configs of a GPU, or a key, without a table: up to four warps, with 8 elements in a thread."""
     classes = _class_blocks(num_classes)[0]
-    height, width = {64: (4, 8), 32: (8, 8)}.get(classes, (8, 16))
+    height, width = {64: (4, 4), 32: (4, 8), 16: (8, 8)}.get(classes, (8, 16))
     warps = max(1, height * width * classes // (32 * _ELEMENTS_PER_THREAD[1]))
     dense = DenseConfig(height, width, classes, warps)
     return KernelConfigs(_STATISTICS[0], dense, dense)

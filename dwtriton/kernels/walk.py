@@ -1,4 +1,4 @@
-"""What the dense passes share, as device functions: the tile a program owns, and its walk over the boxes that touch it."""
+"""What the dense passes share, as device functions: a program's tile, and its walk over the boxes that touch it."""
 
 import triton
 import triton.language as tl
@@ -13,8 +13,8 @@ BOXES_PER_LOOK = tl.constexpr(128)  # boxes that a tile looks at together, to fi
 def pick(items, level):
     """The entry of a tuple, one for each level, at a level known only at run time."""
     item = items[0]
-    for l in tl.static_range(1, len(items)):
-        item = tl.where(level >= l, items[l], item)
+    for i in tl.static_range(1, len(items)):
+        item = tl.where(level >= i, items[i], item)
     return item
 
 
@@ -24,11 +24,11 @@ def locate_tile(tile, heights, widths, TILE_H: tl.constexpr, TILE_W: tl.constexp
     level = tile * 0
     first = tile * 0
     begin = tile * 0
-    for l in tl.static_range(len(heights)):
+    for i in tl.static_range(len(heights)):
         here = tile >= begin
-        level = tl.where(here, l, level)
+        level = tl.where(here, i, level)
         first = tl.where(here, begin, first)
-        begin += tl.cdiv(heights[l], TILE_H) * tl.cdiv(widths[l], TILE_W)
+        begin += tl.cdiv(heights[i], TILE_H) * tl.cdiv(widths[i], TILE_W)
     columns = tl.cdiv(pick(widths, level), TILE_W)
     within = tile - first
     return level, within // columns * TILE_H, within % columns * TILE_W
@@ -38,8 +38,8 @@ def locate_tile(tile, heights, widths, TILE_H: tl.constexpr, TILE_W: tl.constexp
 def open_tile(program, tiles, heights, widths, strides, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
     """The tile that a program owns, of `tiles` for each image, and its P = TILE_H * TILE_W cells.
 
-    Returns image (int64), level, the level's number of points and stride; of each cell [P]: its number among the level's
-    points, whether it exists, x and y; and the bounds of these: x and y of the first and of the last.
+    Returns image (int64), level, the level's number of points and stride; of each cell [P]: its number among the
+    level's points, whether it exists, x and y; and the bounds of these: x and y of the first and of the last.
     """
     image = (program // tiles).to(tl.int64)
     level, first_row, first_column = locate_tile(program % tiles, heights, widths, TILE_H, TILE_W)
@@ -123,11 +123,11 @@ def load_box(boxes, row):
 
 
 @triton.jit
-def next_box(row, last, targets, bounds, first_class, end_class, CROWD: tl.constexpr):
+def next_box(row, last, targets, bounds, first_class, end_class, CROWD: tl.constexpr = None):
     """The first row from `row` on, of a class from `first_class` to `end_class - 1`, that may hold points of the tile.
 
     Returns `last` if there is none. `targets` are pointers to boxes, labels and iscrowd; `bounds` those of the tile.
-    `CROWD`: whether regions to ignore are looked for, or ground truth.
+    `CROWD`: whether regions to ignore are looked for, or ground truth; None: both.
     """
     boxes, labels, iscrowd = targets
     x_low, y_low, x_high, y_high = bounds
@@ -140,9 +140,10 @@ def next_box(row, last, targets, bounds, first_class, end_class, CROWD: tl.const
         x2 = tl.load(boxes + 4 * rows + 2, mask=mask, other=0.0)
         y2 = tl.load(boxes + 4 * rows + 3, mask=mask, other=0.0)
         label = tl.load(labels + rows, mask=mask, other=-1)
-        crowd = tl.load(iscrowd + rows, mask=mask, other=0) != 0
         touches = (x1 < x_high) & (y1 < y_high) & (x2 > x_low) & (y2 > y_low)
-        hit = mask & touches & (crowd == CROWD) & (label >= first_class) & (label < end_class)
+        hit = mask & touches & (label >= first_class) & (label < end_class)
+        if CROWD is not None:
+            hit = hit & ((tl.load(iscrowd + rows, mask=mask, other=0) != 0) == CROWD)
         found = tl.min(tl.where(hit, rows, last))
         row += BOXES_PER_LOOK
     return found
@@ -174,8 +175,8 @@ def load_bag(statistics, row, SPLITS: tl.constexpr):
 def weigh_box(row, boxes, statistics, x, y, stride, distances, score, SOFT: tl.constexpr, SPLITS: tl.constexpr):
     """All about the pairs of a tile's points and one box, each [P]; `score` is the joint score of the box's class.
 
-    Returns whether inside, the distances to the four sides, IoU, 1 - GIoU, prior, w_pos and m. What is not inside has no
-    meaning.
+    Returns whether inside, the distances to the four sides, IoU, 1 - GIoU, prior, w_pos and m. What is not inside has
+    no meaning.
     """
     x1, y1, x2, y2 = load_box(boxes, row)
     inside = (x > x1) & (y > y1) & (x < x2) & (y < y2)

@@ -23,7 +23,8 @@ def run_python(code, **env):
 
 @pytest.mark.parametrize("module", ["DualWeightLoss", "DualWeightAssigner"])
 def test_triton_without_a_gpu_says_what_to_do(module):
-    code = f"import torch; torch.cuda.is_available = lambda: False; from dwtriton import {module}; {module}(backend='triton')"
+    code = "import torch; torch.cuda.is_available = lambda: False\n"
+    code += f"from dwtriton import {module}; {module}(backend='triton')"
     result = run_python(code)
     assert result.returncode == 1
     assert 'needs a GPU, and PyTorch finds none; use backend="torch", or' in result.stderr
@@ -58,7 +59,9 @@ def test_auto_leaves_the_cpu_and_float64_to_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loss = DualWeightLoss(CASE.strides)
     assert loss._backend_for(*CASE.tensors()) is reference
-    assert loss._backend_for(*[[level.detach().to("meta") for level in kind] for kind in CASE.tensors()]) is not reference
+    assert (
+        loss._backend_for(*[[level.detach().to("meta") for level in kind] for kind in CASE.tensors()]) is not reference
+    )
     double = [[level.detach().to("meta") for level in kind] for kind in CASE.tensors(torch.float64)]
     assert loss._backend_for(*double) is reference
 
@@ -89,7 +92,7 @@ def test_the_training_command_refuses_kernels_that_cannot_run(tmp_path):
 
 
 def test_the_training_command_takes_its_steps_through_the_kernels(tmp_path):
-    """A few steps on a CPU, in the interpreter, with the losses of the torch backend, from the second on of updated weights."""
+    """A few steps on a CPU, in the interpreter, with the losses of the torch backend; later ones of updated weights."""
     settings = ["data.shapes={train_images=4, val_images=1, seed=0}", "data.batch_size=2", "data.short_side=[64, 64]"]
     settings += ["data.long_side=96", "data.test_short_side=64", "data.test_long_side=96", "data.workers=0"]
     settings += ["head.channels=16", "head.convs=1", "head.groups=4", "schedule.epochs=1", "train.precision=float32"]

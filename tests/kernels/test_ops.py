@@ -81,7 +81,7 @@ def run_head(head, forward, targets, features, autocast):
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_head_and_loss_compile_to_one_graph_for_any_box_counts(device, backend, autocast):
-    """The head's weight gradients are sums, which the compiler may order otherwise; the loss itself has the same bits."""
+    """The head's weight gradients are sums, which the compiler may order otherwise."""
     graphs = 0
 
     def counting(graph, inputs):

@@ -1,6 +1,5 @@
 """Generated batches through the kernels: everything against the oracle, and what must not change anything."""
 
-import numpy as np
 import pytest
 import torch
 from generated_cases import assert_equals_truth, examples

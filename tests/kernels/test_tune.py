@@ -131,7 +131,7 @@ def test_the_command_writes_what_the_lookup_reads_and_keeps_what_was_there(call,
     assert all(table[name] for name in ("torch", "triton", "date"))
     kept = table["entries"][KEY.name]
     assert kept["measured_on"] == "16 images of 800x1344, 80 classes, 7 boxes an image"
-    assert (kept["forward"]["us"], kept["forward"]["default_us"]) == (5, 10)
+    assert (kept["forward"]["us"], kept["forward"]["default_us"]) == (5, 20)
 
 
 def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cache, tmp_path, monkeypatch):
