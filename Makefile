@@ -3,13 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test test-all lint bench gpu clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
-test: .venv/installed lint  ## everything CI checks
+test: .venv/installed lint  ## everything CI checks; the kernels run in Triton's interpreter, in a process of its own
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
 	$(BIN)/python -m pytest
+
+test-all: .venv/installed lint  ## the same with thousands of larger examples and every kernel binary: hours
+	DWTRITON_TEST_ALL=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu
+	DWTRITON_TEST_ALL=1 $(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -25,6 +30,7 @@ else
 gpu: GPU_PYTHON := $(PYTHON)
 endif
 gpu: export PYTHONPATH := $(CURDIR)
+gpu: export DWTRITON_CACHE := $(CURDIR)/dwtriton/kernels/tuned
 gpu:  ## on a machine with a GPU: its tests, the tuning of the kernels, the benchmarks; under ten minutes
 	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch finds no GPU")'
 	$(GPU_PYTHON) -m pytest -m gpu

@@ -130,9 +130,11 @@ def compile_only(target: str) -> Iterator[list[tuple[str, CompiledKernel]]]:
         except Exception as error:  # of many kinds, some of which do not survive the way out of a process
             raise RuntimeError(f"{target}: {kernel.__name__} with {options} does not compile: {error}") from None
 
+    gpu = TARGETS[target].gpu
     with (
         mock.patch.object(JITFunction, "run", compile_kernel),
-        mock.patch.object(triton.runtime.driver, "_active", _AbsentDriver(TARGETS[target].gpu)),
+        mock.patch.object(triton.runtime.driver, "_active", _AbsentDriver(gpu)),
+        mock.patch.object(torch.version, "hip", "of an AMD GPU's PyTorch" if gpu.backend == "hip" else None),
     ):
         yield compiled
 

@@ -1,4 +1,4 @@
-"""Tests of the kernels run on a GPU or, under TRITON_INTERPRET=1, in Triton's interpreter, made quicker and stricter."""
+"""Kernels run on a GPU or, under TRITON_INTERPRET=1, in Triton's interpreter, which is made quicker and stricter here."""
 
 from importlib.util import find_spec
 
@@ -33,14 +33,17 @@ def device():
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_interpreter():
-    """Half the interpreter's time goes into patching triton.language anew at every call of a device function, though the
-    launch has done it (but for triton.language.core, which Triton's own functions use), a third of the rest into checks of
-    integer overflow, which no test is large enough for.
+    """Leave out what takes two thirds of the interpreter's time and is of no use here.
+
+    That is: patching triton.language anew at every call of a device function, though the launch has done it (but for
+    triton.language.core, which Triton's own functions use); checks of integer overflow, which no test is large enough
+    for; and the types of tuples, which only compilers read.
     """
     if INTERPRETED:
         interpreter._patch_lang(tl.zeros.fn)
         interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
         interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        tl.core._type_for_tuple_values = lambda *_: None
 
 
 @pytest.fixture(scope="session", autouse=True)

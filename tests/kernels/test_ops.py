@@ -81,7 +81,8 @@ def run_head(head, forward, targets, features, autocast):
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_head_and_loss_compile_to_one_graph_for_any_box_counts(device, backend, autocast):
-    """The head's weight gradients are sums, which the compiler may order otherwise."""
+    """The head's weight gradients are sums over levels, under autocast of bfloat16: the compiler may round otherwise."""
+    limit = torch.finfo(torch.bfloat16).eps if autocast else 1e-4
     graphs = 0
 
     def counting(graph, inputs):
@@ -98,7 +99,7 @@ def test_head_and_loss_compile_to_one_graph_for_any_box_counts(device, backend, 
         expected = run_head(head, head, targets, features, autocast)
         got = run_head(head, compiled, targets, features, autocast)
         torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=0)
-        torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got[1], expected[1], rtol=0, atol=limit * expected[1].abs().max().item())
     assert graphs == 1
 
 

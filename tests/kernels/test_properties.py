@@ -1,15 +1,115 @@
 """Generated batches through the kernels: everything against the oracle, and what must not change anything."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from generated_cases import assert_equals_truth, examples
-from hypothesis import given
-from kernel_cases import kernel_cases
+from generated_cases import assert_equals_truth, assert_equals_truth_at_used_choices, examples, on_thresholds
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from kernel_cases import DEVICE, kernel_cases, on_kernels, using
+from loss_cases import Case, random_case, sums_and_gradients
+
+from dwtriton.kernels.tuning import KernelConfigs, search_space
+from dwtriton.targets import pack_targets
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
 
 
 @examples(200)
 @given(kernel_cases())
-def test_float32_is_within_the_numerics_rules_of_the_oracle(case):
+def test_losses_gradients_and_weights_are_within_the_numerics_rules_of_the_oracle(case):
     assert_equals_truth(case, torch.float32)
+
+
+@examples(200)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans())
+def test_where_priors_and_ious_lie_on_their_thresholds_and_sides_on_the_box(seed, count, two_levels):
+    sizes, strides = (((4, 6), (2, 3)), (8, 16)) if two_levels else (((6, 8),), (8,))
+    assert_equals_truth_at_used_choices(on_kernels(on_thresholds(seed, count, sizes=sizes, strides=strides)))
+
+
+@st.composite
+def configs(draw, num_classes: int) -> KernelConfigs:
+    """Any that tuning may come to."""
+    return KernelConfigs(*(draw(st.sampled_from(space)) for space in search_space(num_classes).values()))
+
+
+@examples(200)
+@given(
+    kernel_cases(
+        pyramids=((((9, 11),), (8,)), (((6, 10), (3, 5)), (8, 16))), classes=[20], soft_prior=[True], max_images=1
+    ),
+    configs(num_classes=20),
+)
+def test_block_sizes_change_results_by_no_more_than_rounding(case, configs):
+    with using(configs):
+        assert_equals_truth(case, torch.float32)
+
+
+def with_images(case: Case, chosen: list[int]) -> Case:
+    crowds = case.iscrowd and [case.iscrowd[i] for i in chosen]
+    z, u, d = (values[chosen] for values in (case.z, case.u, case.d))
+    boxes, labels = ([parts[i] for i in chosen] for parts in (case.boxes, case.labels))
+    return replace(case, z=z, u=u, d=d, boxes=boxes, labels=labels, iscrowd=crowds)
+
+
+@examples(200)
+@given(st.data(), kernel_cases(counts=(0, 1, 2, 3)), st.integers(0, 2**32 - 1), st.integers(0, 5))
+def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(data, case, seed, padding):
+    """Before the normalisers; and all results are the same bits again from the same input."""
+    count = len(case.boxes)
+    image = data.draw(st.integers(0, count - 1))
+    alone = with_images(case, [image])
+    _, expected = sums_and_gradients(alone)
+
+    other = random_case(seed, [2], case.z.shape[2], case.sizes, case.strides)
+    place = data.draw(st.integers(0, 1))
+    order = [image, count] if place == 0 else [count, image]
+    both = Case(
+        **{name: getattr(case, name) for name in ("strides", "sizes", "soft_prior", "backend", "device")},
+        **{name: np.concatenate((getattr(case, name), getattr(other, name))) for name in ("z", "u", "d")},
+        **{name: getattr(case, name) + getattr(other, name) for name in ("boxes", "labels")},
+        iscrowd=case.iscrowd and [*case.iscrowd, np.zeros(2, bool)],
+    )
+    both = with_images(both, order)
+    packed = pack_targets(both.targets(), DEVICE, capacity=sum(map(len, both.boxes)) + padding)
+    sums, grads = sums_and_gradients(both, packed)
+    for one, whole in zip(expected, grads):
+        assert np.array_equal(one[0], whole[place])
+    if seed % 4 == 0:
+        again = sums_and_gradients(both, packed)
+        assert np.array_equal(sums, again[0])
+        assert all(np.array_equal(one, two) for one, two in zip(grads, again[1]))
+
+
+@examples(200)
+@given(st.data(), kernel_cases(counts=(0, 1, 2, 3)))
+def test_changing_one_box_changes_only_what_it_may(data, case):
+    """Before the normalisers: gradients at points that it never held, of other classes, and of other images stay."""
+    filled = [image for image, boxes in enumerate(case.boxes) if len(boxes)]
+    assume(filled)
+    image = data.draw(st.sampled_from(filled))
+    box = data.draw(st.integers(0, len(case.boxes[image]) - 1))
+    crowd = case.iscrowd is not None and case.iscrowd[image][box]
+
+    boxes, labels = ([part.copy() for part in parts] for parts in (case.boxes, case.labels))
+    changed = replace(case, boxes=boxes, labels=labels)
+    boxes[image][box] += data.draw(st.sampled_from([0, 2.5, 20, 500])) * np.array([-1, 1, 1, 1])
+    labels[image][box] = data.draw(st.integers(0, case.z.shape[2] - 1))
+
+    def held(case: Case) -> np.ndarray:
+        """Whether the box holds each point."""
+        places = case.points()[0][:, None] - case.boxes[image][box].reshape(2, 2)
+        return (places[:, 0] > 0).all(1) & (places[:, 1] < 0).all(1)
+
+    touched = held(case) | held(changed)
+    before, after = (sums_and_gradients(case)[1] for case in (case, changed))
+    others = np.arange(len(case.boxes)) != image
+    for one, two in zip(before, after):
+        assert np.array_equal(one[others], two[others])
+        assert np.array_equal(one[image, ~touched], two[image, ~touched])
+    if not crowd:
+        classes = np.setdiff1d(np.arange(case.z.shape[2]), [case.labels[image][box], labels[image][box]])
+        assert np.array_equal(before[0][image][:, classes], after[0][image][:, classes])
