@@ -17,14 +17,13 @@ def machine(device: torch.device) -> dict[str, str | int | bool | None]:
 def _gpu(device: torch.device) -> dict:
     import triton
 
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")  # a line for each GPU
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
         "memory_gb": round(properties.total_memory / 1e9),
         "l2_mb": round(properties.L2_cache_size / 1e6),
-        "driver": (_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "").partition("\n")[
-            0
-        ],
+        "driver": driver and driver.partition("\n")[0],
         "cuda": torch.version.cuda or torch.version.hip,
         "triton": triton.__version__,
     }

@@ -22,7 +22,7 @@ def dual_weight_sums(
 ) -> tuple[Tensor, Tensor]:
     """The same as `dwtriton.reference.dual_weight_sums`. Raises ValueError for float64."""
     strides = [float(stride) for stride in strides]
-    losses, counts, _, _ = dual_weight(
+    losses, counts, *_ = dual_weight(
         list(cls_logits), list(box_distances), list(objectness), *targets, strides, soft_prior
     )
     return losses, counts

@@ -15,12 +15,12 @@ from dwtriton.kernels.statistics import SPLITS, box_statistics
 from dwtriton.kernels.walk import (
     image_rows,
     inside_crowd,
-    load_distances,
     load_logits,
     next_box,
     of_class,
     open_tile,
     pick,
+    source_row,
     store_logits,
     weigh_box,
 )
@@ -29,7 +29,7 @@ from dwtriton.targets import PackedTargets
 from dwtriton.weights import DualWeights
 
 
-@triton.jit(do_not_specialize=["heights", "widths", "begins", "points", "tiles", "capacity"])
+@triton.jit(do_not_specialize=["points", "capacity"])
 def assign_kernel(
     z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
     d_levels,
@@ -38,11 +38,9 @@ def assign_kernel(
     widths,
     strides,
     begins,  # number of each level's first point among the `points` of an image
-    boxes,  # [N, 4]
-    labels,  # [N]
-    iscrowd,  # [N] uint8
     offsets,  # [B + 1]
-    statistics,  # [N, 3, SPLITS]
+    ranked,  # [6, N] and
+    parts,  # [N, 3, SPLITS], see `BoxStatistics`
     inside_out,  # out: [N, points] bool; pairs outside are left as they are, here and below
     iou_out,  # out: [N, points]
     prior_out,  # out: [N, points]
@@ -50,7 +48,6 @@ def assign_kernel(
     score_out,  # out: [B, points, C]
     neg_out,  # out: [B, points, C]
     points,
-    tiles,  # of one image
     capacity,  # N
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
@@ -61,19 +58,17 @@ def assign_kernel(
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, level, area, stride, point, valid, x, y, bounds = open_tile(
-        tl.program_id(0), tiles, heights, widths, strides, TILE_H, TILE_W
-    )
-    targets = (boxes, labels, iscrowd)
+    image, level, area, stride, cells, bounds = open_tile(heights, widths, strides, TILE_H, TILE_W)
+    point, valid, _, _ = cells  # [P]
     first, last = image_rows(offsets, image, capacity)
-    start = next_box(first, last, targets, bounds, 0, NUM_CLASSES)
-    ignored = inside_crowd(x, y, start, last, targets, bounds, NUM_CLASSES)
+    row, label = next_box(first, last, ranked, capacity, bounds)
+    ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
     z_image = pick(z_levels, level) + image * area * NUM_CLASSES
-    distances = load_distances(pick(d_levels, level) + image * area * 4, point, area, valid, D_LAST)  # 4 x [P]
+    d_image = pick(d_levels, level) + image * area * 4
     u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
     su = formulas.sigmoids(u)[0]
-    number = pick(begins, level) + point  # among all points of the image
+    number = tl.cast(pick(begins, level), tl.int32) + point  # among all points of the image
     out = image * points * NUM_CLASSES
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
@@ -81,20 +76,18 @@ def assign_kernel(
         z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
         score = formulas.sigmoids(z)[0] * su[:, None]
         neg = tl.full(z.shape, 1.0, tl.float32)
-        row = next_box(start, last, targets, bounds, first_class, end_class, CROWD=False)
-        while row < last:
-            own = classes == tl.load(labels + row)  # [BLOCK_C]
-            inside, _, iou, _, prior, pos, stretched = weigh_box(
-                row, boxes, statistics, x, y, stride, distances, of_class(own, score), SOFT, SPLITS
+        while label < end_class:
+            own = classes == label  # [BLOCK_C]
+            inside, _, _, iou, _, prior, pos, stretched = weigh_box(
+                row, (ranked, parts), capacity, cells, area, stride, d_image, of_class(own, score), D_LAST, SOFT, SPLITS
             )
-            inside &= valid
-            pairs = row.to(tl.int64) * points + number
+            pairs = source_row(ranked, row, capacity).to(tl.int64) * points + number
             tl.store(inside_out + pairs, inside, mask=inside)
             tl.store(iou_out + pairs, iou, mask=inside)
             tl.store(prior_out + pairs, prior, mask=inside)
             tl.store(pos_out + pairs, pos, mask=inside)
             neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
-            row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+            row, label = next_box(row + 1, last, ranked, capacity, bounds)
         neg = tl.where(ignored[:, None], 0.0, neg)
         store_logits(score_out + out, score, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
         store_logits(neg_out + out, neg, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
@@ -115,27 +108,24 @@ def dual_weights(
     config = configs.forward
     statistics = box_statistics(pyramid, boxes, soft_prior, configs.statistics)
 
-    device, capacity, points = statistics.device, boxes.labels.shape[0], pyramid.points
+    device, capacity, points = boxes.corners.device, boxes.labels.shape[0], pyramid.points
     inside = torch.zeros(capacity, points, device=device, dtype=torch.bool)
     pairs = [torch.zeros(capacity, points, device=device) for _ in range(3)]
     entries = [torch.empty(pyramid.batch, points, pyramid.num_classes, device=device) for _ in range(2)]
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
     areas = [height * width for height, width in zip(pyramid.heights, pyramid.widths)]
-    assign_kernel[(pyramid.batch * tiles,)](
+    assign_kernel[tiles, pyramid.batch](
         pyramid.z,
         pyramid.d,
         pyramid.u,
-        pyramid.heights,
-        pyramid.widths,
-        pyramid.strides,
-        (0, *accumulate(areas[:-1])),
-        *boxes,
-        statistics,
+        *pyramid.geometry,
+        (0.0, *accumulate(map(float, areas[:-1]))),
+        boxes.offsets,
+        *statistics,
         inside,
         *pairs,
         *entries,
         points,
-        tiles,
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         Z_LAST=pyramid.z_last,
@@ -145,7 +135,7 @@ def dual_weights(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        **launch_options(pyramid, config.warps),
+        **launch_options(config.warps),
     )
     places = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()

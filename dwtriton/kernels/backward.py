@@ -12,12 +12,11 @@ from torch import Tensor
 
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, launch_options
-from dwtriton.kernels.statistics import SPLITS
+from dwtriton.kernels.statistics import SPLITS, BoxStatistics
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
     image_rows,
     inside_crowd,
-    load_distances,
     load_logits,
     next_box,
     of_class,
@@ -29,7 +28,7 @@ from dwtriton.kernels.walk import (
 )
 
 
-@triton.jit(do_not_specialize=["heights", "widths", "tiles", "capacity"])
+@triton.jit(do_not_specialize=["capacity"])
 def backward_kernel(
     z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
     d_levels,
@@ -37,17 +36,14 @@ def backward_kernel(
     heights,
     widths,
     strides,
-    boxes,  # [N, 4]
-    labels,  # [N]
-    iscrowd,  # [N] uint8
     offsets,  # [B + 1]
-    statistics,  # [N, 3, SPLITS]
+    ranked,  # [6, N] and
+    parts,  # [N, 3, SPLITS], see `BoxStatistics`
     poison,  # [] 1 or NaN
     grad_losses,  # [3]
     grad_z_levels,  # out, laid out as z_levels; the others alike
     grad_d_levels,
     grad_u_levels,
-    tiles,  # of one image
     capacity,  # N
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
@@ -58,16 +54,14 @@ def backward_kernel(
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, level, area, stride, point, valid, x, y, bounds = open_tile(
-        tl.program_id(0), tiles, heights, widths, strides, TILE_H, TILE_W
-    )
-    targets = (boxes, labels, iscrowd)
+    image, level, area, stride, cells, bounds = open_tile(heights, widths, strides, TILE_H, TILE_W)
+    point, valid, _, _ = cells  # [P]
     first, last = image_rows(offsets, image, capacity)
-    start = next_box(first, last, targets, bounds, 0, NUM_CLASSES)  # most tiles have no box
-    ignored = inside_crowd(x, y, start, last, targets, bounds, NUM_CLASSES)
+    row, label = next_box(first, last, ranked, capacity, bounds)
+    ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
     z_place, d_place, u_place = image * area * NUM_CLASSES, image * area * 4, image * area
-    distances = load_distances(pick(d_levels, level) + d_place, point, area, valid & (start < last), D_LAST)  # 4 x [P]
+    d_image = pick(d_levels, level) + d_place
     u = tl.load(pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
     factor = tl.load(poison)
@@ -86,17 +80,15 @@ def backward_kernel(
         z = load_logits(pick(z_levels, level) + z_place, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
         neg = tl.full(z.shape, 1.0, tl.float32)
         class_pos = tl.zeros_like(z)
-        if start < last:
+        if label < end_class:
             neg = tl.where(z == z, neg, float("nan"))  # no constants now: they lie in the threads of z
             class_pos = tl.where(z == z, class_pos, float("nan"))
-            row = next_box(start, last, targets, bounds, first_class, end_class, CROWD=False)
-            while row < last:
-                own = classes == tl.load(labels + row)  # [BLOCK_C]
+            while label < end_class:
+                own = classes == label  # [BLOCK_C]
                 score_own = formulas.sigmoids(of_class(own, z))[0] * su  # [P]
-                inside, sides, _, _, _, pos, stretched = weigh_box(
-                    row, boxes, statistics, x, y, stride, distances, score_own, SOFT, SPLITS
+                inside, distances, sides, _, _, _, pos, stretched = weigh_box(
+                    row, (ranked, parts), capacity, cells, area, stride, d_image, score_own, D_LAST, SOFT, SPLITS
                 )
-                inside &= valid
                 slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
                 scaled_pos = grad_loc * pos
                 grad_l += tl.where(inside, scaled_pos * slope_l, 0.0)
@@ -106,12 +98,12 @@ def backward_kernel(
                 pair = inside[:, None] & own[None, :]
                 neg = tl.where(pair, stretched[:, None], neg)
                 class_pos += tl.where(pair, (grad_pos * pos)[:, None], 0.0)
-                row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+                row, label = next_box(row + 1, last, ranked, capacity, bounds)
 
         sz, not_z = formulas.dense_sigmoids(z)  # [P, BLOCK_C]
         score = sz * su[:, None]
         weight = grad_neg * neg * (score * score)
-        if tl.max(score) < formulas.LOW_SCORE:
+        if formulas.all_low(score):
             common = weight * formulas.low_negative_slope(score) - class_pos
             grad_z = common * not_z
             grad_u += tl.sum(common, 1) * not_u
@@ -135,7 +127,7 @@ def backward_kernel(
 def dense_backward(
     pyramid: Pyramid,
     boxes: Boxes,
-    statistics: Tensor,
+    statistics: BoxStatistics,
     poison: Tensor,
     grad_losses: Tensor,
     soft_prior: bool,
@@ -149,19 +141,16 @@ def dense_backward(
     dtype = torch.float32 if INTERPRETED else None
     grads = [[torch.empty_like(level, dtype=dtype) for level in kind] for kind in (pyramid.z, pyramid.d, pyramid.u)]
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
-    backward_kernel[(pyramid.batch * tiles,)](
+    backward_kernel[tiles, pyramid.batch](
         pyramid.z,
         pyramid.d,
         pyramid.u,
-        pyramid.heights,
-        pyramid.widths,
-        pyramid.strides,
-        *boxes,
-        statistics,
+        *pyramid.geometry,
+        boxes.offsets,
+        *statistics,
         poison,
         grad_losses.contiguous(),
         *(tuple(kind) for kind in grads),
-        tiles,
         boxes.labels.shape[0],
         NUM_CLASSES=pyramid.num_classes,
         Z_LAST=pyramid.z_last,
@@ -171,6 +160,6 @@ def dense_backward(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        **launch_options(pyramid, config.warps),
+        **launch_options(config.warps),
     )
     return [level for kind in grads for level in kind]

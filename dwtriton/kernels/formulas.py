@@ -17,6 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
 MAX_LOG = tl.constexpr(formulas.MAX_LOG)
 LOW_SCORE = tl.constexpr(0.25)  # most tiles of an image have no greater one: there, polynomials serve for logarithms
+LOW_SCORE_BITS = tl.constexpr(int(np.float32(LOW_SCORE.value).view(np.int32)))
 DEGREE = tl.constexpr(6)  # of these polynomials
 LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
 FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
@@ -48,6 +49,13 @@ def evaluate(COEFFICIENTS: tl.constexpr, x):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x for x > 0 that is far from overflow; a division takes eight instructions more."""
+    root = tl.math.rsqrt(x)
+    return root * root
+
+
+@triton.jit
 def sigmoids(x):
     """sigmoid(x) and sigmoid(-x), both to full relative accuracy."""
     small = exp(-tl.abs(x))
@@ -62,10 +70,15 @@ def dense_sigmoids(x):
 
     The square of such a score is 0 in float32; positive weights, which are relative to those of a box, need `sigmoids`.
     """
-    inverse = exp(-tl.maximum(x, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL))
-    root = tl.math.rsqrt(1 + inverse)  # a division takes eight instructions more
-    sigmoid = root * root
+    inverse = tl.exp2(tl.maximum(x, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL) * -LOG2_E)
+    sigmoid = reciprocal(1 + inverse)
     return sigmoid, inverse * sigmoid
+
+
+@triton.jit
+def all_low(score):
+    """Whether all scores are below LOW_SCORE, or NaN; compared by their bits, which order as numbers >= 0 do."""
+    return tl.max(score.to(tl.int32, bitcast=True)) < LOW_SCORE_BITS
 
 
 @triton.jit
@@ -119,10 +132,10 @@ def low_negative_slope(score):
 def negative_slopes(score, not_score, z, u, not_z, not_u):
     """d(s^2 (-ln(1 - s))) / d(z and u), both over s^2; `not_z` and `not_u` are sigmoid(-z) and sigmoid(-u)."""
     far = tl.minimum(z, u) > FAR_LOGIT
-    toward_u, toward_z = sigmoids(u - z)
-    rest = tl.where(far, 1.0, not_score)
-    ratio_z = tl.where(far, toward_u, not_z / rest)  # sigmoid(softplus(u) - z)
-    ratio_u = tl.where(far, toward_z, not_u / rest)  # sigmoid(softplus(z) - u)
+    toward_u, toward_z = dense_sigmoids(u - z)
+    inverse = reciprocal(tl.where(far, 1.0, not_score))
+    ratio_z = tl.where(far, toward_u, not_z * inverse)  # sigmoid(softplus(u) - z)
+    ratio_u = tl.where(far, toward_z, not_u * inverse)  # sigmoid(softplus(z) - u)
     twice = 2 * neg_log_complement(score, not_score, z, u)
     return twice * not_z + score * ratio_z, twice * not_u + score * ratio_u
 
@@ -130,8 +143,9 @@ def negative_slopes(score, not_score, z, u, not_z, not_u):
 @triton.jit
 def center_prior(x, y, x1, y1, x2, y2, stride, SOFT: tl.constexpr):
     """Gaussian of the distance from the box centre in strides; if not SOFT, 1 where that is > 0.3, else 0."""
-    dx = (x - (x1 + x2) / 2) / stride
-    dy = (y - (y1 + y2) / 2) / stride
+    scale = 1 / stride
+    dx = (x - (x1 + x2) * 0.5) * scale
+    dy = (y - (y1 + y2) * 0.5) * scale
     prior = exp((dx * dx + dy * dy) * PRIOR_SCALE)
     if not SOFT:
         prior = tl.where(prior > 0.3, 1.0, 0.0)
@@ -221,7 +235,7 @@ def positive_weight(t, prior, denominator):
 @triton.jit
 def iou_deficit(iou):
     """f(v) = (1 - v^2) / 0.75."""
-    return (1 - iou) * (1 + iou) / 0.75
+    return (1 - iou) * (1 + iou) * (4 / 3)
 
 
 @triton.jit

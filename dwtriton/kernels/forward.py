@@ -12,12 +12,11 @@ from torch import Tensor
 
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import Boxes, Pyramid, launch_options
-from dwtriton.kernels.statistics import SPLITS
+from dwtriton.kernels.statistics import SPLITS, BoxStatistics
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
     image_rows,
     inside_crowd,
-    load_distances,
     load_logits,
     next_box,
     of_class,
@@ -29,7 +28,7 @@ from dwtriton.kernels.walk import (
 ADDED_TOGETHER = 4096  # partial sums, or boxes, that `finish_kernel` reads at once: mostly all of them
 
 
-@triton.jit(do_not_specialize=["heights", "widths", "tiles", "capacity"])
+@triton.jit(do_not_specialize=["capacity"])
 def forward_kernel(
     z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
     d_levels,
@@ -37,13 +36,10 @@ def forward_kernel(
     heights,
     widths,
     strides,
-    boxes,  # [N, 4]
-    labels,  # [N]
-    iscrowd,  # [N] uint8
     offsets,  # [B + 1]
-    statistics,  # [N, 3, SPLITS]
+    ranked,  # [6, N] and
+    parts,  # [N, 3, SPLITS], see `BoxStatistics`
     partials,  # out: [4, programs] sums of the three losses and of 1 - N
-    tiles,  # of one image
     capacity,  # N
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
@@ -54,17 +50,14 @@ def forward_kernel(
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, level, area, stride, point, valid, x, y, bounds = open_tile(
-        tl.program_id(0), tiles, heights, widths, strides, TILE_H, TILE_W
-    )
-    targets = (boxes, labels, iscrowd)
+    image, level, area, stride, cells, bounds = open_tile(heights, widths, strides, TILE_H, TILE_W)
+    point, valid, _, _ = cells  # [P]
     first, last = image_rows(offsets, image, capacity)
-    start = next_box(first, last, targets, bounds, 0, NUM_CLASSES)  # most tiles have no box
-    ignored = inside_crowd(x, y, start, last, targets, bounds, NUM_CLASSES)
+    row, label = next_box(first, last, ranked, capacity, bounds)
+    ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
     z_image = pick(z_levels, level) + image * area * NUM_CLASSES
     d_image = pick(d_levels, level) + image * area * 4
-    distances = load_distances(d_image, point, area, valid & (start < last), D_LAST)  # 4 x [P]
     u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
 
@@ -77,34 +70,32 @@ def forward_kernel(
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
         neg = tl.full(z.shape, 1.0, tl.float32)
-        if start < last:
+        if label < end_class:
             neg = tl.where(z == z, neg, float("nan"))  # no constant now: it lies in the threads of z
-            row = next_box(start, last, targets, bounds, first_class, end_class, CROWD=False)
-            while row < last:
-                own = classes == tl.load(labels + row)  # [BLOCK_C]
+            while label < end_class:
+                own = classes == label  # [BLOCK_C]
                 z_own = of_class(own, z)  # [P]
                 score_own = formulas.sigmoids(z_own)[0] * su
-                inside, _, _, reg_loss, _, pos, stretched = weigh_box(
-                    row, boxes, statistics, x, y, stride, distances, score_own, SOFT, SPLITS
+                inside, _, _, _, reg_loss, _, pos, stretched = weigh_box(
+                    row, (ranked, parts), capacity, cells, area, stride, d_image, score_own, D_LAST, SOFT, SPLITS
                 )
-                inside &= valid
                 score_loss = formulas.neg_log_sigmoid(z_own) + formulas.neg_log_sigmoid(u)
                 cls_pos += tl.where(inside, pos * tl.minimum(score_loss, formulas.MAX_LOG), 0.0)
                 loc += tl.where(inside, pos * (5 * reg_loss), 0.0)
                 neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
-                row = next_box(row + 1, last, targets, bounds, first_class, end_class, CROWD=False)
+                row, label = next_box(row + 1, last, ranked, capacity, bounds)
             neg_count += tl.sum(1 - neg, 1)
 
         sz, not_z = formulas.dense_sigmoids(z)
         score = sz * su[:, None]
-        if tl.max(score) < formulas.LOW_SCORE:
+        if formulas.all_low(score):
             loss = formulas.low_negative_loss(score)
         else:
             loss = formulas.negative_loss(score, tl.fma(sz, not_u[:, None], not_z), z, u[:, None])
         cls_neg += tl.sum(neg * (score * score) * loss, 1)
 
-    part = partials + tl.program_id(0)
-    programs = tl.num_programs(0).to(tl.int64)
+    programs = (tl.num_programs(0) * tl.num_programs(1)).to(tl.int64)
+    part = partials + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(part, 0.25 * tl.sum(cls_pos))
     tl.store(part + programs, 0.25 * tl.sum(loc))
     tl.store(part + 2 * programs, tl.sum(tl.where(ignored, 0.0, cls_neg)))
@@ -172,7 +163,7 @@ def finish_kernel(
 
 
 def dense_forward(
-    pyramid: Pyramid, boxes: Boxes, statistics: Tensor, soft_prior: bool, config: DenseConfig
+    pyramid: Pyramid, boxes: Boxes, statistics: BoxStatistics, soft_prior: bool, config: DenseConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over a batch, all float32: the three losses [3]; what normalises each of them [3]; and the poison [].
 
@@ -181,19 +172,16 @@ def dense_forward(
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
     programs = pyramid.batch * tiles
     capacity = boxes.labels.shape[0]
-    partials = torch.empty(4, programs, device=statistics.device)
-    losses, counts, poison = (torch.empty(shape, device=statistics.device) for shape in (3, 3, ()))
-    forward_kernel[(programs,)](
+    partials = torch.empty(4, programs, device=boxes.corners.device)
+    losses, counts, poison = (torch.empty(shape, device=boxes.corners.device) for shape in (3, 3, ()))
+    forward_kernel[tiles, pyramid.batch](
         pyramid.z,
         pyramid.d,
         pyramid.u,
-        pyramid.heights,
-        pyramid.widths,
-        pyramid.strides,
-        *boxes,
-        statistics,
+        *pyramid.geometry,
+        boxes.offsets,
+        *statistics,
         partials,
-        tiles,
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         Z_LAST=pyramid.z_last,
@@ -203,7 +191,7 @@ def dense_forward(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        **launch_options(pyramid, config.warps),
+        **launch_options(config.warps),
     )
     finish_kernel[(1,)](
         partials,
@@ -216,6 +204,6 @@ def dense_forward(
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         BLOCK=ADDED_TOGETHER,
-        **launch_options(pyramid, 16),
+        **launch_options(16),
     )
     return losses, counts, poison

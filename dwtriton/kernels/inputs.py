@@ -13,9 +13,8 @@ from dwtriton.targets import PackedTargets
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
 
 
-# Registers of a thread, by bytes of a logit: sixteen and twelve warps on a multiprocessor, where the compiler left to
-# itself ends with eight. With 128 the backward pass would spill for float32.
-MAX_REGISTERS = {2: 128, 4: 168}
+# Of a thread: sixteen warps fit on a multiprocessor, where the compiler left to itself may end with eight.
+MAX_REGISTERS = 128
 
 
 class Pyramid(NamedTuple):
@@ -37,6 +36,11 @@ class Pyramid(NamedTuple):
     @property
     def num_classes(self) -> int:
         return self.z[0].shape[1]
+
+    @property
+    def geometry(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Heights, widths and strides as kernels take them: as integers in tuples they would compile kernels anew."""
+        return tuple(map(float, self.heights)), tuple(map(float, self.widths)), self.strides
 
     @property
     def points(self) -> int:
@@ -78,7 +82,9 @@ def read_pyramid(
 
 
 def read_boxes(targets: PackedTargets) -> Boxes:
-    """The targets, with crowd flags whether or not they were given."""
+    """The targets, with crowd flags whether or not they were given. Raises ValueError for 2^24 boxes or more."""
+    if targets.labels.shape[0] >= 2**24:
+        raise ValueError(f"{targets.labels.shape[0]} boxes in the batch; the kernels take less than 2^24")
     iscrowd = targets.iscrowd
     if iscrowd is None:
         iscrowd = torch.zeros_like(targets.labels, dtype=torch.bool)
@@ -90,10 +96,10 @@ def read_boxes(targets: PackedTargets) -> Boxes:
     )
 
 
-def launch_options(pyramid: Pyramid, warps: int) -> dict[str, int | bool]:
+def launch_options(warps: int) -> dict[str, int | bool]:
     """What every kernel is launched with. Why without fusion: see `dwtriton/kernels/formulas.py`."""
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    return options if torch.version.hip else options | {"maxnreg": MAX_REGISTERS[pyramid.z[0].element_size()]}
+    return options if torch.version.hip else options | {"maxnreg": MAX_REGISTERS}
 
 
 def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from dwtriton.kernels.backward import dense_backward
 from dwtriton.kernels.forward import dense_forward
 from dwtriton.kernels.inputs import Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.statistics import SPLITS, box_statistics
+from dwtriton.kernels.statistics import SPLITS, BoxStatistics, box_statistics
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
 
@@ -31,13 +31,13 @@ def dual_weight(
     iscrowd: Tensor | None,
     strides: Sequence[float],
     soft_prior: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], poison [] and statistics [N, 3, SPLITS] of the boxes."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the three losses [3], what normalises each [3], poison [], and what `box_statistics` returns."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
     configs = configs_for(pyramid)
     statistics = box_statistics(pyramid, rows, soft_prior, configs.statistics)
-    return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), statistics
+    return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), *statistics
 
 
 @dual_weight.register_fake
@@ -45,7 +45,7 @@ def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, st
     def empty(*shape: int) -> Tensor:
         return boxes.new_empty(shape, dtype=torch.float32)
 
-    return empty(3), empty(3), empty(), empty(labels.shape[0], 3, SPLITS)
+    return empty(3), empty(3), empty(), empty(6, labels.shape[0]), empty(labels.shape[0], 3, SPLITS)
 
 
 @torch.library.custom_op("dwtriton::dual_weight_backward", mutates_args=())
@@ -59,7 +59,8 @@ def dual_weight_backward(
     offsets: Tensor,
     iscrowd: Tensor | None,
     poison: Tensor,
-    statistics: Tensor,
+    ranked: Tensor,
+    parts: Tensor,
     strides: Sequence[float],
     soft_prior: bool,
 ) -> list[Tensor]:
@@ -67,6 +68,7 @@ def dual_weight_backward(
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
     config = configs_for(pyramid).backward
+    statistics = BoxStatistics(ranked, parts)
     grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 
@@ -86,19 +88,21 @@ def _(grad_losses, cls_logits, box_distances, objectness, *_):
 
 def _save(ctx, inputs, output) -> None:
     cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, ctx.strides, ctx.soft_prior = inputs
-    _, counts, poison, statistics = output
+    _, counts, poison, ranked, parts = output
     ctx.levels = len(cls_logits)
-    ctx.save_for_backward(boxes, labels, offsets, iscrowd, poison, statistics, *cls_logits, *box_distances, *objectness)
-    ctx.mark_non_differentiable(counts, poison, statistics)
+    ctx.save_for_backward(
+        boxes, labels, offsets, iscrowd, poison, ranked, parts, *cls_logits, *box_distances, *objectness
+    )
+    ctx.mark_non_differentiable(counts, poison, ranked, parts)
 
 
 def _backward(ctx, grad_losses, *_):
     if torch.is_grad_enabled():
         raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
-    boxes, labels, offsets, iscrowd, poison, statistics, *levels = ctx.saved_tensors
+    boxes, labels, offsets, iscrowd, poison, ranked, parts, *levels = ctx.saved_tensors
     kinds = [levels[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
     grads = dual_weight_backward(
-        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, statistics, ctx.strides, ctx.soft_prior
+        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, ranked, parts, ctx.strides, ctx.soft_prior
     )
     return *(grads[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)), *[None] * 6
 

@@ -1,9 +1,14 @@
-"""What each box's weights need to know about all points inside it: a pass over the grid rectangles of its bag.
+"""What the dense passes need to know of each box: its rank, and sums over all points inside it.
+
+Boxes are ranked image by image: regions to ignore, then ground truth by class, in their order within a class, so that a
+dense pass that goes through the classes goes through the boxes once.
 
 The points inside a box are a rectangle of cells on each level. `SPLITS` programs share a box, each taking every
 `SPLITS`-th block of its points and writing one part; readers combine the parts in order. Which point belongs to which
 part depends on the box alone, so its weights never depend on what else is in the batch.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,10 +18,11 @@ from torch import Tensor
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import Boxes, Pyramid, launch_options
 from dwtriton.kernels.tuning import StatisticsConfig
-from dwtriton.kernels.walk import load_box, load_distances, pick, place
+from dwtriton.kernels.walk import image_rows, load_distances, pick, place
 
 SPLITS = 4  # parts of a box
 IMAGES_PER_LOOK = tl.constexpr(64)
+RANKED_TOGETHER = tl.constexpr(128)
 ABOVE_DEFICITS = tl.constexpr(2.0)  # where a part of a box has no point: deficits lie from 0 to 4/3
 BELOW_DEFICITS = tl.constexpr(-1.0)
 
@@ -35,6 +41,29 @@ def image_of_row(row, offsets, batch):
 
 
 @triton.jit
+def load_class(labels, iscrowd, row, mask, NUM_CLASSES: tl.constexpr):
+    """-1 for regions to ignore, NUM_CLASSES for a label out of range, else the label."""
+    label = tl.load(labels + row, mask=mask, other=0)
+    label = tl.where((label >= 0) & (label < NUM_CLASSES), label, NUM_CLASSES).to(tl.int32)
+    return tl.where(tl.load(iscrowd + row, mask=mask, other=0) != 0, -1, label)
+
+
+@triton.jit
+def rank_box(row, label, labels, iscrowd, first, last, NUM_CLASSES: tl.constexpr):
+    """How many boxes of the image, whose rows are `first` to `last - 1`, come before a box."""
+    rank = row * 0
+    start = first
+    while start < last:
+        rows = start + tl.arange(0, RANKED_TOGETHER)
+        mask = rows < last
+        others = load_class(labels, iscrowd, rows, mask, NUM_CLASSES)
+        before = mask & ((others < label) | ((others == label) & (rows < row)))
+        rank += tl.sum(before.to(tl.int32))
+        start += RANKED_TOGETHER
+    return rank
+
+
+@triton.jit
 def cells_between(low, high, stride, count):
     """A range of cells along one direction that has all centres strictly between two edges, and at most two more."""
     first = tl.minimum(tl.maximum(tl.floor(low / stride - 0.5), 0.0), count)
@@ -43,7 +72,7 @@ def cells_between(low, high, stride, count):
     return first, tl.maximum(end.to(tl.int32), first)
 
 
-@triton.jit(do_not_specialize=["heights", "widths", "batch"])
+@triton.jit(do_not_specialize=["batch", "capacity"])
 def statistics_kernel(
     z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
     d_levels,
@@ -55,8 +84,10 @@ def statistics_kernel(
     labels,  # [N]
     iscrowd,  # [N] uint8
     offsets,  # [B + 1]
-    statistics,  # out: [N, 3, SPLITS] sum of masses, least and greatest deficit
+    ranked,  # out: [6, N] and
+    parts,  # [N, 3, SPLITS], see `BoxStatistics`
     batch,
+    capacity,  # N
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
@@ -67,15 +98,26 @@ def statistics_kernel(
     row = tl.program_id(0)
     split = tl.program_id(1)
     image = image_of_row(row, offsets, batch)
-    x1, y1, x2, y2 = load_box(boxes, row)
-    label = tl.load(labels + row).to(tl.int32)
-    used = (image < batch) & (tl.load(iscrowd + row) == 0) & (label >= 0) & (label < NUM_CLASSES)
+    box = boxes + 4 * row
+    x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+    label = load_class(labels, iscrowd, row, row < capacity, NUM_CLASSES)
+    used = (image < batch) & (label >= 0) & (label < NUM_CLASSES)
+    if (split == 0) & (image < batch):
+        first, last = image_rows(offsets, image, capacity)
+        out = ranked + first + rank_box(row, label, labels, iscrowd, first, last, NUM_CLASSES)
+        tl.store(out, x1)
+        tl.store(out + capacity, y1)
+        tl.store(out + 2 * capacity, x2)
+        tl.store(out + 3 * capacity, y2)
+        tl.store(out + 4 * capacity, label.to(tl.float32))
+        tl.store(out + 5 * capacity, row.to(tl.float32))
 
     mass = tl.zeros((BLOCK,), tl.float32)
     deficit_min = tl.full((BLOCK,), ABOVE_DEFICITS, tl.float32)
     deficit_max = tl.full((BLOCK,), BELOW_DEFICITS, tl.float32)
     for level in range(0, len(heights)):
-        height, width, stride = pick(heights, level), pick(widths, level), pick(strides, level)
+        height, width = tl.cast(pick(heights, level), tl.int32), tl.cast(pick(widths, level), tl.int32)
+        stride = pick(strides, level)
         left_cell, right_cell = cells_between(x1, x2, stride, width)
         top_cell, bottom_cell = cells_between(y1, y2, stride, height)
         in_row = right_cell - left_cell
@@ -105,36 +147,41 @@ def statistics_kernel(
             deficit_min = tl.where(inside, tl.minimum(deficit_min, deficit), deficit_min)
             deficit_max = tl.where(inside, tl.maximum(deficit_max, deficit), deficit_max)
             start += SPLITS * BLOCK
-    part = statistics + row * (3 * SPLITS) + split
+    part = parts + row * (3 * SPLITS) + split
     tl.store(part, tl.sum(mass))
     tl.store(part + SPLITS, tl.min(deficit_min))
     tl.store(part + 2 * SPLITS, tl.max(deficit_max))
 
 
-def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: StatisticsConfig) -> Tensor:
-    """Parts of each box's statistics, [N, 3, SPLITS] float32: sum of masses, least and greatest deficit of the IoU.
+class BoxStatistics(NamedTuple):
+    """What the dense passes need to know of N boxes; both float32."""
 
-    Rows that are padding, crowd or of an invalid label get 0, 2 and -1. Spec, sections Positive and Negative weight.
-    """
+    ranked: Tensor  # [6, N] x1, y1, x2, y2, class (-1: region to ignore, C: out of range) and row, image by image
+    parts: Tensor  # [N, 3, SPLITS] by row: sum of masses, least and greatest deficit; 0, 2, -1 if a part has no point
+
+
+def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: StatisticsConfig) -> BoxStatistics:
+    """Rank the boxes of each image and sum over the points inside each (spec, Positive weight and Negative weight)."""
     rows = boxes.labels.shape[0]
-    statistics = torch.empty(rows, 3, SPLITS, device=boxes.corners.device, dtype=torch.float32)
+    device = boxes.corners.device
+    ranked, parts = torch.empty(6, rows, device=device), torch.empty(rows, 3, SPLITS, device=device)
     if rows:
         statistics_kernel[rows, SPLITS](
             pyramid.z,
             pyramid.d,
             pyramid.u,
-            pyramid.heights,
-            pyramid.widths,
-            pyramid.strides,
+            *pyramid.geometry,
             *boxes,
-            statistics,
+            ranked,
+            parts,
             pyramid.batch,
+            rows,
             NUM_CLASSES=pyramid.num_classes,
             Z_LAST=pyramid.z_last,
             D_LAST=pyramid.d_last,
             SOFT=soft_prior,
             SPLITS=SPLITS,
             BLOCK=config.points,
-            **launch_options(pyramid, config.warps),
+            **launch_options(config.warps),
         )
-    return statistics
+    return BoxStatistics(ranked, parts)

@@ -71,44 +71,42 @@ class Key(NamedTuple):
         return f"{dtype} {self.layout} classes<={_power_of_two(self.classes)} points<={_power_of_two(self.points)}"
 
 
-# What is worth trying, the more promising first. The large tiles are for few classes.
-_TILES = ((8, 16), (8, 8), (4, 32), (4, 16), (4, 8), (16, 16), (16, 32), (32, 32))
-_WARPS = (8, 4, 16, 2, 1)
+# What is worth trying, the more promising first.
+_TILES = ((8, 16), (8, 8), (4, 8), (4, 16), (4, 32))
+_WARPS = (4, 2, 1, 8)
 _STATISTICS = tuple(StatisticsConfig(*pair) for pair in ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1)))
-_ELEMENTS_PER_THREAD = (4, 8)  # 16 would need more registers than MAX_REGISTERS
-_BLOCK = 2**11  # points x classes
+_BLOCK = 2**10  # points x classes
 
 
 def default_configs(num_classes: int) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table: up to four warps, with 8 elements in a thread."""
-    classes = _class_blocks(num_classes)[0]
-    height, width = {64: (4, 4), 32: (4, 8), 16: (8, 8)}.get(classes, (8, 16))
-    warps = max(1, height * width * classes // (32 * _ELEMENTS_PER_THREAD[1]))
-    dense = DenseConfig(height, width, classes, warps)
+    """The configs of a GPU, or a key, without a table: a thread has one point of a tile and up to 8 of its classes."""
+    dense = DenseConfig(8, 16, _class_blocks(num_classes)[0], 4)
     return KernelConfigs(_STATISTICS[0], dense, dense)
 
 
 def search_space(num_classes: int) -> dict[str, list[Config]]:
-    """Configs worth timing for each kernel: the default first, then the more promising before the less."""
+    """Configs worth timing for each kernel: the default first, then the more promising before the less.
+
+    Dense configs have a thread or more for each point, and 4 to 8 elements in it if there are so many classes: with
+    more of either they would need more registers than MAX_REGISTERS.
+    """
     default = default_configs(num_classes).forward
     choices = (_TILES, _WARPS, _class_blocks(num_classes))
     dense = [default]
     for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
         (height, width), warps, classes = (choice[rank] for choice, rank in zip(choices, ranks))
-        config, block = DenseConfig(height, width, classes, warps), height * width * classes
-        least, most = (limit * 32 * warps for limit in _ELEMENTS_PER_THREAD)
-        if least <= block <= most and block <= _BLOCK and config != default:
+        config, points, threads = DenseConfig(height, width, classes, warps), height * width, 32 * warps
+        elements = points * classes / threads
+        fits = points <= threads and min(4, classes) <= elements <= 8 and points * classes <= _BLOCK
+        if fits and config != default:
             dense.append(config)
     return {"statistics": list(_STATISTICS), "forward": dense, "backward": dense}
 
 
 def _class_blocks(num_classes: int) -> list[int]:
-    """Class blocks worth trying: the least padding first, the larger of equals."""
+    """Class blocks worth trying: 8, which are 16 bytes of half-precision logits, or fewer classes; then larger ones."""
     most = _power_of_two(num_classes)
-    if most < 16:
-        return [most]
-    blocks = [block for block in (16, 32, 64) if block <= most]
-    return sorted(blocks, key=lambda block: (-num_classes % block, -block))
+    return [most] if most <= 8 else [block for block in (8, 16, 32) if block <= most]
 
 
 def _power_of_two(number: int) -> int:

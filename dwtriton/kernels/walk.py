@@ -7,6 +7,7 @@ from dwtriton.kernels import formulas
 
 NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
 BOXES_PER_LOOK = tl.constexpr(128)  # boxes that a tile looks at together, to find those that touch it
+NO_LABEL = tl.constexpr(2**30)  # above all classes
 
 
 @triton.jit
@@ -28,22 +29,23 @@ def locate_tile(tile, heights, widths, TILE_H: tl.constexpr, TILE_W: tl.constexp
         here = tile >= begin
         level = tl.where(here, i, level)
         first = tl.where(here, begin, first)
-        begin += tl.cdiv(heights[i], TILE_H) * tl.cdiv(widths[i], TILE_W)
-    columns = tl.cdiv(pick(widths, level), TILE_W)
+        begin += tl.cdiv(tl.cast(heights[i], tl.int32), TILE_H) * tl.cdiv(tl.cast(widths[i], tl.int32), TILE_W)
+    columns = tl.cdiv(tl.cast(pick(widths, level), tl.int32), TILE_W)
     within = tile - first
     return level, within // columns * TILE_H, within % columns * TILE_W
 
 
 @triton.jit
-def open_tile(program, tiles, heights, widths, strides, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """The tile that a program owns, of `tiles` for each image, and its P = TILE_H * TILE_W cells.
+def open_tile(heights, widths, strides, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """The tile that a program owns, by the grid (tiles of an image, images), and its P = TILE_H * TILE_W cells.
 
-    Returns image (int64), level, the level's number of points and stride; of each cell [P]: its number among the
-    level's points, whether it exists, x and y; and the bounds of these: x and y of the first and of the last.
+    Returns image (int64), level, the level's number of points and stride; a tuple of what each cell has [P]: number
+    among the level's points, whether it exists, x and y; and the bounds: x and y of the first cell and of the last.
     """
-    image = (program // tiles).to(tl.int64)
-    level, first_row, first_column = locate_tile(program % tiles, heights, widths, TILE_H, TILE_W)
-    height, width, stride = pick(heights, level), pick(widths, level), pick(strides, level)
+    image = tl.program_id(1).to(tl.int64)
+    level, first_row, first_column = locate_tile(tl.program_id(0), heights, widths, TILE_H, TILE_W)
+    height, width = tl.cast(pick(heights, level), tl.int32), tl.cast(pick(widths, level), tl.int32)
+    stride = pick(strides, level)
     cell = tl.arange(0, TILE_H * TILE_W)
     rows, columns = first_row + cell // TILE_W, first_column + cell % TILE_W
     valid = (rows < height) & (columns < width)
@@ -52,7 +54,7 @@ def open_tile(program, tiles, heights, widths, strides, TILE_H: tl.constexpr, TI
     last_column = tl.minimum(first_column + TILE_W, width) - 1
     low = ((first_column + 0.5) * stride, (first_row + 0.5) * stride)
     high = ((last_column + 0.5) * stride, (last_row + 0.5) * stride)
-    return image, level, height * width, stride, rows * width + columns, valid, x, y, low + high
+    return image, level, height * width, stride, (rows * width + columns, valid, x, y), low + high
 
 
 @triton.jit
@@ -112,59 +114,57 @@ def image_rows(offsets, image, capacity):
 
 
 @triton.jit
-def load_box(boxes, row):
-    """x1, y1, x2, y2 of one box or of several."""
-    return (
-        tl.load(boxes + 4 * row),
-        tl.load(boxes + 4 * row + 1),
-        tl.load(boxes + 4 * row + 2),
-        tl.load(boxes + 4 * row + 3),
-    )
+def load_box(ranked, row, capacity):
+    """x1, y1, x2, y2 of one box of the ranked table, or of several."""
+    box = ranked + row
+    return tl.load(box), tl.load(box + capacity), tl.load(box + 2 * capacity), tl.load(box + 3 * capacity)
 
 
 @triton.jit
-def next_box(row, last, targets, bounds, first_class, end_class, CROWD: tl.constexpr = None):
-    """The first row from `row` on, of a class from `first_class` to `end_class - 1`, that may hold points of the tile.
+def next_box(row, last, ranked, capacity, bounds):
+    """The first row of the ranked table, from `row` to `last - 1`, whose box may hold points of a tile; and its label.
 
-    Returns `last` if there is none. `targets` are pointers to boxes, labels and iscrowd; `bounds` those of the tile.
-    `CROWD`: whether regions to ignore are looked for, or ground truth; None: both.
+    The label is -1 for a region to ignore; if there is no such row, the label is NO_LABEL.
     """
-    boxes, labels, iscrowd = targets
     x_low, y_low, x_high, y_high = bounds
     found = last
     while row < found:
         rows = row + tl.arange(0, BOXES_PER_LOOK)
         mask = rows < last
-        x1 = tl.load(boxes + 4 * rows, mask=mask, other=0.0)
-        y1 = tl.load(boxes + 4 * rows + 1, mask=mask, other=0.0)
-        x2 = tl.load(boxes + 4 * rows + 2, mask=mask, other=0.0)
-        y2 = tl.load(boxes + 4 * rows + 3, mask=mask, other=0.0)
-        label = tl.load(labels + rows, mask=mask, other=-1)
+        x1 = tl.load(ranked + rows, mask=mask, other=float("inf"))
+        y1 = tl.load(ranked + capacity + rows, mask=mask, other=float("inf"))
+        x2 = tl.load(ranked + 2 * capacity + rows, mask=mask, other=0.0)
+        y2 = tl.load(ranked + 3 * capacity + rows, mask=mask, other=0.0)
         touches = (x1 < x_high) & (y1 < y_high) & (x2 > x_low) & (y2 > y_low)
-        hit = mask & touches & (label >= first_class) & (label < end_class)
-        if CROWD is not None:
-            hit = hit & ((tl.load(iscrowd + rows, mask=mask, other=0) != 0) == CROWD)
-        found = tl.min(tl.where(hit, rows, last))
+        found = tl.min(tl.where(touches, rows, last))
         row += BOXES_PER_LOOK
-    return found
+    label = tl.load(ranked + 4 * capacity + found, mask=found < last, other=NO_LABEL)
+    return found, label.to(tl.int32)
 
 
 @triton.jit
-def inside_crowd(x, y, first, last, targets, bounds, num_classes):
-    """Which points of a tile lie strictly inside a region to ignore."""
+def inside_crowd(cells, row, label, last, ranked, capacity, bounds):
+    """Which points of a tile lie strictly inside a region to ignore; and row and label of the first truth."""
+    _, _, x, y = cells
     ignored = x != x
-    row = next_box(first, last, targets, bounds, 0, num_classes, CROWD=True)
-    while row < last:
-        x1, y1, x2, y2 = load_box(targets[0], row)
+    while label < 0:
+        x1, y1, x2, y2 = load_box(ranked, row, capacity)
         ignored |= (x > x1) & (y > y1) & (x < x2) & (y < y2)
-        row = next_box(row + 1, last, targets, bounds, 0, num_classes, CROWD=True)
-    return ignored
+        row, label = next_box(row + 1, last, ranked, capacity, bounds)
+    return ignored, row, label
 
 
 @triton.jit
-def load_bag(statistics, row, SPLITS: tl.constexpr):
+def source_row(ranked, row, capacity):
+    """The row of the packed targets that a row of the ranked table holds."""
+    source = tl.load(ranked + 5 * capacity + row).to(tl.int32)
+    return tl.minimum(tl.maximum(source, 0), capacity - 1)  # also if the offsets of the images make no sense
+
+
+@triton.jit
+def load_bag(parts, row, SPLITS: tl.constexpr):
     """Denominator of the positive weights, least and greatest deficit of a box, from its parts in fixed order."""
-    part = statistics + row * (3 * SPLITS) + tl.arange(0, SPLITS)
+    part = parts + row * (3 * SPLITS) + tl.arange(0, SPLITS)
     denominator = tl.maximum(tl.sum(tl.load(part)), 1e-12, propagate_nan=tl.PropagateNan.ALL)
     deficit_min = tl.min(tl.load(part + SPLITS))
     deficit_max = tl.minimum(tl.max(tl.load(part + 2 * SPLITS)), 1.0)
@@ -172,19 +172,36 @@ def load_bag(statistics, row, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def weigh_box(row, boxes, statistics, x, y, stride, distances, score, SOFT: tl.constexpr, SPLITS: tl.constexpr):
-    """All about the pairs of a tile's points and one box, each [P]; `score` is the joint score of the box's class.
+def weigh_box(
+    row,
+    table,
+    capacity,
+    cells,
+    area,
+    stride,
+    d_image,
+    score,
+    D_LAST: tl.constexpr,
+    SOFT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """All about the pairs of a tile's points and one box, each [P].
 
-    Returns whether inside, the distances to the four sides, IoU, 1 - GIoU, prior, w_pos and m. What is not inside has
-    no meaning.
+    `table` are the pointers of `BoxStatistics`; `cells` as from `open_tile`; `d_image` points to the distances of the
+    level; `score` is the points' joint score for the class of the box. Returns whether inside, predicted and true
+    distances to the four sides, IoU, 1 - GIoU, prior, w_pos and m; what is not inside has no meaning.
+    Distances are read here, since most tiles need none and registers are scarce.
     """
-    x1, y1, x2, y2 = load_box(boxes, row)
-    inside = (x > x1) & (y > y1) & (x < x2) & (y < y2)
+    ranked, parts = table
+    point, valid, x, y = cells
+    x1, y1, x2, y2 = load_box(ranked, row, capacity)
+    inside = valid & (x > x1) & (y > y1) & (x < x2) & (y < y2)
     sides = (x - x1, y - y1, x2 - x, y2 - y)
+    distances = load_distances(d_image, point, area, inside, D_LAST)
     iou, reg_loss = formulas.overlap(distances, sides)
     reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
     prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
-    denominator, deficit_min, deficit_max = load_bag(statistics, row, SPLITS)
+    denominator, deficit_min, deficit_max = load_bag(parts, source_row(ranked, row, capacity), SPLITS)
     pos = formulas.positive_weight(formulas.alignment(score, reg_loss), prior, denominator)
     neg = formulas.negative_weight(iou, deficit_min, deficit_max)
-    return inside, sides, iou, reg_loss, prior, pos, neg
+    return inside, distances, sides, iou, reg_loss, prior, pos, neg

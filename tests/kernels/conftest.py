@@ -1,5 +1,6 @@
-"""Kernels run on a GPU or, under TRITON_INTERPRET=1, in Triton's interpreter, which is made quicker and stricter here."""
+"""Kernels run on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter, here made quicker and stricter."""
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -37,13 +38,17 @@ def quick_interpreter():
 
     That is: patching triton.language anew at every call of a device function, though the launch has done it (but for
     triton.language.core, which Triton's own functions use); checks of integer overflow, which no test is large enough
-    for; and the types of tuples, which only compilers read.
+    for; and the types of tuples, which only compilers read. And kernels run in a thread of their own, because deep in
+    pytest's stack CPython may get memory for a frame, and give it back, at every other call.
     """
     if INTERPRETED:
         interpreter._patch_lang(tl.zeros.fn)
         interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
         interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
         tl.core._type_for_tuple_values = lambda *_: None
+        pool = ThreadPoolExecutor(1)
+        launch = interpreter.GridExecutor.__call__
+        interpreter.GridExecutor.__call__ = lambda *args, **kwargs: pool.submit(launch, *args, **kwargs).result()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,13 +8,15 @@ import torch
 from generated_cases import assert_equals_truth, assert_equals_truth_at_used_choices, examples, on_thresholds
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernel_cases import DEVICE, kernel_cases, on_kernels, using
+from kernel_cases import DEVICE, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
 from loss_cases import Case, random_case, sums_and_gradients
 
 from dwtriton.kernels.tuning import KernelConfigs, search_space
 from dwtriton.targets import pack_targets
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
+
+FEW_BOXES = {"pyramids": SMALL_PYRAMIDS[:2], "counts": (0, 1, 1, 2)}  # where an example runs the kernels twice
 
 
 @examples(200)
@@ -56,36 +58,31 @@ def with_images(case: Case, chosen: list[int]) -> Case:
 
 
 @examples(200)
-@given(st.data(), kernel_cases(counts=(0, 1, 2, 3)), st.integers(0, 2**32 - 1), st.integers(0, 5))
+@given(st.data(), kernel_cases(**FEW_BOXES), st.integers(0, 2**32 - 1), st.integers(0, 5))
 def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(data, case, seed, padding):
-    """Before the normalisers; and all results are the same bits again from the same input."""
+    """Before the normalisers."""
     count = len(case.boxes)
     image = data.draw(st.integers(0, count - 1))
-    alone = with_images(case, [image])
-    _, expected = sums_and_gradients(alone)
+    _, expected = sums_and_gradients(with_images(case, [image]))
 
-    other = random_case(seed, [2], case.z.shape[2], case.sizes, case.strides)
+    other = random_case(seed, [1], case.z.shape[2], case.sizes, case.strides)
     place = data.draw(st.integers(0, 1))
     order = [image, count] if place == 0 else [count, image]
     both = Case(
         **{name: getattr(case, name) for name in ("strides", "sizes", "soft_prior", "backend", "device")},
         **{name: np.concatenate((getattr(case, name), getattr(other, name))) for name in ("z", "u", "d")},
         **{name: getattr(case, name) + getattr(other, name) for name in ("boxes", "labels")},
-        iscrowd=case.iscrowd and [*case.iscrowd, np.zeros(2, bool)],
+        iscrowd=case.iscrowd and [*case.iscrowd, np.zeros(1, bool)],
     )
     both = with_images(both, order)
     packed = pack_targets(both.targets(), DEVICE, capacity=sum(map(len, both.boxes)) + padding)
-    sums, grads = sums_and_gradients(both, packed)
+    _, grads = sums_and_gradients(both, packed)
     for one, whole in zip(expected, grads):
         assert np.array_equal(one[0], whole[place])
-    if seed % 4 == 0:
-        again = sums_and_gradients(both, packed)
-        assert np.array_equal(sums, again[0])
-        assert all(np.array_equal(one, two) for one, two in zip(grads, again[1]))
 
 
 @examples(200)
-@given(st.data(), kernel_cases(counts=(0, 1, 2, 3)))
+@given(st.data(), kernel_cases(**FEW_BOXES))
 def test_changing_one_box_changes_only_what_it_may(data, case):
     """Before the normalisers: gradients at points that it never held, of other classes, and of other images stay."""
     filled = [image for image, boxes in enumerate(case.boxes) if len(boxes)]
