@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
+    about = machine(device)
     checks = correctness(args, device)
     bandwidth = copy_bandwidth(device, args.seconds)
     print(f"copies at {bandwidth / 1e9:.4g} GB/s", flush=True)
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     for check in checks:
         print(f"{'yes' if check['passed'] else 'NO ':4} {check['name']} {check.get('value', '')}")
     case = {"height": args.height, "width": args.width, "classes": args.classes, "layout": "channels_last"}
-    results = {"machine": machine(device), "case": case, "copy_gb_s": significant(bandwidth / 1e9)}
+    results = {"machine": about, "case": case, "copy_gb_s": significant(bandwidth / 1e9)}
     results |= {"rows": rows, "checks": checks}
     out = args.out or results_file(device)
     make_folder(out.parent)

@@ -37,6 +37,7 @@ def _cpu() -> dict:
         "name": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),  # before the run: from 0.5 on the figures are those of a busy machine
     }
 
 

@@ -40,7 +40,13 @@ def filled(page: str) -> str:
 def caption(results: dict) -> str:
     """The machine and the versions, in a line."""
     machine = results["machine"]
-    names = {"threads": "{} threads", "driver": "driver {}", "torch": "torch {}", "triton": "triton {}"}
+    names = {
+        "threads": "{} threads",
+        "load": "load {} before the run",
+        "driver": "driver {}",
+        "torch": "torch {}",
+        "triton": "triton {}",
+    }
     facts = [text.format(machine[name]) for name, text in names.items() if machine.get(name)]
     commit = f"commit {machine['commit'][:7]}" if machine["commit"] else "no commit"
     changes = " with changes" if machine["dirty"] else ""

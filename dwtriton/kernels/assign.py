@@ -135,7 +135,7 @@ def dual_weights(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        **launch_options(config.warps),
+        **launch_options(pyramid, config.warps),
     )
     places = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()

@@ -160,6 +160,6 @@ def dense_backward(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        **launch_options(config.warps),
+        **launch_options(pyramid, config.warps),
     )
     return [level for kind in grads for level in kind]

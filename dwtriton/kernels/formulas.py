@@ -182,35 +182,36 @@ def overlap(distances, sides):
 
 
 @triton.jit
-def reg_loss_slope(distance, side, across, across_inner, across_outer, inner, union, outer):
-    """d(1 - GIoU) / d(distance of one side); `across` are the lengths that the side sweeps over when it moves.
+def reg_loss_slope(distance, side, across, across_inner, across_outer, of_inner, of_union, of_outer):
+    """d(1 - GIoU) / d(distance of one side), from the derivatives by the three areas.
 
-    Where the predicted side ties with the true one: the mean of the slopes on both sides.
+    `across` are the lengths that the side sweeps over when it moves. Where the predicted side ties with the true one,
+    the result is the mean of the slopes on both sides.
     """
     within = tl.where(distance < side, 1.0, tl.where(distance == side, 0.5, 0.0))
-    d_inner = within * across_inner
-    d_outer = tl.where(outer > 1e-6, (1 - within) * across_outer, 0.0)
-    d_union = tl.where(union > 1e-6, across - d_inner, 0.0)
-    union, outer = guard(union), guard(outer)
-    return (d_union * (inner / union) - d_inner) / union + (d_outer * (union / outer) - d_union) / outer
+    inner = within * across_inner
+    return inner * of_inner + (across - inner) * of_union + (1 - within) * across_outer * of_outer
 
 
 @triton.jit
 def reg_loss_gradient(distances, sides):
-    """d(1 - GIoU) / d(left, top, right, bottom)."""
+    """d(1 - GIoU) / d(left, top, right, bottom), by way of 1 - GIoU = 2 - inner / union - union / outer."""
     left, top, right, bottom = distances
     side_l, side_t, side_r, side_b = sides
     inner, union, outer = areas(distances, sides)
+    per_union, per_outer = 1 / guard(union), 1 / guard(outer)
+    of_union = tl.where(union > 1e-6, inner * per_union * per_union - per_outer, 0.0)
+    of_outer = tl.where(outer > 1e-6, union * per_outer * per_outer, 0.0)
     width, height = left + right, top + bottom
     inner_w = tl.minimum(left, side_l) + tl.minimum(right, side_r)
     inner_h = tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
     outer_w = tl.maximum(left, side_l) + tl.maximum(right, side_r)
     outer_h = tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
     return (
-        reg_loss_slope(left, side_l, height, inner_h, outer_h, inner, union, outer),
-        reg_loss_slope(top, side_t, width, inner_w, outer_w, inner, union, outer),
-        reg_loss_slope(right, side_r, height, inner_h, outer_h, inner, union, outer),
-        reg_loss_slope(bottom, side_b, width, inner_w, outer_w, inner, union, outer),
+        reg_loss_slope(left, side_l, height, inner_h, outer_h, -per_union, of_union, of_outer),
+        reg_loss_slope(top, side_t, width, inner_w, outer_w, -per_union, of_union, of_outer),
+        reg_loss_slope(right, side_r, height, inner_h, outer_h, -per_union, of_union, of_outer),
+        reg_loss_slope(bottom, side_b, width, inner_w, outer_w, -per_union, of_union, of_outer),
     )
 
 

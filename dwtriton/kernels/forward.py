@@ -191,7 +191,7 @@ def dense_forward(
         TILE_H=config.tile_height,
         TILE_W=config.tile_width,
         BLOCK_C=config.classes,
-        **launch_options(config.warps),
+        **launch_options(pyramid, config.warps),
     )
     finish_kernel[(1,)](
         partials,
@@ -204,6 +204,6 @@ def dense_forward(
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         BLOCK=ADDED_TOGETHER,
-        **launch_options(16),
+        **launch_options(pyramid, 8),
     )
     return losses, counts, poison

@@ -13,8 +13,9 @@ from dwtriton.targets import PackedTargets
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
 
 
-# Of a thread: sixteen warps fit on a multiprocessor, where the compiler left to itself may end with eight.
-MAX_REGISTERS = 128
+# Of a thread, by bytes of a logit: sixteen and twelve warps fit on a multiprocessor, where the compiler left to itself
+# may end with eight. In float32, with twice the bytes in flight, twelve will do; with 128 some GPUs' backward spills.
+MAX_REGISTERS = {2: 128, 4: 144}
 
 
 class Pyramid(NamedTuple):
@@ -96,10 +97,10 @@ def read_boxes(targets: PackedTargets) -> Boxes:
     )
 
 
-def launch_options(warps: int) -> dict[str, int | bool]:
+def launch_options(pyramid: Pyramid, warps: int) -> dict[str, int | bool]:
     """What every kernel is launched with. Why without fusion: see `dwtriton/kernels/formulas.py`."""
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    return options if torch.version.hip else options | {"maxnreg": MAX_REGISTERS}
+    return options if torch.version.hip else options | {"maxnreg": MAX_REGISTERS[pyramid.z[0].element_size()]}
 
 
 def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:

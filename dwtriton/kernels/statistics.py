@@ -182,6 +182,6 @@ def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: Sta
             SOFT=soft_prior,
             SPLITS=SPLITS,
             BLOCK=config.points,
-            **launch_options(config.warps),
+            **launch_options(pyramid, config.warps),
         )
     return BoxStatistics(ranked, parts)
