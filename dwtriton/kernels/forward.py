@@ -204,6 +204,7 @@ def dense_forward(
         capacity,
         NUM_CLASSES=pyramid.num_classes,
         BLOCK=ADDED_TOGETHER,
-        **launch_options(pyramid, 8),
+        num_warps=8,
+        enable_fp_fusion=False,
     )
     return losses, counts, poison

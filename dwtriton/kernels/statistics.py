@@ -102,8 +102,8 @@ def statistics_kernel(
     x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
     label = load_class(labels, iscrowd, row, row < capacity, NUM_CLASSES)
     used = (image < batch) & (label >= 0) & (label < NUM_CLASSES)
-    if (split == 0) & (image < batch):
-        first, last = image_rows(offsets, image, capacity)
+    first, last = image_rows(offsets, tl.minimum(image, batch - 1), capacity)
+    if (split == 0) & (row >= first) & (row < last):
         out = ranked + first + rank_box(row, label, labels, iscrowd, first, last, NUM_CLASSES)
         tl.store(out, x1)
         tl.store(out + capacity, y1)
