@@ -13,7 +13,7 @@ import oracle
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from loss_cases import UNDERFLOW, WEIGHT_UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
+from loss_cases import UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
 from released import released_loss
 
 from dwtriton import formulas
@@ -91,7 +91,7 @@ def at_used_weights(case: Case, dtype: torch.dtype):
         np.testing.assert_allclose(got.iou.double().numpy(), truth.iou, atol=16 * eps)
         np.testing.assert_allclose(got.prior.double().numpy(), truth.prior, atol=16 * eps)
         pos = got.pos.double().numpy()
-        floor = max(512 * eps * truth.pos.max(initial=0), WEIGHT_UNDERFLOW)
+        floor = max(512 * eps * truth.pos.max(initial=0), case.weight_underflow, 1e-30)
         np.testing.assert_allclose(pos, truth.pos, rtol=512 * eps, atol=floor)
         assert pos.shape == truth.pos.shape
         spread = truth.spread.min(initial=np.inf)
@@ -112,7 +112,7 @@ def released_errors(case: Case, truth) -> np.ndarray:
 
 def assert_losses(case: Case, losses, truth, limit: float) -> None:
     """Within the limit, or twice the released float32 code's own error where that is larger."""
-    allowed = limit * np.abs(truth) + (WEIGHT_UNDERFLOW, WEIGHT_UNDERFLOW, UNDERFLOW)
+    allowed = limit * np.abs(truth) + (case.weight_underflow, case.weight_underflow, UNDERFLOW)
     if (np.abs(losses - truth) > allowed).any():
         allowed = np.maximum(allowed, 2 * released_errors(case, truth))
     assert (np.abs(losses - truth) <= allowed).all(), (losses, truth)
@@ -125,7 +125,7 @@ def assert_equals_truth(case: Case, dtype: torch.dtype) -> None:
     limit_loss, limit_grad = LIMITS[dtype]
     for truth in [case.truth(weights)] + ([case.truth(plain)] if spread >= 1e-2 else []):
         assert_losses(case, losses, truth.losses, limit_loss)
-        assert_gradients(grads, truth_gradients(truth), limit_grad)
+        assert_gradients(grads, truth_gradients(truth), limit_grad, underflow=case.weight_underflow)
 
 
 def nearly_equal_ious(offset: float) -> Case:
