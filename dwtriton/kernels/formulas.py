@@ -200,8 +200,9 @@ def reg_loss_gradient(distances, sides):
     side_l, side_t, side_r, side_b = sides
     inner, union, outer = areas(distances, sides)
     per_union, per_outer = 1 / guard(union), 1 / guard(outer)
-    of_union = tl.where(union > 1e-6, inner * per_union * per_union - per_outer, 0.0)
-    of_outer = tl.where(outer > 1e-6, union * per_outer * per_outer, 0.0)
+    # inner / union^2 and union / outer^2 by way of the gaps, so that all terms cancel at a perfect prediction
+    of_union = tl.where(union > 1e-6, per_union * (1 - (union - inner) * per_union) - per_outer, 0.0)
+    of_outer = tl.where(outer > 1e-6, per_outer * (1 - (outer - union) * per_outer), 0.0)
     width, height = left + right, top + bottom
     inner_w = tl.minimum(left, side_l) + tl.minimum(right, side_r)
     inner_h = tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
