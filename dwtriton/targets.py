@@ -87,7 +87,7 @@ def concatenate_targets(
     return PackedTargets(
         torch.cat([torch.empty(0, 4, dtype=dtype, device=device), *boxes]),
         torch.cat([torch.empty(0, dtype=torch.int64, device=device), *labels]),
-        torch.tensor(counts).cumsum(0).to(device, torch.int32),
+        torch.tensor(counts).cumsum(0).to(device, torch.int32, non_blocking=True),
         torch.cat([torch.empty(0, dtype=torch.bool, device=device), *crowds]),
     )
 

@@ -14,6 +14,8 @@ from dwtriton.kernels.tuning import KernelConfigs
 # Without a GPU and without TRITON_INTERPRET=1 there is none, and the tests are skipped.
 DEVICE = "cpu" if INTERPRETED else "cuda" if torch.cuda.is_available() else None
 
+EXAMPLES = 200 if INTERPRETED else 50  # of a property: on a GPU most of them compile kernels of their own
+
 # Rounding that the compiler may do in another order for another dtype, layout or config; the interpreter has one order.
 REORDERED = 0.0 if INTERPRETED else 1e-6
 

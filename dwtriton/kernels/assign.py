@@ -73,7 +73,9 @@ def assign_kernel(
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
-        z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
+        z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST).to(
+            tl.float32
+        )  # [P, BLOCK_C]
         score = formulas.sigmoids(z)[0] * su[:, None]
         neg = tl.full(z.shape, 1.0, tl.float32)
         while label < end_class:
@@ -106,7 +108,8 @@ def dual_weights(
     boxes = read_boxes(targets)
     configs = configs_for(pyramid)
     config = configs.forward
-    statistics = box_statistics(pyramid, boxes, soft_prior, configs.statistics)
+    with torch.cuda.device_of(boxes.corners):
+        statistics = box_statistics(pyramid, boxes, soft_prior, configs.statistics)
 
     device, capacity, points = boxes.corners.device, boxes.labels.shape[0], pyramid.points
     inside = torch.zeros(capacity, points, device=device, dtype=torch.bool)

@@ -61,7 +61,7 @@ def backward_kernel(
     ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
     z_place, d_place, u_place = image * area * NUM_CLASSES, image * area * 4, image * area
-    d_image = pick(d_levels, level) + d_place
+    z_image, d_image = pick(z_levels, level) + z_place, pick(d_levels, level) + d_place
     u = tl.load(pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
     factor = tl.load(poison)
@@ -74,10 +74,14 @@ def backward_kernel(
     grad_t = grad_l
     grad_r = grad_l
     grad_b = grad_l
+    classes = tl.arange(0, BLOCK_C)
+    upcoming = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
-        z = load_logits(pick(z_levels, level) + z_place, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)
+        z = upcoming.to(tl.float32)
+        more = valid & (end_class < NUM_CLASSES)  # read while this block is worked on
+        upcoming = load_logits(z_image, point, more, classes + BLOCK_C, area, NUM_CLASSES, BLOCK_C, Z_LAST)
         neg = tl.full(z.shape, 1.0, tl.float32)
         class_pos = tl.zeros_like(z)
         if label < end_class:

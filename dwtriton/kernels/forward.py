@@ -65,10 +65,14 @@ def forward_kernel(
     loc = tl.zeros_like(u)
     cls_neg = tl.zeros_like(u)
     neg_count = tl.zeros_like(u)
+    classes = tl.arange(0, BLOCK_C)
+    upcoming = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
-        z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
+        z = upcoming.to(tl.float32)
+        more = valid & (end_class < NUM_CLASSES)  # read while this block is worked on
+        upcoming = load_logits(z_image, point, more, classes + BLOCK_C, area, NUM_CLASSES, BLOCK_C, Z_LAST)
         neg = tl.full(z.shape, 1.0, tl.float32)
         if label < end_class:
             neg = tl.where(z == z, neg, float("nan"))  # no constant now: it lies in the threads of z

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dwtriton.targets import PackedTargets
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_IMAGES = 65535  # one dimension of a grid
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
 
 
@@ -67,14 +69,19 @@ def read_pyramid(
 ) -> Pyramid:
     """The levels without a copy where each kind is channels_last or contiguous and of one dtype, else dense copies.
 
-    Raises ValueError for float64, and for a level of an image with 2^31 logits or more.
+    Raises ValueError for other dtypes than float32, float16 and bfloat16, and for more than one launch can address.
     """
-    for levels in (cls_logits, box_distances, objectness):
-        if any(level.dtype == torch.float64 for level in levels):
-            raise ValueError('the kernels compute in float32: for float64 inputs use backend="torch"')
-    for i, level in enumerate(cls_logits):
-        if level[0].numel() >= 2**31:
-            raise ValueError(f"cls_logits[{i}] has {level[0].numel()} logits an image; the kernels take less than 2^31")
+    for level in (*cls_logits, *box_distances, *objectness):
+        if level.dtype not in DTYPES:
+            raise ValueError(f'the kernels take float32, float16 and bfloat16; for {level.dtype} use backend="torch"')
+    batch, num_classes = cls_logits[0].shape[:2]
+    points = sum(level.shape[2] * level.shape[3] for level in cls_logits)
+    if points * max(num_classes, 4) >= 2**31 or points >= 2**24:
+        raise ValueError(
+            f"{points} points with {num_classes} classes in an image are more than the kernels can address"
+        )
+    if batch > MAX_IMAGES:
+        raise ValueError(f"{batch} images in a batch; the kernels take {MAX_IMAGES}")
     z, z_last = _dense(cls_logits)
     d, d_last = _dense(box_distances)
     u, _ = _dense(objectness)

@@ -36,8 +36,9 @@ def dual_weight(
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
     configs = configs_for(pyramid)
-    statistics = box_statistics(pyramid, rows, soft_prior, configs.statistics)
-    return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), *statistics
+    with torch.cuda.device_of(boxes):  # Triton launches on the current device
+        statistics = box_statistics(pyramid, rows, soft_prior, configs.statistics)
+        return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), *statistics
 
 
 @dual_weight.register_fake
@@ -69,7 +70,8 @@ def dual_weight_backward(
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
     config = configs_for(pyramid).backward
     statistics = BoxStatistics(ranked, parts)
-    grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
+    with torch.cuda.device_of(boxes):
+        grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 
 

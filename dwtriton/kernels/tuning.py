@@ -24,7 +24,7 @@ logger = logging.getLogger("dwtriton")
 
 TABLE_VERSION = 1
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
-WARPS = (1, 2, 4, 8, 16)
+WARPS = (1, 2, 4, 8)
 LARGEST = {"points": 4096, "tile_height": 64, "tile_width": 128, "classes": 256, "warps": WARPS[-1]}
 MAX_BLOCK = 2**15  # points x classes that a table may ask of one program
 

@@ -21,11 +21,14 @@ def pick(items, level):
 
 @triton.jit
 def locate_tile(tile, heights, widths, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Level, first row and first column of a tile; tiles are numbered level by level, row by row."""
+    """Level, first row and first column of a tile; tiles are numbered level by level, row by row.
+
+    The coarsest level comes first: nearly every box touches its tiles, which therefore take longest.
+    """
     level = tile * 0
     first = tile * 0
     begin = tile * 0
-    for i in tl.static_range(len(heights)):
+    for i in tl.static_range(len(heights) - 1, -1, -1):
         here = tile >= begin
         level = tl.where(here, i, level)
         first = tl.where(here, begin, first)
@@ -70,12 +73,12 @@ def place(point, channel, area, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.conste
 def load_logits(
     z_image, point, valid, classes, area, NUM_CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, Z_LAST: tl.constexpr
 ):
-    """Logits [P, BLOCK_C] of a tile, float32."""
+    """Logits [P, BLOCK_C] of a tile, in their own dtype."""
     mask = valid[:, None]
     if NUM_CLASSES % BLOCK_C != 0:
         mask = mask & (classes < NUM_CLASSES)[None, :]
     places = place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST)
-    return tl.load(z_image + places, mask=mask, other=NO_SCORE).to(tl.float32)
+    return tl.load(z_image + places, mask=mask, other=NO_SCORE)
 
 
 @triton.jit
@@ -164,11 +167,13 @@ def source_row(ranked, row, capacity):
 @triton.jit
 def load_bag(parts, row, SPLITS: tl.constexpr):
     """Denominator of the positive weights, least and greatest deficit of a box, from its parts in fixed order."""
-    part = parts + row * (3 * SPLITS) + tl.arange(0, SPLITS)
-    denominator = tl.maximum(tl.sum(tl.load(part)), 1e-12, propagate_nan=tl.PropagateNan.ALL)
-    deficit_min = tl.min(tl.load(part + SPLITS))
-    deficit_max = tl.minimum(tl.max(tl.load(part + 2 * SPLITS)), 1.0)
-    return denominator, deficit_min, deficit_max
+    part = parts + row * (3 * SPLITS)
+    mass, deficit_min, deficit_max = tl.load(part), tl.load(part + SPLITS), tl.load(part + 2 * SPLITS)
+    for i in tl.static_range(1, SPLITS):
+        mass += tl.load(part + i)
+        deficit_min = tl.minimum(deficit_min, tl.load(part + SPLITS + i))
+        deficit_max = tl.maximum(deficit_max, tl.load(part + 2 * SPLITS + i))
+    return tl.maximum(mass, 1e-12, propagate_nan=tl.PropagateNan.ALL), deficit_min, tl.minimum(deficit_max, 1.0)
 
 
 @triton.jit

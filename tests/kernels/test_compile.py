@@ -96,7 +96,7 @@ def test_the_tuning_space_does_not_spill_and_fits(pool):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_tuning_space_of_every_target_does_not_spill_and_fits(target, pool):
-    check(compile_all([job for inputs in COMMON for job in tuning_jobs(target, *inputs)], pool))
+    check(compile_all([job for inputs in [*COMMON, *OTHERS] for job in tuning_jobs(target, *inputs)], pool))
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])

@@ -104,3 +104,15 @@ def test_a_batch_of_more_than_2_31_logits():
 
     for whole, alone in zip(gradients(slice(None)), gradients(slice(-1, None))):
         assert torch.equal(whole[-1:], alone)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_on_another_than_the_current_device():
+    case = random_case(1, [5, 0, 9], sizes=SIZES, strides=STRIDES)
+    losses = []
+    for device in ("cuda:0", "cuda:1"):
+        inputs = [[level.detach().to(device).requires_grad_() for level in kind] for kind in case.tensors()]
+        loss = DualWeightLoss(STRIDES, backend="triton")(*inputs, pack_targets(case.targets(), device))
+        sum(loss.values()).backward()
+        losses.append([value.item() for value in loss.values()] + [level.grad.sum().item() for level in inputs[0]])
+    assert losses[0] == losses[1]

@@ -165,11 +165,17 @@ def test_what_the_kernels_cannot_take_is_refused_before_a_launch(device):
     case = small_case()
     loss = DualWeightLoss(STRIDES, backend="triton")
     inputs = [[level.to(device) for level in kind] for kind in case.tensors(torch.float64)]
-    with pytest.raises(ValueError, match=r'compute in float32: for float64 inputs use backend="torch"'):
+    with pytest.raises(ValueError, match=r'for torch.float64 use backend="torch"'):
         loss(*inputs, case.targets())
-    huge = [[torch.zeros(1, device=device).expand(1, c, 2**14, 2**14)] for c in (8, 4, 1)]
-    with pytest.raises(ValueError, match=r"cls_logits\[0\] has 2147483648 logits an image; the kernels take less"):
-        DualWeightLoss((8,), backend="triton")(*huge, case.targets()[:1])
+    for batch, classes, size, message in (
+        (1, 2048, 2**10, r"1048576 points with 2048 classes in an image are more"),
+        (1, 1, 2**12, r"16777216 points with 1 classes in an image are more"),
+        (2**16, 1, 1, r"65536 images in a batch; the kernels take 65535"),
+    ):
+        huge = [[torch.zeros(1, device=device).expand(batch, c, size, size)] for c in (classes, 4, 1)]
+        targets = pack_targets([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}] * batch, device)
+        with pytest.raises(ValueError, match=message):
+            DualWeightLoss((8,), backend="triton")(*huge, targets)
 
 
 def rank_losses(rank, folder):

@@ -8,7 +8,7 @@ import torch
 from generated_cases import assert_equals_truth, assert_equals_truth_at_used_choices, examples, on_thresholds
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernel_cases import DEVICE, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
+from kernel_cases import DEVICE, EXAMPLES, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
 from loss_cases import Case, random_case, sums_and_gradients
 
 from dwtriton.kernels.tuning import KernelConfigs, search_space
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
 FEW_BOXES = {"pyramids": SMALL_PYRAMIDS[:2], "counts": (0, 1, 1, 2)}  # where an example runs the kernels twice
 
 
-@examples(200)
+@examples(EXAMPLES)
 @given(kernel_cases())
 def test_losses_gradients_and_weights_are_within_the_numerics_rules_of_the_oracle(case):
     assert_equals_truth(case, torch.float32)
 
 
-@examples(200)
+@examples(EXAMPLES)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans())
 def test_where_priors_and_ious_lie_on_their_thresholds_and_sides_on_the_box(seed, count, two_levels):
     sizes, strides = (((4, 6), (2, 3)), (8, 16)) if two_levels else (((6, 8),), (8,))
@@ -38,7 +38,7 @@ def configs(draw, num_classes: int) -> KernelConfigs:
     return KernelConfigs(*(draw(st.sampled_from(space)) for space in search_space(num_classes).values()))
 
 
-@examples(200)
+@examples(EXAMPLES)
 @given(
     kernel_cases(
         pyramids=((((9, 11),), (8,)), (((6, 10), (3, 5)), (8, 16))), classes=[20], soft_prior=[True], max_images=1
@@ -57,7 +57,7 @@ def with_images(case: Case, chosen: list[int]) -> Case:
     return replace(case, z=z, u=u, d=d, boxes=boxes, labels=labels, iscrowd=crowds)
 
 
-@examples(200)
+@examples(EXAMPLES)
 @given(st.data(), kernel_cases(**FEW_BOXES), st.integers(0, 2**32 - 1), st.integers(0, 5))
 def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(data, case, seed, padding):
     """Before the normalisers."""
@@ -81,7 +81,7 @@ def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(da
         assert np.array_equal(one[0], whole[place])
 
 
-@examples(200)
+@examples(EXAMPLES)
 @given(st.data(), kernel_cases(**FEW_BOXES))
 def test_changing_one_box_changes_only_what_it_may(data, case):
     """Before the normalisers: gradients at points that it never held, of other classes, and of other images stay."""
