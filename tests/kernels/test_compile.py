@@ -64,8 +64,9 @@ def check_wide(binaries):
             size = DTYPES[binary.dtype].itemsize * height * width * classes
             accesses = size // (WIDE * 32 * warps)
             assert accesses, f"{binary.name}: too few logits in a thread for a wide load"
+            loads = accesses * (2 if binary.classes > classes else 1)  # of the first block, and in the loop of the next
             stores = accesses if binary.kernel == "backward" else 0
-            assert (binary.wide_loads, binary.wide_stores) == (accesses, stores), binary.name
+            assert (binary.wide_loads, binary.wide_stores) == (loads, stores), binary.name
 
 
 @pytest.mark.parametrize("target", TARGETS)
