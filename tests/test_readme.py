@@ -1,5 +1,6 @@
 """What README and docs say must hold: their Python runs, their tables and config examples match the package."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -60,3 +61,13 @@ def test_benchmark_tables_show_the_recorded_results():
         text = page.read_text()
         assert text == report.filled(text), "run python benchmarks/report.py"
         assert text.count(report.TABLE_HEAD) == len(report.BLOCK.findall(text))
+
+
+def test_the_readme_quotes_the_recorded_results():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text())["rows"]
+    of = {(row["method"], row["boxes"]): row for row in rows}
+    ratios = [of["released", boxes]["ms"] / of["eager", boxes]["ms"] for boxes in (20, 100, 1000)]
+    memory = [f"{of[name, boxes]['extra_mb']:g} MB" for boxes in (100, 1000) for name in ("eager", "released")]
+    readme = PAGES[0].read_text()
+    assert " / ".join(f"{ratio:.0f}x" for ratio in ratios) + " faster" in readme
+    assert "{} against {} / {} against {}".format(*memory) in readme
