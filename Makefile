@@ -3,13 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench gpu clean
+.PHONY: demo test test-kernels test-rest test-all lint bench gpu clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
-test: .venv/installed lint  ## everything CI checks; the kernels run in Triton's interpreter, in a process of its own
+test: .venv/installed lint  ## everything CI checks, in two processes at a time
+	$(MAKE) --jobs 2 --output-sync test-kernels test-rest
+
+test-kernels:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
+
+test-rest:
 	$(BIN)/python -m pytest
 
 test-all: .venv/installed lint  ## the same with thousands of larger examples and every kernel binary: hours
