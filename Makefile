@@ -8,8 +8,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
-test: .venv/installed lint  ## everything CI checks, in two processes at a time
-	$(MAKE) --jobs 2 --output-sync test-kernels test-rest
+test: .venv/installed lint  ## everything CI checks, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-kernels test-rest
 
 test-kernels:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
