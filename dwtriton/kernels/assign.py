@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import launch_options, read_boxes, read_pyramid
+from dwtriton.kernels.inputs import dense_options, read_boxes, read_pyramid
 from dwtriton.kernels.ops import configs_for
-from dwtriton.kernels.statistics import SPLITS, box_statistics
+from dwtriton.kernels.statistics import box_statistics
 from dwtriton.kernels.walk import (
     image_rows,
     inside_crowd,
@@ -118,10 +118,7 @@ def dual_weights(
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
     areas = [height * width for height, width in zip(pyramid.heights, pyramid.widths)]
     assign_kernel[tiles, pyramid.batch](
-        pyramid.z,
-        pyramid.d,
-        pyramid.u,
-        *pyramid.geometry,
+        *pyramid.arguments,
         (0.0, *accumulate(map(float, areas[:-1]))),
         boxes.offsets,
         *statistics,
@@ -130,15 +127,7 @@ def dual_weights(
         *entries,
         points,
         capacity,
-        NUM_CLASSES=pyramid.num_classes,
-        Z_LAST=pyramid.z_last,
-        D_LAST=pyramid.d_last,
-        SOFT=soft_prior,
-        SPLITS=SPLITS,
-        TILE_H=config.tile_height,
-        TILE_W=config.tile_width,
-        BLOCK_C=config.classes,
-        **launch_options(pyramid, config.warps),
+        **dense_options(pyramid, soft_prior, config),
     )
     places = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()

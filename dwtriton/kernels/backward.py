@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, launch_options
-from dwtriton.kernels.statistics import SPLITS, BoxStatistics
+from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, dense_options
+from dwtriton.kernels.statistics import BoxStatistics
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
     image_rows,
@@ -146,24 +146,13 @@ def dense_backward(
     grads = [[torch.empty_like(level, dtype=dtype) for level in kind] for kind in (pyramid.z, pyramid.d, pyramid.u)]
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
     backward_kernel[tiles, pyramid.batch](
-        pyramid.z,
-        pyramid.d,
-        pyramid.u,
-        *pyramid.geometry,
+        *pyramid.arguments,
         boxes.offsets,
         *statistics,
         poison,
         grad_losses.contiguous(),
         *(tuple(kind) for kind in grads),
         boxes.labels.shape[0],
-        NUM_CLASSES=pyramid.num_classes,
-        Z_LAST=pyramid.z_last,
-        D_LAST=pyramid.d_last,
-        SOFT=soft_prior,
-        SPLITS=SPLITS,
-        TILE_H=config.tile_height,
-        TILE_W=config.tile_width,
-        BLOCK_C=config.classes,
-        **launch_options(pyramid, config.warps),
+        **dense_options(pyramid, soft_prior, config),
     )
     return [level for kind in grads for level in kind]

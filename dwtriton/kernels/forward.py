@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import Boxes, Pyramid, launch_options
-from dwtriton.kernels.statistics import SPLITS, BoxStatistics
+from dwtriton.kernels.inputs import Boxes, Pyramid, dense_options
+from dwtriton.kernels.statistics import BoxStatistics
 from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.kernels.walk import (
     image_rows,
@@ -179,23 +179,12 @@ def dense_forward(
     partials = torch.empty(4, programs, device=boxes.corners.device)
     losses, counts, poison = (torch.empty(shape, device=boxes.corners.device) for shape in (3, 3, ()))
     forward_kernel[tiles, pyramid.batch](
-        pyramid.z,
-        pyramid.d,
-        pyramid.u,
-        *pyramid.geometry,
+        *pyramid.arguments,
         boxes.offsets,
         *statistics,
         partials,
         capacity,
-        NUM_CLASSES=pyramid.num_classes,
-        Z_LAST=pyramid.z_last,
-        D_LAST=pyramid.d_last,
-        SOFT=soft_prior,
-        SPLITS=SPLITS,
-        TILE_H=config.tile_height,
-        TILE_W=config.tile_width,
-        BLOCK_C=config.classes,
-        **launch_options(pyramid, config.warps),
+        **dense_options(pyramid, soft_prior, config),
     )
     finish_kernel[(1,)](
         partials,

@@ -8,9 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
+from dwtriton.kernels.tuning import DenseConfig
 from dwtriton.targets import PackedTargets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SPLITS = 4  # programs that share a box, and parts of its statistics
 MAX_IMAGES = 65535  # one dimension of a grid
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
 
@@ -41,9 +43,12 @@ class Pyramid(NamedTuple):
         return self.z[0].shape[1]
 
     @property
-    def geometry(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """Heights, widths and strides as kernels take them: as integers in tuples they would compile kernels anew."""
-        return tuple(map(float, self.heights)), tuple(map(float, self.widths)), self.strides
+    def arguments(self) -> tuple[tuple[Tensor, ...] | tuple[float, ...], ...]:
+        """The first arguments of every kernel: logits, distances, objectness logits, heights, widths and strides.
+
+        Sizes are floats: as integers in tuples they would compile the kernels anew.
+        """
+        return self.z, self.d, self.u, tuple(map(float, self.heights)), tuple(map(float, self.widths)), self.strides
 
     @property
     def points(self) -> int:
@@ -104,10 +109,18 @@ def read_boxes(targets: PackedTargets) -> Boxes:
     )
 
 
-def launch_options(pyramid: Pyramid, warps: int) -> dict[str, int | bool]:
-    """What every kernel is launched with. Why without fusion: see `dwtriton/kernels/formulas.py`."""
-    options = {"num_warps": warps, "enable_fp_fusion": False}
-    return options if torch.version.hip else options | {"maxnreg": MAX_REGISTERS[pyramid.z[0].element_size()]}
+def launch_options(pyramid: Pyramid, soft_prior: bool, warps: int) -> dict[str, int | bool]:
+    """The constants and options of every kernel that reads a pyramid. Why without fusion: see `formulas.py`."""
+    constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
+    options = {"SOFT": soft_prior, "SPLITS": SPLITS, "num_warps": warps, "enable_fp_fusion": False}
+    limit = {} if torch.version.hip else {"maxnreg": MAX_REGISTERS[pyramid.z[0].element_size()]}
+    return constants | options | limit
+
+
+def dense_options(pyramid: Pyramid, soft_prior: bool, config: DenseConfig) -> dict[str, int | bool]:
+    """The same for the kernels whose programs own a tile."""
+    tile = {"TILE_H": config.tile_height, "TILE_W": config.tile_width, "BLOCK_C": config.classes}
+    return launch_options(pyramid, soft_prior, config.warps) | tile
 
 
 def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dwtriton.kernels.backward import dense_backward
 from dwtriton.kernels.forward import dense_forward
-from dwtriton.kernels.inputs import Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.statistics import SPLITS, BoxStatistics, box_statistics
+from dwtriton.kernels.inputs import SPLITS, Pyramid, read_boxes, read_pyramid
+from dwtriton.kernels.statistics import BoxStatistics, box_statistics
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
 
@@ -77,8 +77,7 @@ def dual_weight_backward(
 
 def _as_level(grad: Tensor, level: Tensor) -> Tensor:
     """The gradient in dtype and memory format of its level; copied only where the kernels could not read the level."""
-    wanted = torch.empty_like(level, device="meta")
-    if grad.dtype == wanted.dtype and grad.stride() == wanted.stride():
+    if grad.dtype == level.dtype and grad.stride() == level.stride():
         return grad
     return torch.empty_like(level).copy_(grad)
 

@@ -16,11 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.inputs import Boxes, Pyramid, launch_options
+from dwtriton.kernels.inputs import SPLITS, Boxes, Pyramid, launch_options
 from dwtriton.kernels.tuning import StatisticsConfig
 from dwtriton.kernels.walk import image_rows, load_distances, pick, place
 
-SPLITS = 4  # parts of a box
 IMAGES_PER_LOOK = tl.constexpr(64)
 RANKED_TOGETHER = tl.constexpr(128)
 ABOVE_DEFICITS = tl.constexpr(2.0)  # where a part of a box has no point: deficits lie from 0 to 4/3
@@ -167,21 +166,13 @@ def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: Sta
     ranked, parts = torch.empty(6, rows, device=device), torch.empty(rows, 3, SPLITS, device=device)
     if rows:
         statistics_kernel[rows, SPLITS](
-            pyramid.z,
-            pyramid.d,
-            pyramid.u,
-            *pyramid.geometry,
+            *pyramid.arguments,
             *boxes,
             ranked,
             parts,
             pyramid.batch,
             rows,
-            NUM_CLASSES=pyramid.num_classes,
-            Z_LAST=pyramid.z_last,
-            D_LAST=pyramid.d_last,
-            SOFT=soft_prior,
-            SPLITS=SPLITS,
             BLOCK=config.points,
-            **launch_options(pyramid, config.warps),
+            **launch_options(pyramid, soft_prior, config.warps),
         )
     return BoxStatistics(ranked, parts)
