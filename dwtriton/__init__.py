@@ -6,7 +6,7 @@ from typing import Any
 _HOMES = {
     "DualWeightAssigner": "dwtriton.dual_weight",
     "DualWeightLoss": "dwtriton.dual_weight",
-    "DualWeights": "dwtriton.weights",
+    "DualWeights": "dwtriton.dense_weights",
     "PackedTargets": "dwtriton.targets",
     "build_detector": "dwtriton.model.detector",
     "load_config": "dwtriton.config",

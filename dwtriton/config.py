@@ -1,6 +1,5 @@
 """The configuration: typed models whose defaults are the published `r50_1x`, and TOML files that change them."""
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +18,9 @@ from pydantic import (
     ValidationError,
 )
 
-from dwtriton.errors import UserError
+from dwtriton.config_files import ConfigError, apply_override, nearest, read_config_file
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class ConfigError(UserError):
-    """A config that cannot be used: names the key or file and the remedy."""
 
 
 class Section(BaseModel):
@@ -71,9 +65,13 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    """ResNet (torchvision's layout, stride on the 3x3 convolution)."""
+    """ResNet or ResNeXt (torchvision's layout, stride on the 3x3 convolution)."""
 
     depth: Literal[18, 34, 50, 101] = 50
+    resnext: Literal["none", "32x4d", "32x8d", "64x4d"] = Field(
+        "none", description="groups x width of ResNeXt; torchvision has 32x4d for depth 50, 32x8d and 64x4d for 101"
+    )
+    deformable: bool = Field(False, description="DCNv2 in layer2, layer3 and layer4; needs depth 50 or 101")
     weights: str = Field(
         "IMAGENET1K_V1", description="IMAGENET1K_V1 (downloaded), a torchvision state-dict file, or none"
     )
@@ -89,6 +87,7 @@ class HeadConfig(Section):
     convs: NonNegativeInt = Field(4, description="convolutions in each of the two towers")
     groups: PositiveInt = Field(32, description="of the group norms; divides channels")
     refine: bool = Field(False, description="box refinement: sides sampled at learned offsets")
+    deformable: bool = Field(False, description="DCNv2 in the last convolution of both towers")
 
 
 class LossConfig(Section):
@@ -109,6 +108,7 @@ class OptimizerConfig(Section):
     lr: PositiveFloat = Field(0.01, description="for a batch of 16 images; scaled linearly with data.batch_size")
     momentum: Fraction = Field(0.9, description="sgd only")
     weight_decay: NonNegativeFloat = Field(1e-4, description="0 on weights and biases of norms, always")
+    clip_norm: NonNegativeFloat = Field(0.0, description="gradients are scaled down to this norm; 0: never")
 
 
 class ScheduleConfig(Section):
@@ -126,8 +126,20 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     seed: NonNegativeInt = 0
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    weights: Path | None = Field(
+        None, description="checkpoint to start from, --weights sets it; the class convolution must have its classes"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
+    )
+    accumulate: PositiveInt = Field(
+        1, description="forward and backward passes in one optimiser step; they share data.batch_size"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="backbone and towers are computed again in the backward pass: less memory, more time"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="moving average of the weights, evaluated in their place; 0: none"
     )
     log_every: PositiveInt = Field(50, description="iterations between two lines on a console that is no terminal")
     checkpoint_every: PositiveInt = Field(
@@ -164,11 +176,6 @@ class Config(Section):
     test: TestConfig = TestConfig()
 
 
-def config_names() -> list[str]:
-    """Names of the configs shipped with the package, sorted."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.toml"))
-
-
 def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
     """Read a config by name (`"r50_1x"`) or file, apply `overrides` (`"optimizer.lr=0.02"`), check every key.
 
@@ -176,7 +183,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path
     Values of overrides are TOML; what is not valid TOML is taken as a string. `data_root` replaces `data.root`.
     Raises ConfigError for an unknown name or key, naming the nearest valid one, and for a wrong value.
     """
-    return _change(_read(_find(name, Path.cwd())), overrides, data_root, str(name))
+    return _change(read_config_file(name), overrides, data_root, str(name))
 
 
 def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
@@ -196,7 +203,7 @@ def dump_config(cfg: Config) -> str:
 
 def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     if data_root is not None:
         values.setdefault("data", {})["root"] = data_root
     return _check(values, source)
@@ -218,58 +225,6 @@ def flatten(cfg: Section, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _find(name: str | Path, folder: Path) -> Path:
-    """The file of a shipped config's name or of a path relative to `folder`."""
-    if str(name) in config_names():
-        return CONFIG_FOLDER / f"{name}.toml"
-    path = folder / name
-    if path.suffix == ".toml":
-        if path.is_file():
-            return path
-        raise ConfigError(f"config file {path} does not exist")
-    raise ConfigError(
-        f"there is no config {str(name)!r}{_nearest(str(name), config_names())}; --cfg list prints them all"
-    )
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Values of a config file over those of its base."""
-    path = path.resolve()
-    if path in seen:
-        raise ConfigError(f"config {path}: its chain of bases comes back to itself")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not valid TOML: {error}") from None
-    base = values.pop("base", None)
-    return values if base is None else _merge(_read(_find(base, path.parent), (*seen, path)), values)
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_tables else value
-    return merged
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Write one `section.key=value` into the nested dict `values`."""
-    key, equals, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not equals or not all((*sections, last)):
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is a value, it has no keys")
-    values[last] = value
-
-
 def _explain(problem: Any) -> str:
     """One pydantic error as one line for a person."""
     path = [str(part) for part in problem["loc"]]
@@ -278,7 +233,7 @@ def _explain(problem: Any) -> str:
         return f"{name} = {problem['input']!r}: {problem['msg'].lower()}"
     keys = _keys(Config)
     same_leaf = [key for key in keys if key.rpartition(".")[2] == path[-1]]
-    return f"unknown key {name!r}{_nearest(name, same_leaf or keys, cutoff=0.0 if same_leaf else 0.4)}"
+    return f"unknown key {name!r}{nearest(name, same_leaf or keys, cutoff=0.0 if same_leaf else 0.4)}"
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
@@ -292,9 +247,3 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _nearest(name: str, candidates: list[str], cutoff: float = 0.4) -> str:
-    """`; did you mean 'x'?` for the candidate closest to `name`, or the empty string."""
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""

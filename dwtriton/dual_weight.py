@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dwtriton import reference
+from dwtriton.dense_weights import DualWeights
 from dwtriton.errors import UserError
 from dwtriton.points import STRIDES
 from dwtriton.targets import PackedTargets, check_packed, check_values, concatenate_targets
-from dwtriton.weights import DualWeights
 
 ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets

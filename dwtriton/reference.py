@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dwtriton import formulas
+from dwtriton.dense_weights import dual_weights
 from dwtriton.points import inside_rectangles
 from dwtriton.targets import PackedTargets
-from dwtriton.weights import dual_weights
 
 __all__ = ["dual_weight_sums", "dual_weights"]  # what a backend provides
 

@@ -9,9 +9,9 @@ import numpy as np
 import oracle
 import torch
 
+from dwtriton.dense_weights import DualWeights
 from dwtriton.dual_weight import DualWeightAssigner, DualWeightLoss
 from dwtriton.targets import pack_targets
-from dwtriton.weights import DualWeights
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # for released.py and peak.py
 

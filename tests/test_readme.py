@@ -11,7 +11,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import report
 
-from dwtriton.config import config_names, load_config
+from dwtriton.config import load_config
+from dwtriton.config_files import config_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dwtriton.dense_weights import DualWeights
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import dense_options, read_boxes, read_pyramid
 from dwtriton.kernels.ops import configs_for
@@ -26,7 +27,6 @@ from dwtriton.kernels.walk import (
 )
 from dwtriton.points import pyramid_points
 from dwtriton.targets import PackedTargets
-from dwtriton.weights import DualWeights
 
 
 @triton.jit(do_not_specialize=["points", "capacity"])
@@ -103,7 +103,7 @@ def dual_weights(
     strides: Sequence[int],
     soft_prior: bool,
 ) -> list[DualWeights]:
-    """The same as `dwtriton.weights.dual_weights`. Waits for the device. Raises ValueError for float64."""
+    """The same as `dwtriton.dense_weights.dual_weights`. Waits for the device. Raises ValueError for float64."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     boxes = read_boxes(targets)
     configs = configs_for(pyramid)

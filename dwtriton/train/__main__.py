@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dwtriton import cli
-from dwtriton.config import Config, config_names, load_config
+from dwtriton.config import Config, load_config
+from dwtriton.config_files import config_names
 from dwtriton.errors import UserError
 from dwtriton.train.loop import Interrupted, NonFiniteLossError, Trainer
 from dwtriton.train.reporting import say

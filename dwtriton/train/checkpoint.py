@@ -27,7 +27,14 @@ class Checkpoint(NamedTuple):
     category_ids: list[int]  # ids of the same classes in the annotation file
     iteration: int
     model: dict[str, torch.Tensor]
-    optimizer: dict
+    optimizer: dict | None = None  # None in a converted checkpoint, which cannot be resumed
+    scaler: dict | None = None  # of float16
+    ema: dict[str, torch.Tensor] | None = None  # moving average of `model`
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What to detect with: the moving average, if the run kept one."""
+        return self.model if self.ema is None else self.ema
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from dwtriton import evaluate as evaluate_command
-from dwtriton.config import config_names, dump_config
+from dwtriton.config import dump_config
+from dwtriton.config_files import config_names
 from dwtriton.train import __main__ as train_command
 from dwtriton.train.reporting import read_metrics
 

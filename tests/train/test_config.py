@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dwtriton.config import ConfigError, config_names, dump_config, flatten, load_config, override_config
+from dwtriton.config import dump_config, flatten, load_config, override_config
+from dwtriton.config_files import ConfigError, config_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECIPE = json.loads((GOLDEN / "recipe.json").read_text())
