@@ -127,7 +127,7 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     seed: NonNegativeInt = 0
     weights: Path | None = Field(
-        None, description="checkpoint to start from, --weights sets it; the class convolution must have its classes"
+        None, description="checkpoint to start from instead of backbone.weights; --weights sets it"
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"

@@ -7,19 +7,26 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from dwtriton import cli
 from dwtriton.config import Config, load_config
 from dwtriton.config_files import config_names
 from dwtriton.errors import UserError
-from dwtriton.train.loop import Interrupted, NonFiniteLossError, Trainer
+from dwtriton.train import ranks
+from dwtriton.train.loop import NonFiniteLossError, Trainer
 from dwtriton.train.reporting import say
+from dwtriton.train.stopping import Interrupted
+
+LET_OTHERS_END = 10  # seconds: torchrun's report calls the process that ended first the cause
 
 EXAMPLES = """\
   python -m dwtriton.train --cfg shapes                        train on generated data, minutes on a CPU
   python -m dwtriton.train --cfg r50_1x --data ~/coco          the published recipe
   python -m dwtriton.train --cfg r50_1x --data ~/coco --set data.batch_size=8 --set backbone.weights=resnet50.pth
+  python -m dwtriton.train --cfg r50_1x --data ~/coco --weights r50_refine.pt    start from a checkpoint
   python -m dwtriton.train --resume --out runs/shapes-1        go on where a run stopped
+  torchrun --nproc-per-node 8 -m dwtriton.train --cfg r50_1x --data ~/coco --out runs/r50    on eight GPUs
   python -m dwtriton.train --cfg list                          the configs and their published AP"""
 
 
@@ -29,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (sets data.root)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="checkpoint to start from (sets train.weights)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
@@ -41,8 +49,13 @@ def read_config(arguments: argparse.Namespace) -> Config:
         raise UserError("--resume needs --out: the run folder to go on with")
     if not arguments.cfg and not arguments.resume:
         raise UserError(f"--cfg is missing: name a TOML file or one of {', '.join(config_names())}")
+    if ranks.under_torchrun() and not arguments.out:
+        raise UserError(
+            "under torchrun --out is needed: the run folder, the same for every process and after a restart"
+        )
     source = arguments.cfg or arguments.out / "config.toml"
-    return load_config(source, arguments.set, data_root=arguments.data)
+    weights = [f"train.weights={arguments.weights}"] if arguments.weights else []
+    return load_config(source, [*arguments.set, *weights], data_root=arguments.data)
 
 
 def config_table() -> Table:
@@ -54,16 +67,24 @@ def config_table() -> Table:
     return table
 
 
+@record
 def main() -> int:
     arguments = parse_arguments()
-    console = Console()
     if arguments.cfg == "list":
-        console.print(config_table())
+        Console().print(config_table())
         return 0
-    cfg = read_config(arguments)
+    with ranks.joined():
+        return train(arguments, Console(quiet=not ranks.is_first()))
+
+
+def train(arguments: argparse.Namespace, console: Console) -> int:
+    """Train on this process of the job; returns the exit code."""
+    with ranks.one_error():
+        cfg = read_config(arguments)
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     trainer = Trainer(cfg, out, console)
-    trainer.resume() if arguments.resume else trainer.start()
+    again = ranks.restarted() and (out / "last.pt").exists()
+    trainer.resume() if arguments.resume or again else trainer.start()
     say(console, trainer.summary())
     began = time.perf_counter()
     try:
@@ -74,6 +95,19 @@ def main() -> int:
     except NonFiniteLossError as error:
         say(console, f"error: {error}", "red")
         return 1
+    except RuntimeError as error:
+        if not ranks.is_lost_contact(error):
+            raise
+        say(
+            Console(stderr=True),
+            f"error: rank {ranks.rank()} lost contact with another rank after iteration {trainer.iteration}; which one "
+            f"ended, and how, stands in torchrun's report. Go on from the last checkpoint with --resume --out {out}; "
+            f"torchrun --max-restarts does so by itself",
+        )
+        time.sleep(LET_OTHERS_END)
+        return 1
+    if evaluation is None:
+        return 0
     say(console, evaluation.table)
     minutes = (time.perf_counter() - began) / 60
     say(

@@ -9,10 +9,18 @@ from torch import nn
 from dwtriton.config import Config, dump_config, flatten, parse_toml
 from dwtriton.errors import UserError
 from dwtriton.files import write_atomically
+from dwtriton.model.detector import DualWeightDetector
 from dwtriton.model.state_dict import check_tensors, read_torch_file
 
 FORMAT = 1
-MAY_CHANGE = {"data.root", "data.workers", "train.log_every", "train.checkpoint_every", "train.evaluate_every"}
+MAY_CHANGE = {
+    "data.root",
+    "data.workers",
+    "train.activation_checkpointing",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.log_every",
+}
 
 
 class CheckpointError(UserError):
@@ -53,6 +61,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names: list[str]) -> None:
     """Raise CheckpointError unless going on with `cfg` and these classes gives what an uninterrupted run would."""
+    if checkpoint.optimizer is None:
+        raise CheckpointError(
+            f"{path} holds weights alone and cannot be resumed; --weights {path} starts a run from it"
+        )
     old, new = flatten(checkpoint.config), flatten(cfg)
     changed = sorted(key for key in (old.keys() | new.keys()) - MAY_CHANGE if old.get(key) != new.get(key))
     if changed:
@@ -66,3 +78,19 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
     """Copy `weights` into the model. Raises UserError listing every tensor that does not fit."""
     check_tensors(model.state_dict(), weights, source)
     model.load_state_dict(weights)
+
+
+def start_from(detector: DualWeightDetector, path: Path, class_names: list[str]) -> str:
+    """Load the weights of a checkpoint into a detector whose run begins; returns what was taken, in words.
+
+    With another number of classes the class convolution keeps its fresh weights. Raises UserError for whatever else
+    does not fit, and for a file that is no checkpoint.
+    """
+    checkpoint = load_checkpoint(path)
+    weights, note = checkpoint.weights, ""
+    if len(checkpoint.class_names) != len(class_names):
+        own = detector.state_dict()
+        weights = weights | {name: own[name] for name in own if name.startswith("head.class_conv.")}
+        note = f" but for the class convolution ({len(checkpoint.class_names)} classes there, {len(class_names)} here)"
+    load_weights(detector, weights, str(path))
+    return f"{path}{note}"

@@ -10,6 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
 
 from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector
@@ -43,8 +44,7 @@ def detect(
         images = batch.images.to(device, memory_format=torch.channels_last)
         detections = detector.predict(images, batch.image_sizes, batch.scale_factors)
         for image_id, found in zip(batch.image_ids, detections):
-            boxes = found["boxes"].cpu().double()
-            boxes[:, 2:] -= boxes[:, :2]  # xyxy to COCO's xywh
+            boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")
             columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
             results += [
                 {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}

@@ -1,45 +1,46 @@
-"""The training run: data, detector and optimiser put together, and the loop over epochs."""
+"""The training run: data, detector and optimiser put together, and the loop over epochs.
+
+Every process of a job runs this; what is written and told is the first one's.
+"""
 
 import math
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
-from dwtriton.config import Config, dump_config, override_config
+from dwtriton.config import Config, dump_config, flatten, override_config
 from dwtriton.data import DataError, eval_loader, prepare_data, train_loader
 from dwtriton.data.batching import Batch
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically, write_text
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
-from dwtriton.targets import pack_targets
+from dwtriton.train import ranks
 from dwtriton.train.checkpoint import (
     Checkpoint,
     check_continues,
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    start_from,
 )
 from dwtriton.train.evaluation import Evaluation, detect, evaluate
-from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
+from dwtriton.train.optimizer import lr_factor
 from dwtriton.train.pictures import draw_curves, draw_predictions
 from dwtriton.train.reporting import Display, MetricsFile, Speed, say
+from dwtriton.train.stopping import Interrupted, stopping_on_signals
+from dwtriton.train.update import StepLosses, Updater, choose_precision
 
 PICTURED = 6  # validation images in predictions.png
+MAY_DIFFER = {"data.root", "data.workers"}  # between the machines of a job
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss is NaN or infinite: names the term, the iteration and the images."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state."""
 
 
 class Pending(NamedTuple):
@@ -48,9 +49,8 @@ class Pending(NamedTuple):
     iteration: int
     epoch: int
     lr: float
-    names: list[str]
-    losses: torch.Tensor  # [len(names)]
-    batch: Batch
+    losses: StepLosses
+    batches: list[Batch]  # one for each pass
 
 
 class Trainer:
@@ -59,51 +59,77 @@ class Trainer:
     def __init__(self, cfg: Config, out: Path, console: Console) -> None:
         """Build everything a run needs. Raises the errors of config, data and weights before anything is written."""
         self.out, self.console = out, console
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
         self.precision = choose_precision(cfg.train.precision, self.device)
         self.cfg = cfg = override_config(cfg, [f"train.precision={self.precision}"])
-        self.train_set, self.val_set = prepare_data(cfg)
-        self.loader = train_loader(self.train_set, cfg)
-        self.val_loader = eval_loader(self.val_set, cfg)
-        torch.manual_seed(cfg.train.seed)
-        self.detector = build_detector(cfg)
+        with ranks.one_error():
+            with ranks.in_turn():  # the first may have to draw the data
+                self.train_set, self.val_set = prepare_data(cfg)
+            self.loader = train_loader(self.train_set, cfg, ranks.rank(), ranks.world_size())
+            self.val_loader = eval_loader(self.val_set, cfg, ranks.rank(), ranks.world_size())
+            torch.manual_seed(cfg.train.seed)
+            self.detector = build_detector(cfg)
         self.iteration = 0  # optimiser steps done
-        self.per_epoch = len(self.loader)
+        self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
+        self.started_from = "fresh weights"
         self.pending: Pending | None = None
         self.broken: set[str] = set()
         self.stop_requested = False
 
     def start(self) -> None:
-        """Begin in an empty folder, from the backbone weights of the config."""
-        if (self.out / "last.pt").exists():
-            raise UserError(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out")
-        load_backbone_weights(self.detector.backbone, self.cfg.backbone.weights)
+        """Begin in an empty folder, from the checkpoint `train.weights` or the backbone weights of the config."""
+        with ranks.one_error():
+            if (self.out / "last.pt").exists():
+                raise UserError(
+                    f"{self.out} already holds a run: add --resume to go on with it, or choose another --out"
+                )
+            if self.cfg.train.weights:
+                self.started_from = start_from(self.detector, self.cfg.train.weights, self.train_set.class_names)
+            else:
+                with ranks.in_turn():  # the first may have to download
+                    load_backbone_weights(self.detector.backbone, self.cfg.backbone.weights)
+                self.started_from = f"backbone weights {self.cfg.backbone.weights}"
         self._place()
 
     def resume(self) -> None:
         """Go on from `last.pt`, where the run stopped."""
         path = self.out / "last.pt"
-        checkpoint = load_checkpoint(path)
-        check_continues(path, checkpoint, self.cfg, self.train_set.class_names)
-        load_weights(self.detector, checkpoint.model, str(path))
+        with ranks.one_error():
+            checkpoint = load_checkpoint(path)
+            check_continues(path, checkpoint, self.cfg, self.train_set.class_names)
+            load_weights(self.detector, checkpoint.model, str(path))
         self.iteration = checkpoint.iteration
+        self.started_from = str(path)
         self._place()
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.updater.load(checkpoint)
 
     def _place(self) -> None:
+        """Put the detector on its device and the run into its folder, once all processes agree what the run is."""
+        own = {key: value for key, value in flatten(self.cfg).items() if key not in MAY_DIFFER}
+        sizes = {"training images": len(self.train_set), "validation images": len(self.val_set)}
+        ranks.check_same(own | sizes | {"iteration": self.iteration, "--out": str(self.out)})
         self.detector.to(self.device, memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.detector, self.cfg.optimizer, self.cfg.data.batch_size)
-        make_folder(self.out)
-        write_text(self.out / "config.toml", dump_config(self.cfg))
-        self.metrics = MetricsFile(self.out / "metrics.jsonl", self.iteration)
+        self.updater = Updater(self.detector, self.cfg, self.device)
+        with ranks.one_error():
+            if ranks.is_first():
+                make_folder(self.out)
+                write_text(self.out / "config.toml", dump_config(self.cfg))
+                self.metrics = MetricsFile(self.out / "metrics.jsonl", self.iteration)
 
     def summary(self) -> str:
         """What is about to run, and what the data sets left out."""
         parameters = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
         done = f", {self.iteration} of them done" if self.iteration else ""
+        passes = self.cfg.train.accumulate
+        batch = self.cfg.data.batch_size // (ranks.world_size() * passes)
+        shares = f"{ranks.world_size()} x " * (ranks.world_size() > 1) + f"{passes} passes x " * (passes > 1)
         lines = [
-            f"{parameters / 1e6:.1f} M trainable parameters, {self.precision} on {self.device.type}",
+            f"{parameters / 1e6:.1f} M trainable parameters, {self.precision} on {self.device.type}, "
+            f"from {self.started_from}",
+            f"{shares}{batch} images in a step",
             f"{len(self.train_set)} training and {len(self.val_set)} validation images",
             f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
         ]
@@ -115,13 +141,13 @@ class Trainer:
         """Images and annotations that could not be used so far, in both splits."""
         return sum(data.report.counts.total() for data in (self.train_set, self.val_set)) + len(self.broken)
 
-    def fit(self) -> Evaluation:
-        """Train to the last epoch; returns the final evaluation.
+    def fit(self) -> Evaluation | None:
+        """Train to the last epoch; returns the final evaluation, on the first process.
 
         Raises NonFiniteLossError at latest one iteration after the loss went bad, with `last.pt` as it was, and
         Interrupted after SIGINT or SIGTERM, with `last.pt` at the iteration reached.
         """
-        self.speed = Speed()
+        self.speed = Speed(ranks.world_size())
         display = Display(self.console, self.total, self.iteration, self.cfg.train.log_every)
         with stopping_on_signals(self._request_stop), display as self.display:
             if self._evaluation_due():  # resumed at the end of an epoch
@@ -138,44 +164,40 @@ class Trainer:
         epoch, done = divmod(self.iteration, self.per_epoch)
         self.loader.batch_sampler.set_epoch(epoch, start=done)
         self.speed.reset()
-        for batch in self.speed.timed(iter(self.loader)):
-            self.step(batch, epoch)
-            if self.stop_requested:
+        passes = [self.speed.timed(iter(self.loader))] * self.cfg.train.accumulate  # one iterator, in every place
+        for batches in zip(*passes):
+            self.step(batches, epoch)
+            if ranks.any_rank(self.stop_requested):
                 self.save()
                 raise Interrupted
             if self.iteration % self.cfg.train.checkpoint_every == 0:
                 self.save()
         self.save()
 
-    def step(self, batch: Batch, epoch: int) -> None:
+    def step(self, batches: Sequence[Batch], epoch: int) -> None:
         """One optimiser step. Its losses are read when the next one begins: loading does not wait for the device."""
         self.settle()
-        self._report_broken(batch.broken)
-        if not len(batch):
-            raise DataError(f"no training image of this orientation can be read: {batch.broken[0]}")
-        lr = set_learning_rate(self.optimizer, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
-        images = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        targets = pack_targets(batch.targets, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            losses = self.detector(images, targets)
-        total = sum(losses.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizer.step()
+        for batch in batches:
+            self._report_broken(batch.broken)
+            if not len(batch):
+                raise DataError(f"no training image of this orientation can be read: {batch.broken[0]}")
+        lr, losses = self.updater.step(batches, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
         self.iteration += 1
-        values = torch.stack([total, *losses.values()]).detach()
-        self.pending = Pending(self.iteration, epoch + 1, lr, ["loss", *losses], values, batch)
+        self.pending = Pending(self.iteration, epoch + 1, lr, losses, batches)
 
     def settle(self) -> None:
         """Read, check and record the losses of the iteration that is pending, if one is."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        losses = dict(zip(pending.names, pending.losses.tolist()))
+        losses = dict(zip(pending.losses.names, pending.losses.mean.tolist()))
         bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if bad:
-            raise NonFiniteLossError(self._explain_failure(" and ".join(bad), pending))
-        self.metrics.step(pending.iteration, pending.epoch, pending.lr, losses)
+            finite = pending.losses.own.isfinite().all(1).tolist()
+            suspects = [batch for batch, good in zip(pending.batches, finite) if not good]
+            raise NonFiniteLossError(self._explain_failure(" and ".join(bad), pending, suspects))
+        if ranks.is_first():
+            self.metrics.step(pending.iteration, pending.epoch, pending.lr, losses)
         self.display.step(pending.iteration, pending.epoch, losses, self.speed)
 
     def save(self) -> None:
@@ -184,31 +206,32 @@ class Trainer:
         self.settle()
         bad = [name for name, tensor in self.detector.state_dict().items() if not tensor.isfinite().all()]
         if bad:
-            raise NonFiniteLossError(self._explain_failure(f"{bad[0]} is not finite after its update", latest))
-        save_checkpoint(
-            self.out / "last.pt",
-            Checkpoint(
-                config=self.cfg,
-                class_names=self.train_set.class_names,
-                category_ids=self.train_set.category_ids,
-                iteration=self.iteration,
-                model=self.detector.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-            ),
-        )
+            what = f"{bad[0]} is not finite after its update"
+            raise NonFiniteLossError(self._explain_failure(what, latest, latest.batches))
+        if ranks.is_first():
+            save_checkpoint(
+                self.out / "last.pt",
+                Checkpoint(
+                    config=self.cfg,
+                    class_names=self.train_set.class_names,
+                    category_ids=self.train_set.category_ids,
+                    iteration=self.iteration,
+                    **self.updater.checkpoint_state(),
+                ),
+            )
 
-    def evaluate(self) -> Evaluation:
-        """COCO figures of the validation split; records them, keeps `best.pt`, draws the pictures."""
+    def evaluate(self) -> Evaluation | None:
+        """COCO figures of the validation split; records them, keeps `best.pt`, draws the pictures.
+
+        Every process detects in its share of the images; the first does the rest, and returns the figures.
+        """
         epoch = self.iteration // self.per_epoch
         with self.display.stage("evaluating", len(self.val_loader)) as advance:
-
-            def on_batch(batch: Batch) -> None:
-                if self.stop_requested:  # last.pt is written; a resumed run begins with this evaluation
-                    raise Interrupted
-                self._report_broken(batch.broken)
-                advance()
-
-            results = detect(self.detector, self.val_loader, self.val_set.category_ids, on_batch)
+            gathered = ranks.gather((self._detect(advance), self.broken))
+            if gathered is None:
+                return None
+            results = [result for own, _ in gathered for result in own]
+            self._report_broken(set().union(*(broken for _, broken in gathered)))
             evaluation = evaluate(self.val_set.coco, results)
             self.metrics.evaluation(self.iteration, epoch, evaluation)
             if evaluation.metrics["AP"] >= max(row["AP"] for row in self.metrics.evaluations()):
@@ -221,12 +244,30 @@ class Trainer:
         say(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {figures}")
         return evaluation
 
+    def _detect(self, advance: Callable[[], None]) -> list[dict]:
+        """COCO results of this process's images. Raises Interrupted, on all processes, if one is asked to stop."""
+
+        def on_batch(batch: Batch) -> None:
+            if self.stop_requested:  # last.pt is written; a resumed run begins with this evaluation
+                raise Interrupted
+            self._report_broken(batch.broken)
+            advance()
+
+        try:
+            results = detect(self.updater.evaluated(), self.val_loader, self.val_set.category_ids, on_batch)
+        except Interrupted:
+            results = []
+        if ranks.any_rank(self.stop_requested):
+            raise Interrupted
+        return results
+
     def _request_stop(self) -> None:
         self.stop_requested = True
         say(self.console, "stopping after this iteration; once more to stop at once", "yellow")
 
-    def _explain_failure(self, what: str, pending: Pending) -> str:
-        images = ", ".join(f"{i} ({path})" for i, path in zip(pending.batch.image_ids, pending.batch.paths))
+    def _explain_failure(self, what: str, pending: Pending, suspects: list[Batch]) -> str:
+        own = [f"{i} ({path})" for batch in suspects for i, path in zip(batch.image_ids, batch.paths)]
+        images = ", ".join(image for of_rank in ranks.gather_everywhere(own) for image in of_rank)
         last = self.out / "last.pt"
         kept = f"{last} is the last good checkpoint" if last.exists() else "there was no checkpoint yet"
         return (
@@ -240,39 +281,7 @@ class Trainer:
         due = epoch % self.cfg.train.evaluate_every == 0 or epoch == self.cfg.schedule.epochs
         return epoch > 0 and within == 0 and due
 
-    def _report_broken(self, files: list[str]) -> None:
+    def _report_broken(self, files: Iterable[str]) -> None:
         for broken in sorted(set(files) - self.broken):
             say(self.console, f"skipped, cannot be used: {broken}", "yellow")
         self.broken.update(files)
-
-
-def choose_precision(setting: str, device: torch.device) -> str:
-    """What `auto` means on this device: bfloat16 where the hardware multiplies it fast, else float32."""
-    if setting != "auto":
-        return setting
-    fast = (
-        torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu.get_capabilities().get("amx_bf16", False)
-    )
-    return "bfloat16" if fast else "float32"
-
-
-@contextmanager
-def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first SIGINT (Ctrl-C) or SIGTERM into `request_stop()`; a second one acts as it always does."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(_number, _frame) -> None:
-        restore()
-        request_stop()
-
-    for number in signals:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        restore()

@@ -56,7 +56,9 @@ def read_metrics(path: Path) -> list[dict]:
 class Speed:
     """Throughput since the last reading: images a second, and the share of time spent waiting for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1) -> None:
+        """Of a job of so many processes, which all do as much as this one."""
+        self.processes = processes
         self.reset()
 
     def reset(self) -> None:
@@ -70,7 +72,7 @@ class Speed:
             if batch is None:
                 return
             self.waited += time.perf_counter() - asked
-            self.images += len(batch.images)
+            self.images += len(batch.images) * self.processes
             yield batch
 
     def read(self) -> tuple[float, float]:

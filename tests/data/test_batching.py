@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dwtriton.config import Config
 from dwtriton.data import Batch, CocoDataset, OrientedBatchSampler, collate, eval_loader, train_loader
 from dwtriton.data.coco import Example
+from dwtriton.errors import UserError
 
 ORIENTATIONS = [True] * 11 + [False] * 6 + [True] * 2
 
@@ -32,6 +33,37 @@ def test_batches_are_full_of_one_orientation_and_cover_every_index(landscape, ba
     for wide in (True, False):  # only the last batch of an orientation repeats
         group = counts[np.array(landscape) == wide]
         assert group.sum() - len(group) < batch_size
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=40),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
+def test_the_parts_of_all_processes_make_up_the_batches_of_one(landscape, size, world_size, accumulate, start):
+    """Without overlap, pass by pass, also where an epoch is resumed."""
+    whole = OrientedBatchSampler(landscape, size * world_size * accumulate, seed=5)
+    parts = [
+        OrientedBatchSampler(landscape, whole.batch_size, 5, rank, world_size, accumulate) for rank in range(world_size)
+    ]
+    assert all(part.steps == len(whole) == whole.steps for part in parts)
+    assert all(len(part) == accumulate * len(whole) for part in parts)
+    expected = batches_of(whole, 2, start)
+    passes = list(zip(*(batches_of(part, 2, start) for part in parts), strict=True))
+    assert all(len(own) == size for of_pass in passes for own in of_pass)
+    steps = [passes[i : i + accumulate] for i in range(0, len(passes), accumulate)]
+    joined = [[sample for of_pass in step for own in of_pass for sample in own] for step in steps]
+    assert joined == expected
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(16, 3, 1), (16, 4, 8), (1, 2, 1), (6, 2, 2)])
+def test_a_batch_that_cannot_be_shared_out_is_refused(batch_size, world_size, accumulate):
+    with pytest.raises(
+        UserError, match=rf"data\.batch_size = {batch_size} .* {world_size} processes .* = {accumulate}:"
+    ):
+        OrientedBatchSampler(ORIENTATIONS, batch_size, 0, 0, world_size, accumulate)
 
 
 def test_order_and_seeds_depend_on_seed_and_epoch_alone():
@@ -147,6 +179,18 @@ def test_evaluation_has_every_image_once_in_order_of_aspect(many):
     }
     aspects = [images[id_] for id_ in ids]
     assert aspects == sorted(aspects)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_evaluation_has_every_image_on_one_process_and_none_padded_for_another(many, world_size):
+    dataset = CocoDataset(many.data, "val")
+    batches = [batch for rank in range(world_size) for batch in eval_loader(dataset, many, rank, world_size)]
+    assert sorted(image_id for batch in batches for image_id in batch.image_ids) == list(range(24))
+    for batch in batches:
+        assert len(batch) <= max(1, many.data.batch_size // world_size)
+        for height, width in batch.image_sizes:
+            assert batch.images.shape[2:] == (-(-height // 32) * 32, -(-width // 32) * 32)
+    assert any(len(batch) > 1 for batch in batches) == (world_size == 1)
 
 
 def _val_json(cfg):

@@ -22,8 +22,9 @@ from dwtriton.data import prepare_data
 from dwtriton.errors import UserError
 from dwtriton.train import checkpoint as checkpoints
 from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from dwtriton.train.loop import Interrupted, NonFiniteLossError, Trainer
+from dwtriton.train.loop import NonFiniteLossError, Trainer
 from dwtriton.train.reporting import read_metrics
+from dwtriton.train.stopping import Interrupted
 
 PER_EPOCH = {"max": 8, "min": 6}  # 24 images in batches of 4 and two orientations
 
@@ -38,8 +39,8 @@ def stop_after(trainer, iteration):
     """Ask the run to stop once it has done `iteration` steps, as a signal would."""
     step = trainer.step
 
-    def stopping_step(batch, epoch):
-        step(batch, epoch)
+    def stopping_step(batches, epoch):
+        step(batches, epoch)
         trainer.stop_requested = trainer.iteration == iteration
 
     trainer.step = stopping_step
@@ -149,11 +150,11 @@ def test_a_non_finite_loss_names_term_and_images_and_keeps_the_last_good_checkpo
     step = trainer.step
     seen = {}
 
-    def poisoning_step(batch, epoch):
+    def poisoning_step(batches, epoch):
         if trainer.iteration == 4:
             torch.nn.init.constant_(trainer.detector.head.class_conv.bias, float("nan"))
-            seen["ids"] = batch.image_ids
-        step(batch, epoch)
+            seen["ids"] = batches[0].image_ids
+        step(batches, epoch)
 
     trainer.step = poisoning_step
     with pytest.raises(NonFiniteLossError) as error:

@@ -1,0 +1,138 @@
+"""One optimiser step: forward and backward passes on every process, then the same update of the weights on each."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dwtriton.config import Config
+from dwtriton.data.batching import Batch
+from dwtriton.model.detector import DualWeightDetector
+from dwtriton.targets import pack_targets
+from dwtriton.train import ranks
+from dwtriton.train.checkpoint import Checkpoint
+from dwtriton.train.optimizer import build_optimizer, set_learning_rate
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class StepLosses(NamedTuple):
+    """Losses of one optimiser step, still on the device. `loss` is the sum that is minimised, the others its terms."""
+
+    names: list[str]
+    mean: Tensor  # [len(names)], over all passes of all processes
+    own: Tensor  # [passes, len(names)], of this process
+
+
+class Updater:
+    """Detector, optimiser, loss scale and moving average: all that a step changes.
+
+    The batch of a step is shared out over the processes and, with `train.accumulate`, over several passes of each. The
+    gradient is the mean over passes and processes, and all images are padded to one size, so that the number of
+    processes changes nothing but rounding. Losses are normalised within a pass, over all processes (spec, section
+    Normalisers): passes one after another are not quite the batch at once.
+    """
+
+    def __init__(self, detector: DualWeightDetector, cfg: Config, device: torch.device) -> None:
+        """`detector` lies on `device`; `train.precision` is settled, not auto."""
+        self.detector, self.cfg, self.device = detector, cfg, device
+        self.network: nn.Module = detector
+        if ranks.world_size() > 1:
+            self.network = DistributedDataParallel(
+                detector,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=not cfg.backbone.frozen_statistics,
+                gradient_as_bucket_view=True,
+            )
+        self.optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
+        self.average = None
+        if cfg.train.ema_decay:
+            self.average = AveragedModel(detector, multi_avg_fn=self._average, use_buffers=True)
+
+    def evaluated(self) -> DualWeightDetector:
+        """The detector to evaluate, the same on every process: the moving average, if there is one."""
+        detector = self.detector if self.average is None else self.average.module
+        if not self.cfg.backbone.frozen_statistics:
+            ranks.share_buffers(detector)
+        return detector
+
+    def step(self, batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
+        """Update the weights by this process's batches of the step; returns the learning rate and the losses.
+
+        Under float16 a step whose gradients overflow changes nothing but the loss scale.
+        """
+        lr = set_learning_rate(self.optimizer, lr_factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        height, width = ranks.largest(tuple(max(batch.images.shape[i] for batch in batches) for i in (2, 3)))
+        own = []
+        for batch in batches:
+            with self._without_exchange() if batch is not batches[-1] else nullcontext():
+                losses = self._losses(batch, height, width)
+                total = sum(losses.values())
+                self.scaler.scale(total / len(batches)).backward()
+            own.append(torch.stack([total, *losses.values()]).detach())
+        if self.cfg.optimizer.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.detector.parameters(), self.cfg.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.detector)
+        own = torch.stack(own)
+        return lr, StepLosses(["loss", *losses], ranks.mean(own.mean(0)), own)
+
+    def checkpoint_state(self) -> dict[str, dict | None]:
+        """The fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""
+        return {
+            "model": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
+            "ema": None if self.average is None else self.average.module.state_dict(),
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over optimiser, loss scale and moving average from a checkpoint whose weights the detector has."""
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if checkpoint.scaler is not None:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.ema)
+            self.average.n_averaged.fill_(checkpoint.iteration)
+
+    def _losses(self, batch: Batch, height: int, width: int) -> dict[str, Tensor]:
+        images = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        if images.shape[2:] != (height, width):
+            images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+        targets = pack_targets(batch.targets, self.device)
+        dtype = AUTOCAST.get(self.cfg.train.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.network(images, targets)
+
+    def _without_exchange(self) -> AbstractContextManager:
+        """Gradients are added up within the process, and exchanged in the last pass only."""
+        return self.network.no_sync() if ranks.world_size() > 1 else nullcontext()
+
+    def _average(self, averages: list[Tensor], weights: list[Tensor], _updates: Tensor) -> None:
+        """Tensors of one dtype. The decay rises to `train.ema_decay`, so that the first weights are soon forgotten."""
+        updates = int(self.average.n_averaged)  # lies in main memory; the argument is its copy on the device
+        decay = min(self.cfg.train.ema_decay, (1 + updates) / (10 + updates))
+        if averages[0].is_floating_point():
+            get_ema_multi_avg_fn(decay)(averages, weights, updates)
+        else:
+            for average, counter in zip(averages, weights):
+                average.copy_(counter)
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """What `auto` means on this device: bfloat16 where the hardware multiplies it fast, else float32."""
+    if setting != "auto":
+        return setting
+    fast = (
+        torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu.get_capabilities().get("amx_bf16", False)
+    )
+    return "bfloat16" if fast else "float32"
