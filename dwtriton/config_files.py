@@ -62,7 +62,7 @@ def _find(name: str | Path, folder: Path) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Values of a config file over those of its base."""
+    """Values of a config file over those of its base, but for what was published of the base."""
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"config {path}: its chain of bases comes back to itself")
@@ -71,7 +71,11 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not valid TOML: {error}") from None
     base = values.pop("base", None)
-    return values if base is None else _merge(_read(_find(base, path.parent), (*seen, path)), values)
+    if base is None:
+        return values
+    inherited = _read(_find(base, path.parent), (*seen, path))
+    inherited.pop("published_ap", None)
+    return _merge(inherited, values)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

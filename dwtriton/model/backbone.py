@@ -1,34 +1,51 @@
-"""ResNet backbone: torchvision's network up to layer4, its frozen parts, and its pretrained weights."""
+"""ResNet backbone: torchvision's network up to layer4, its variants, frozen parts and pretrained weights."""
 
+import re
 from pathlib import Path
 from typing import Self
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from dwtriton.config import BackboneConfig
 from dwtriton.errors import UserError
+from dwtriton.model.deformable import DeformableConv2d
+from dwtriton.model.recompute import run
 from dwtriton.model.state_dict import check_tensors, read_torch_file
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+OPTIONAL = re.compile(r"num_batches_tracked$|\.conv_offset\.")  # tensors that a file of weights may lack
 REMEDY = "--set backbone.weights=FILE takes a torchvision ResNet state dict, backbone.weights=none trains from scratch"
 
 
 class ResNet(nn.Module):
     """ResNet-18/34/50/101 (He et al., arXiv 1512.03385) in torchvision's layout: stride on the 3x3 convolution.
 
+    `cfg.resnext` makes it a ResNeXt (Xie et al., arXiv 1611.05431), `cfg.deformable` the 3x3 convolutions of layer2 to
+    layer4 deformable. With `recompute` training keeps only the inputs of the blocks for its backward pass.
+
     The parts frozen by `cfg.frozen_stages` (1: the stem and layer1; n: up to layer n) do not train, and their batch
     norms always run on stored statistics. With `cfg.frozen_statistics` every batch norm does, while the affine
     parameters of the other parts still train.
+    Raises UserError for settings that do not fit together.
     """
 
-    def __init__(self, cfg: BackboneConfig) -> None:
+    def __init__(self, cfg: BackboneConfig, recompute: bool = False) -> None:
         super().__init__()
-        network = torchvision.models.get_model(f"resnet{cfg.depth}", weights=None)
+        if recompute and not cfg.frozen_statistics:
+            raise UserError(
+                "train.activation_checkpointing runs every batch norm twice, so its statistics would be updated twice: "
+                "set backbone.frozen_statistics=true or train.activation_checkpointing=false"
+            )
+        network = torchvision.models.get_model(_network_name(cfg), weights=None)
         for name in ("conv1", "bn1", "relu", "maxpool", *STAGES):
             setattr(self, name, getattr(network, name))
         self.cfg = cfg
+        self.recompute = recompute
+        if cfg.deformable:
+            self._make_deformable()
         self.out_channels = [network.fc.in_features // 4, network.fc.in_features // 2, network.fc.in_features]
         for part in self._frozen_parts():
             part.requires_grad_(False)
@@ -37,9 +54,9 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images [B, 3, H, W] -> {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, channels in `out_channels`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        c3 = self.layer2(self.layer1(x))
-        c4 = self.layer3(c3)
-        return {"c3": c3, "c4": c4, "c5": self.layer4(c4)}
+        c3 = self._run(self.layer2, self._run(self.layer1, x))
+        c4 = self._run(self.layer3, c3)
+        return {"c3": c3, "c4": c4, "c5": self._run(self.layer4, c4)}
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; frozen batch norms stay on their stored statistics in both."""
@@ -49,6 +66,21 @@ class ResNet(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+    def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        for block in stage:
+            x = run(block, x, self.recompute and self.training)
+        return x
+
+    def _make_deformable(self) -> None:
+        for stage in (self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                if not isinstance(block, Bottleneck):
+                    raise UserError(
+                        f"backbone.deformable = true needs bottleneck blocks, which backbone.depth = {self.cfg.depth} "
+                        f"does not have: set backbone.depth to 50 or 101"
+                    )
+                block.conv2 = DeformableConv2d.like(block.conv2)
 
     def _frozen_parts(self) -> list[nn.Module]:
         if self.cfg.frozen_stages == 0:
@@ -60,23 +92,38 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> None:
     """Load pretrained weights into `backbone`, in place.
 
     weights: "IMAGENET1K_V1" (torchvision's, downloaded once into torch's hub cache), the path of a torchvision ResNet
-    state dict, or "none" (nothing is loaded). Of a state dict only the classifier `fc.*` is left out; the counters
-    `num_batches_tracked`, which nothing here reads, may be missing, as they are in older files.
+    state dict, or "none" (nothing is loaded). Of a state dict only the classifier `fc.*` is left out. The counters
+    `num_batches_tracked`, which nothing here reads, may be missing, as they are in older files, and so may the offsets
+    `conv_offset.*` of deformable convolutions, which then stay as they are.
     Raises UserError if the download fails, if the file is missing or unreadable, or if any tensor does not fit (all of
     those are listed).
     """
     if weights == "none":
         return
-    name = f"resnet{backbone.cfg.depth}"
+    name = _network_name(backbone.cfg)
     if weights == "IMAGENET1K_V1":
         state = _download(torchvision.models.get_model_weights(name).IMAGENET1K_V1)
     else:
         state = _read(Path(weights))
     own = backbone.state_dict()
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-    state = counters | {key: value for key, value in state.items() if not key.startswith("fc.")}
+    optional = {key: value for key, value in own.items() if OPTIONAL.search(key)}
+    state = optional | {key: value for key, value in state.items() if not key.startswith("fc.")}
     check_tensors(own, state, f"backbone weights {weights} for {name}")
     backbone.load_state_dict(state)
+
+
+def _network_name(cfg: BackboneConfig) -> str:
+    """torchvision's name of the network. Raises UserError if it has no such network."""
+    if cfg.resnext == "none":
+        return f"resnet{cfg.depth}"
+    name = f"resnext{cfg.depth}_{cfg.resnext}"
+    existing = torchvision.models.list_models(include="resnext*")
+    if name not in existing:
+        raise UserError(
+            f"backbone.depth = {cfg.depth} with backbone.resnext = {cfg.resnext} is {name}, which torchvision does not "
+            f"have: it has {', '.join(existing)}"
+        )
+    return name
 
 
 def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:

@@ -37,9 +37,9 @@ class DualWeightDetector(nn.Module):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
-        self.backbone = ResNet(cfg.backbone)
+        self.backbone = ResNet(cfg.backbone, cfg.train.activation_checkpointing)
         self.fpn = build_fpn(self.backbone.out_channels, cfg.head.channels)
-        self.head = DenseHead(cfg.head, STRIDES)
+        self.head = DenseHead(cfg.head, STRIDES, cfg.train.activation_checkpointing)
         self.loss = DualWeightLoss(strides=STRIDES, soft_prior=cfg.loss.soft_prior, backend=cfg.loss.backend)
         self.loss_factors = {
             "loss_cls_pos": cfg.loss.cls_pos,

@@ -10,6 +10,8 @@ from torchvision.ops import Conv2dNormActivation
 
 from dwtriton.config import HeadConfig
 from dwtriton.errors import UserError
+from dwtriton.model.deformable import DeformableConv2d
+from dwtriton.model.recompute import run
 from dwtriton.points import STRIDES, level_points
 
 CLASS_PROBABILITY = 0.02  # of every class at every point when training starts
@@ -19,17 +21,22 @@ class DenseHead(nn.Module):
     """The head of Dual Weighting (Li et al., arXiv 2203.09730), shared by all levels (recipe, section Model).
 
     Two towers of 3x3 convolutions with group norm: on the class tower stand the class logits, on the box tower the
-    distances, the objectness and, with `cfg.refine`, the offsets of the box refinement.
-    Raises UserError if `cfg.groups` does not divide `cfg.channels`.
+    distances, the objectness and, with `cfg.refine`, the offsets of the box refinement. With `cfg.deformable` the last
+    convolution of both towers is deformable. With `recompute` training keeps only the inputs of the towers for its
+    backward pass.
+    Raises UserError if `cfg.groups` does not divide `cfg.channels`, or if there is no convolution to be deformable.
     """
 
-    def __init__(self, cfg: HeadConfig, strides: tuple[int, ...] = STRIDES) -> None:
+    def __init__(self, cfg: HeadConfig, strides: tuple[int, ...] = STRIDES, recompute: bool = False) -> None:
         super().__init__()
         if cfg.channels % cfg.groups:
             raise UserError(
                 f"head.groups = {cfg.groups} does not divide head.channels = {cfg.channels}: set it to a divisor"
             )
+        if cfg.deformable and cfg.convs == 0:
+            raise UserError("head.deformable = true needs a convolution in the towers: set head.convs to 1 or more")
         self.strides = strides
+        self.recompute = recompute
         self.class_tower = _tower(cfg)
         self.box_tower = _tower(cfg)
         conv = partial(nn.Conv2d, cfg.channels, kernel_size=3, padding=1)
@@ -41,11 +48,17 @@ class DenseHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: weights normal with deviation 0.01, box bias 4, class bias for probability 0.02."""
+        """Initialise as published: weights normal with deviation 0.01, box bias 4, class bias for probability 0.02.
+
+        Deformable convolutions keep an initialisation of their own.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.reset_parameters()
         nn.init.constant_(self.class_conv.bias, -math.log((1 - CLASS_PROBABILITY) / CLASS_PROBABILITY))
         nn.init.constant_(self.box_conv.bias, 4.0)
 
@@ -56,9 +69,11 @@ class DenseHead(nn.Module):
         [B, 4, H_l, W_l] are left, top, right, bottom from the point in pixels, >= 0, and float32 under autocast too
         (700.3 pixels is 700 in bfloat16).
         """
+        recompute = self.recompute and self.training
         cls_logits, box_distances, objectness = [], [], []
         for feature, scale, stride in zip(features, self.scales, self.strides, strict=True):
-            class_feature, box_feature = self.class_tower(feature), self.box_tower(feature)
+            class_feature = run(self.class_tower, feature, recompute)
+            box_feature = run(self.box_tower, feature, recompute)
             cls_logits.append(self.class_conv(class_feature))
             objectness.append(self.objectness_conv(box_feature))
             distances = F.relu(scale * _at_least_float32(self.box_conv(box_feature))) * stride
@@ -95,9 +110,12 @@ def refine(distances: Tensor, offsets: Tensor, stride: int) -> Tensor:
 
 def _tower(cfg: HeadConfig) -> nn.Sequential:
     norm = partial(nn.GroupNorm, cfg.groups)
-    return nn.Sequential(
+    tower = nn.Sequential(
         *(Conv2dNormActivation(cfg.channels, cfg.channels, norm_layer=norm, bias=True) for _ in range(cfg.convs))
     )
+    if cfg.deformable:
+        tower[-1][0] = DeformableConv2d.like(tower[-1][0])
+    return tower
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

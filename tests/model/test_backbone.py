@@ -10,6 +10,7 @@ from torch import nn
 from dwtriton.config import BackboneConfig
 from dwtriton.errors import UserError
 from dwtriton.model.backbone import ResNet, load_backbone_weights
+from dwtriton.model.deformable import DeformableConv2d
 
 
 def backbone(**settings) -> ResNet:
@@ -55,11 +56,20 @@ def test_frozen_batch_norms_stay_in_evaluation_mode_whatever_the_mode():
         assert all(name.startswith(("layer3", "layer4")) for name in training)
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
-def test_features_are_those_of_torchvision(depth):
+@pytest.mark.parametrize(
+    ("depth", "resnext", "name"),
+    [
+        (18, "none", "resnet18"),
+        (34, "none", "resnet34"),
+        (50, "none", "resnet50"),
+        (101, "none", "resnet101"),
+        (50, "32x4d", "resnext50_32x4d"),
+    ],
+)
+def test_features_are_those_of_torchvision(depth, resnext, name):
     torch.manual_seed(0)
-    reference = torchvision.models.get_model(f"resnet{depth}", weights=None).eval()
-    network = ResNet(BackboneConfig(depth=depth, weights="none")).eval()
+    reference = torchvision.models.get_model(name, weights=None).eval()
+    network = ResNet(BackboneConfig(depth=depth, resnext=resnext, weights="none")).eval()
     network.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
     images = torch.randn(1, 3, 64, 96)
     stages = {"layer2": "c3", "layer3": "c4", "layer4": "c5"}
@@ -73,6 +83,41 @@ def test_features_are_those_of_torchvision(depth):
     for (name, feature), channels, stride in zip(features.items(), network.out_channels, (8, 16, 32)):
         assert torch.equal(feature, expected[name])
         assert feature.shape == (1, channels, 64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize("resnext", ["none", "32x4d"])
+def test_the_3x3_convolutions_of_the_last_three_stages_are_deformable(resnext):
+    network = ResNet(BackboneConfig(depth=50, resnext=resnext, deformable=True, frozen_stages=2))
+    deformable = {name for name, module in network.named_modules() if isinstance(module, DeformableConv2d)}
+    blocks = {"layer2": 4, "layer3": 6, "layer4": 3}
+    assert deformable == {f"{stage}.{i}.conv2" for stage, count in blocks.items() for i in range(count)}
+    assert {name for name in deformable if network.get_submodule(name).stride == (2, 2)} == {
+        f"{stage}.0.conv2" for stage in blocks
+    }
+    plain = ResNet(BackboneConfig(depth=50, resnext=resnext)).state_dict()
+    state = network.state_dict()
+    offsets = {name for name in state if ".conv_offset." in name}
+    assert {name: value.shape for name, value in state.items() if name not in offsets} == {
+        name: value.shape for name, value in plain.items()
+    }
+    assert offsets == {f"{name}.conv_offset.{kind}" for name in deformable for kind in ("weight", "bias")}
+    assert all((state[name] == 0).all() for name in offsets)
+    trained = {name for name, p in network.named_parameters() if p.requires_grad and name in offsets}
+    assert trained == {name for name in offsets if not name.startswith("layer2")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": 18, "deformable": True}, r"backbone\.deformable .* backbone\.depth = 18 .* 50 or 101"),
+        ({"depth": 34, "deformable": True}, r"backbone\.deformable .* backbone\.depth = 34 .* 50 or 101"),
+        ({"depth": 18, "resnext": "32x4d"}, r"backbone\.depth = 18 .*resnext101_64x4d, resnext50_32x4d"),
+        ({"depth": 50, "resnext": "64x4d"}, r"backbone\.resnext = 64x4d .*resnext101_64x4d, resnext50_32x4d"),
+    ],
+)
+def test_networks_that_do_not_exist_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        ResNet(BackboneConfig(**settings))
 
 
 @pytest.fixture
@@ -142,6 +187,27 @@ def test_weights_of_another_depth_are_refused(released):
         load_backbone_weights(ResNet(BackboneConfig(depth=34)), released[1]())
 
 
+def test_weights_without_offsets_fill_a_deformable_network(tmp_path):
+    torch.manual_seed(0)
+    state = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(state, tmp_path / "resnet50.pth")
+    network = ResNet(BackboneConfig(depth=50, deformable=True))
+    load_backbone_weights(network, str(tmp_path / "resnet50.pth"))
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, torch.zeros_like(value) if ".conv_offset." in name else state[name]), name
+
+    offsets = {"layer2.0.conv2.conv_offset.bias": torch.ones(27)}
+    torch.save(state | offsets, tmp_path / "resnet50.pth")
+    load_backbone_weights(network, str(tmp_path / "resnet50.pth"))
+    assert network.layer2[0].conv2.conv_offset.bias.eq(1).all()
+    with pytest.raises(UserError, match=r"unexpected: layer2\.0\.conv2\.conv_offset\.bias"):
+        load_backbone_weights(ResNet(BackboneConfig(depth=50)), str(tmp_path / "resnet50.pth"))
+    del state["layer2.0.conv2.weight"]
+    torch.save(state, tmp_path / "resnet50.pth")
+    with pytest.raises(UserError, match=r"1 tensors.*\n.*missing: layer2\.0\.conv2\.weight"):
+        load_backbone_weights(network, str(tmp_path / "resnet50.pth"))
+
+
 def test_no_weights_leaves_the_initialisation():
     network = backbone()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -180,6 +246,19 @@ def test_imagenet_weights_come_through_torchvision_and_are_checked(released, mon
     assert asked["check_hash"]
     assert asked["weights_only"]
     assert torch.equal(network.conv1.weight, released[0]["conv1.weight"])
+
+
+@pytest.mark.parametrize(("depth", "resnext"), [(101, "none"), (50, "32x4d"), (101, "32x8d"), (101, "64x4d")])
+def test_imagenet_weights_are_those_of_the_configured_network(depth, resnext, monkeypatch):
+    def fail(url, *args, **options):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    with torch.device("meta"):
+        network = ResNet(BackboneConfig(depth=depth, resnext=resnext))
+    file = f"resnet{depth}" if resnext == "none" else f"resnext{depth}_{resnext}"
+    with pytest.raises(UserError, match=rf"IMAGENET1K_V1 .*/{file}-[0-9a-f]{{8}}\.pth"):
+        load_backbone_weights(network, "IMAGENET1K_V1")
 
 
 def test_failed_download_names_the_file_and_the_remedies(monkeypatch):

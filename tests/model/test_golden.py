@@ -27,6 +27,7 @@ def golden_head(data) -> DenseHead:
             convs=int(data["stacked_convs"]),
             groups=int(data["num_groups"]),
             refine=bool(data["reg_refine"]),
+            deformable=bool(data["dcn_on_last_conv"]),
         )
     )
     weights = {
@@ -37,7 +38,7 @@ def golden_head(data) -> DenseHead:
     return head
 
 
-@pytest.mark.parametrize("name", ["head_00_refine", "head_01_norefine"])
+@pytest.mark.parametrize("name", ["head_00_refine", "head_01_norefine", "head_02_refine_dcn"])
 def test_head_equals_released_head(golden, name):
     data = golden(name)
     head = golden_head(data)
@@ -56,9 +57,16 @@ def test_head_equals_released_head(golden, name):
             assert_close(ours32[level], truth, max(2 * released, 1e-5))
 
 
-@pytest.mark.parametrize("name", ["r50_1x", "r50_refine_1x"])
-def test_network_equals_released_network(golden, generated_weights, name):
-    data = golden(f"model_{name}")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("r50_1x", "model_r50_1x"),
+        ("r50_refine_1x", "model_r50_refine_1x"),
+        ("r50_dcn_refine_ms_2x", "model_r50_dcn"),
+    ],
+)
+def test_network_equals_released_network(golden, generated_weights, name, file):
+    data = golden(file)
     seed = int(data["seed"])
     detector = build_detector(load_config(name)).eval()
     detector.load_mmdet_state_dict(generated_weights(name, seed))

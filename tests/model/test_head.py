@@ -10,9 +10,11 @@ from torch import nn
 from dwtriton import build_detector, load_config
 from dwtriton.config import HeadConfig
 from dwtriton.errors import UserError
+from dwtriton.model.deformable import DeformableConv2d
 from dwtriton.model.head import DenseHead, refine
 from dwtriton.model.mmdet import mmdet_name
 
+RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]
 SIZES = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
 
 
@@ -26,10 +28,11 @@ def features(channels: int = 16, dtype: torch.dtype = torch.float32) -> list[tor
     return [torch.randn(2, channels, *size, generator=generator, dtype=dtype) for size in SIZES]
 
 
-def test_initial_statistics_are_those_of_the_released_code(released_names):
+@pytest.mark.parametrize("name", RELEASED)
+def test_initial_statistics_are_those_of_the_released_code(released_names, name):
     torch.manual_seed(0)
-    detector = build_detector(load_config("r50_refine_1x", ["backbone.weights=none"]))
-    released = released_names["r50_refine_1x"]["init"]
+    detector = build_detector(load_config(name))
+    released = released_names[name]["init"]
     ours = {mmdet_name(name): p for name, p in detector.named_parameters() if not name.startswith("backbone")}
     assert ours.keys() == {name for name in released if "center_prior" not in name}
     for name, parameter in ours.items():
@@ -44,18 +47,8 @@ def test_initial_statistics_are_those_of_the_released_code(released_names):
             assert max(values.max(), -values.min()) < 1.5 * max(released[name]["max"], -released[name]["min"]), name
 
 
-def sampled(image: np.ndarray, row: float, column: float) -> float:
-    """Bilinear value of a map at a fractional cell, zero outside."""
-    value = 0.0
-    for i in (math.floor(row), math.floor(row) + 1):
-        for j in (math.floor(column), math.floor(column) + 1):
-            if 0 <= i < image.shape[0] and 0 <= j < image.shape[1]:
-                value += image[i, j] * (1 - abs(row - i)) * (1 - abs(column - j))
-    return value
-
-
 @pytest.mark.parametrize(("size", "stride"), [((5, 7), 8), ((1, 2), 128), ((4, 1), 10)])
-def test_refinement_equals_a_loop_over_points_and_sides(size, stride):
+def test_refinement_equals_a_loop_over_points_and_sides(sampled, size, stride):
     random = np.random.default_rng(0)
     height, width = size
     distances = random.uniform(0, 3 * stride, (2, 4, *size))
@@ -141,6 +134,14 @@ def test_towers_share_nothing_and_follow_the_config():
     assert [x.shape for x in cls_logits] == [(2, 3, *size) for size in SIZES]
     assert [x.shape for x in distances] == [(2, 4, *size) for size in SIZES]
     assert [x.shape for x in objectness] == [(2, 1, *size) for size in SIZES]
+
+
+def test_the_last_convolution_of_both_towers_is_deformable():
+    head = small_head(convs=3, deformable=True)
+    deformable = [name for name, module in head.named_modules() if isinstance(module, DeformableConv2d)]
+    assert deformable == ["class_tower.2.0", "box_tower.2.0"]
+    with pytest.raises(UserError, match=r"head\.deformable = true .* set head\.convs to 1"):
+        small_head(convs=0, deformable=True)
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused():

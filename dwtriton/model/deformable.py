@@ -1,0 +1,55 @@
+"""Deformable convolution, version 2 (Zhu et al., arXiv 1811.11168)."""
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+
+class DeformableConv2d(nn.Conv2d):
+    """A convolution whose kernel reads its K cells at learned positions, each value times a learned mask in 0..1.
+
+    Arguments as for nn.Conv2d, with zero padding given in numbers. A plain convolution of the same geometry,
+    `conv_offset`, has 3 K channels: (row, column) offsets of the K cells, in cells of the input, then the K logits of
+    the masks. The groups share them. Bilinear between cells, zero outside the map.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.conv_offset = nn.Conv2d(
+            self.in_channels,
+            3 * math.prod(self.kernel_size),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+        self.reset_parameters()
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> Self:
+        """A deformable convolution of the geometry of `conv`, with fresh weights."""
+        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return cls(conv.in_channels, conv.out_channels, *geometry, bias=conv.bias is not None)
+
+    def reset_parameters(self) -> None:
+        """As released: weights uniform within 1/sqrt(fan-in), bias 0; every cell in its place, every mask 0.5."""
+        super().reset_parameters()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if hasattr(self, "conv_offset"):  # not yet when nn.Conv2d's constructor calls
+            nn.init.zeros_(self.conv_offset.weight)
+            nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, in_channels, H, W] -> [B, out_channels, H', W'] in the dtype of x; computed in float32 at least."""
+        cells = math.prod(self.kernel_size)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):  # deform_conv2d has no autocast on a CPU
+            offset, mask = self.conv_offset(wide).split([2 * cells, cells], 1)  # [B, 2K, H', W'], [B, K, H', W']
+            # At a NaN position deform_conv2d reads memory that is not its own; the mask passes the NaN on.
+            offset, mask = offset.nan_to_num(), mask.sigmoid()
+            out = deform_conv2d(wide, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        return out.to(x.dtype)
