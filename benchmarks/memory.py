@@ -15,6 +15,12 @@ from dwtriton.config_files import config_names
 
 IMAGE = (800, 1344)  # pixels, the size of most batches
 STATE_BYTES = 3 * 4  # of a trainable parameter: itself, its gradient, its momentum in float32
+SETTINGS = {  # autocast, activation checkpointing
+    "float32": (None, False),
+    "bfloat16": (torch.bfloat16, False),
+    "bfloat16, less": (torch.bfloat16, True),
+}
+COLUMNS = ["config", "weights, gradients, momenta", *SETTINGS]
 DEVICE = "cuda"  # its autocast decides the dtypes; nothing is allocated there
 
 
@@ -54,17 +60,17 @@ def state_bytes(name: str) -> int:
     return sum(p.numel() * (STATE_BYTES if p.requires_grad else 4) for p in parameters)
 
 
+def row(name: str) -> list[str]:
+    """Cells of a config in the table, by the order of `COLUMNS`: bytes for each GPU, then for each image on it."""
+    an_image = [kept_bytes(name, 2, *setting) - kept_bytes(name, 1, *setting) for setting in SETTINGS.values()]
+    return [f"`{name}`", *(f"{count / 1e9:.2f} GB" for count in (state_bytes(name), *an_image))]
+
+
 def markdown_table() -> str:
-    """A row for every config of COCO: GB that do not depend on the batch, and GB an image in three settings."""
-    settings = {"float32": (None, False), "bfloat16": (torch.bfloat16, False), "bfloat16, less": (torch.bfloat16, True)}
-    lines = [f"| config | weights, gradients, momenta | {' | '.join(settings)} |", "|---" * (2 + len(settings)) + "|"]
-    for name in config_names():
-        if load_config(name).data.shapes is not None:
-            continue
-        an_image = [kept_bytes(name, 2, *setting) - kept_bytes(name, 1, *setting) for setting in settings.values()]
-        cells = [f"{count / 1e9:.2f} GB" for count in (state_bytes(name), *an_image)]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """A row for every config of COCO."""
+    names = [name for name in config_names() if load_config(name).data.shapes is None]
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(row, names)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`python -m dwtriton.evaluate`: COCO figures and detections of a trained detector."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -13,18 +14,22 @@ from dwtriton.config import override_config
 from dwtriton.data import eval_loader, prepare_validation
 from dwtriton.files import make_folder, write_text
 from dwtriton.model.detector import build_detector
+from dwtriton.train import ranks
 from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, load_weights
 from dwtriton.train.evaluation import Evaluation, detect, evaluate
 from dwtriton.train.reporting import say
 
 EXAMPLES = """\
   python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
-  python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set test.nms_iou=0.5"""
+  python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set test.nms_iou=0.5
+  torchrun --nproc-per-node 8 -m dwtriton.evaluate --weights best.pt --data ~/coco    on eight GPUs"""
 
 
 def main() -> int:
     parser = cli.command("dwtriton.evaluate", "COCO figures of a checkpoint on the validation split.", EXAMPLES)
-    parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run")
+    parser.add_argument(
+        "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
+    )
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the run's data.root)")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="for the results (default: `evaluation` beside the weights)"
@@ -33,30 +38,45 @@ def main() -> int:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
     arguments = parser.parse_args()
-    console = Console()
+    with ranks.joined():
+        return run(arguments, Console(quiet=not ranks.is_first()))
 
-    checkpoint = load_checkpoint(arguments.weights)
-    out = arguments.out or arguments.weights.parent / "evaluation"
-    make_folder(out)
-    cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
-    data = prepare_validation(cfg)
-    if data.class_names != checkpoint.class_names:
-        raise CheckpointError(f"{arguments.weights} knows {checkpoint.class_names}, the data has {data.class_names}")
-    detector = build_detector(cfg)
-    load_weights(detector, checkpoint.model, str(arguments.weights))
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
+    with ranks.one_error():
+        checkpoint = load_checkpoint(arguments.weights)
+        out = arguments.out or arguments.weights.parent / "evaluation"
+        make_folder(out)
+        cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
+        with ranks.in_turn():  # the first may have to draw the data
+            data = prepare_validation(cfg)
+        if data.class_names != checkpoint.class_names:
+            raise CheckpointError(
+                f"{arguments.weights} knows {checkpoint.class_names}, the data has {data.class_names}"
+            )
+        detector = build_detector(cfg)
+        load_weights(detector, checkpoint.weights, str(arguments.weights))
     detector.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
 
-    loader = eval_loader(data, cfg)
+    loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
     broken = set()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("detecting", total=len(loader))
-        results = detect(
+        own = detect(
             detector, loader, data.category_ids, lambda batch: (broken.update(batch.broken), bar.advance(task))
         )
+    gathered = ranks.gather((own, broken))
+    if gathered is None:
+        return 0
+    results = [result for own, _ in gathered for result in own]
+    broken = set().union(*(broken for _, broken in gathered))
     evaluation = evaluate(data.coco, results)
 
     write_text(out / "detections.json", json.dumps(results))
     write_text(out / "metrics.json", json.dumps({**evaluation.metrics, "class_ap": evaluation.class_ap}))
+    which = "weights" if checkpoint.ema is None else "moving average of the weights"
+    say(console, f"{arguments.weights}: {which} after iteration {checkpoint.iteration}")
     for line in data.report.summary():
         say(console, f"validation data: {line}")
     for line in sorted(broken):

@@ -69,3 +69,14 @@ def assert_assigner_equals_golden(case: Case, golden: dict[str, np.ndarray], dty
         score = 1 / (1 + np.exp(-golden["cls_logits"][image].astype(float)))
         score = score / (1 + np.exp(-golden["obj_logits"][image].astype(float)))[:, None]
         np.testing.assert_allclose(weight.score.double().numpy(), score, atol=limit)
+
+
+def detection_inputs(data) -> tuple[list[torch.Tensor], ...]:
+    """The head outputs of a detect file as one [B, channels, H, W] map for each level."""
+    sizes = [tuple(size) for size in data["level_sizes"].tolist()]
+    maps = []
+    for key in ("cls_logits", "box_dist", "obj_logits"):
+        flat = torch.from_numpy(data[key]).reshape(len(data[key]), len(data["points"]), -1)  # [B, P, channels]
+        levels = flat.split([height * width for height, width in sizes], 1)
+        maps.append([level.transpose(1, 2).unflatten(2, size) for level, size in zip(levels, sizes)])
+    return tuple(maps)

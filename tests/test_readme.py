@@ -9,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import memory
 import report
 
 from dwtriton.config import load_config
@@ -73,3 +74,21 @@ def test_the_readme_quotes_the_recorded_results():
     readme = PAGES[0].read_text()
     assert " / ".join(f"{ratio:.0f}x" for ratio in ratios) + " faster" in readme
     assert "{} against {} / {} against {}".format(*memory) in readme
+
+
+@pytest.mark.parametrize("name", ["r50_1x", "r50_dcn_refine_ms_2x"])
+def test_the_memory_table_shows_what_the_networks_keep(name):
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    assert f"| {' | '.join(memory.COLUMNS)} |" in page
+    assert f"| {' | '.join(memory.row(name))} |" in page
+
+
+def test_every_config_of_coco_has_its_command_and_its_memory_in_the_reproduction_page():
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    for name in config_names():
+        cfg = load_config(name)
+        if cfg.data.shapes is None:
+            published = "-" if cfg.published_ap is None else f"{cfg.published_ap:.1f}"
+            command = f"-m dwtriton.train --cfg {name} --data ~/coco --out runs/{name}`"
+            assert f"{command} | {cfg.schedule.epochs} epochs | {published} |" in page
+            assert f"| `{name}` |" in page

@@ -67,14 +67,14 @@ def config_table() -> Table:
     return table
 
 
-@record
 def main() -> int:
     arguments = parse_arguments()
     if arguments.cfg == "list":
         Console().print(config_table())
         return 0
+    run = record(train) if ranks.under_torchrun() else train  # so that torchrun's report has the traceback
     with ranks.joined():
-        return train(arguments, Console(quiet=not ranks.is_first()))
+        return run(arguments, Console(quiet=not ranks.is_first()))
 
 
 def train(arguments: argparse.Namespace, console: Console) -> int:

@@ -10,7 +10,8 @@ from dwtriton.config import Config, dump_config, flatten, parse_toml
 from dwtriton.errors import UserError
 from dwtriton.files import write_atomically
 from dwtriton.model.detector import DualWeightDetector
-from dwtriton.model.state_dict import check_tensors, read_torch_file
+from dwtriton.model.mmdet_file import is_mmdet, read_checkpoint_file
+from dwtriton.model.state_dict import check_tensors
 
 FORMAT = 1
 MAY_CHANGE = {
@@ -53,8 +54,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU. Raises UserError if the file is missing, damaged or something else."""
-    state = read_torch_file(path, "checkpoint")
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+    state = read_checkpoint_file(path)
+    if is_mmdet(state):
+        raise CheckpointError(
+            f"{path} is a checkpoint of MMDetection; convert it first: "
+            f"python -m dwtriton.weights from-mmdet {path} --cfg NAME --out OUT.pt"
+        )
+    if state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of `python -m dwtriton.train`")
     return Checkpoint(**state | {"config": parse_toml(state["config"], str(path))})
 

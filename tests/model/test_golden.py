@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from golden_cases import detection_inputs
 
 from dwtriton import build_detector, load_config, postprocess
 from dwtriton.config import HeadConfig
@@ -93,17 +94,6 @@ def named_outputs(detector, images) -> dict[str, torch.Tensor]:
     for kind, levels in zip(OUTPUTS, detector.head_outputs(images)):
         named |= {f"{kind}{level}": value for level, value in enumerate(levels)}
     return named
-
-
-def detection_inputs(data) -> tuple[list[torch.Tensor], ...]:
-    """The head outputs of a detect file as one [B, channels, H, W] map for each level."""
-    sizes = [tuple(size) for size in data["level_sizes"].tolist()]
-    maps = []
-    for key in ("cls_logits", "box_dist", "obj_logits"):
-        flat = torch.from_numpy(data[key]).reshape(len(data[key]), len(data["points"]), -1)  # [B, P, channels]
-        levels = flat.split([height * width for height, width in sizes], 1)
-        maps.append([level.transpose(1, 2).unflatten(2, size) for level, size in zip(levels, sizes)])
-    return tuple(maps)
 
 
 @pytest.mark.parametrize("rescale", [True, False])

@@ -1,6 +1,7 @@
 """A detector small enough to train in seconds, on a few generated images."""
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
@@ -59,3 +60,18 @@ def finished(tiny, tmp_path_factory):
     trainer.start()
     trainer.fit()
     return out, console.file.getvalue()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process; returns (exit code, standard output, standard error)."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as exit_:
+            module.cli.run(module.main)
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, printed.err
+
+    return run

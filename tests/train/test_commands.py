@@ -4,29 +4,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from dwtriton import evaluate as evaluate_command
 from dwtriton.config import dump_config
 from dwtriton.config_files import config_names
 from dwtriton.train import __main__ as train_command
+from dwtriton.train.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.train.reporting import read_metrics
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process; returns (exit code, standard output, standard error)."""
-
-    def run(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as exit_:
-            module.cli.run(module.main)
-        printed = capsys.readouterr()
-        return exit_.value.code, printed.out, printed.err
-
-    return run
 
 
 def test_list_prints_every_config_with_its_published_ap(call):
@@ -112,6 +100,14 @@ def test_evaluate_explains_bad_input(finished, tmp_path, call):
     (tmp_path / "other.txt").touch()
     code, _, error = call(evaluate_command, "--weights", out / "last.pt", "--data", tmp_path)
     assert (code, "Expected:" in error) == (2, True)
+    mmdet = {"state_dict": {"bbox_head.conv_cls.bias": torch.zeros(8)}, "meta": {"best": np.float64(0.4)}}
+    torch.save(mmdet, tmp_path / "m.pth")
+    code, _, error = call(evaluate_command, "--weights", tmp_path / "m.pth")
+    assert (code, f"weights from-mmdet {tmp_path / 'm.pth'} --cfg NAME --out OUT.pt" in error) == (2, True)
+    other = load_checkpoint(out / "last.pt")
+    save_checkpoint(tmp_path / "other.pt", other._replace(class_names=other.class_names[::-1]))
+    code, _, error = call(evaluate_command, "--weights", tmp_path / "other.pt")
+    assert (code, f"other.pt knows {other.class_names[::-1]}, the data has {other.class_names}" in error) == (2, True)
     code, _, error = call(evaluate_command, "--weights", out / "last.pt", "--set", "head.channels=32")
     assert (code, "head.class_conv.weight" in error) == (2, True)
 
