@@ -10,13 +10,16 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import checks
+import loader
 import loss
 import methods
+import plain_loader
 from cases import Size, make_case
 from peak import peak_bytes
 from report import caption, draw, markdown_table
 from timing import measure
 
+from dwtriton.data.transforms import resized_size
 from dwtriton.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -159,6 +162,35 @@ def test_a_plot_is_drawn_for_several_settings(tmp_path):
     case = {"height": 800, "width": 1344, "classes": 80}
     draw({"machine": machine, "case": case, "copy_gb_s": 4000, "rows": rows}, tmp_path / "plot.png")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_loaders_are_measured_completely(tmp_path, capsys):
+    arguments = ["--images", "4", "--batch", "2", "--workers", "0", "1", "--rounds", "1"]
+    loader.main([*arguments, "--out", str(tmp_path / "results" / "loader.json")])
+    results = json.loads((tmp_path / "results" / "loader.json").read_text())
+    assert results["case"].keys() == {"images", "batch", "file_kb"}
+    assert 120 < results["case"]["file_kb"] < 200  # COCO has 160
+    assert list(results["steps_ms"])[:4] == ["decode", "resize", "flip", "normalise"]
+    assert [row["workers"] for row in results["loaders"]] == [0, 1]
+    measured = [*results["steps_ms"].values()]
+    for row in results["loaders"]:
+        for name in ("dwtriton", "torchvision"):
+            assert row[name].keys() == {"images_s", "images_s_core", "main_ms", "busy_threads"}
+            measured.append(row[name])
+    assert all(value > 0 for values in measured for value in values.values())
+    assert loader.markdown(results) in capsys.readouterr().out
+
+
+def test_loaders_that_make_different_images_are_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_loader, "resized_size", lambda *sides: resized_size(*sides)[::-1])
+    with pytest.raises(UserError, match="different images"):
+        loader.main(["--images", "4", "--batch", "2", "--out", str(tmp_path / "loader.json")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_on_loading_shows_the_recorded_results():
+    results = json.loads((loader.RESULTS / "loader-cpu.json").read_text())
+    assert loader.markdown(results) in (Path(__file__).parents[1] / "docs" / "data-loading.md").read_text()
 
 
 @pytest.mark.gpu

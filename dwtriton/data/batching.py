@@ -1,16 +1,21 @@
 """Batches: which images go together, how they become one tensor, and the loaders of training and evaluation."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from dwtriton.config import Config
 from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.errors import UserError
 
 
 class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -18,29 +23,54 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
 
     An epoch has every index at least once; the last batch of an orientation is filled up from that orientation's
     beginning. A sample's seed depends on (seed, epoch, position) alone, not on workers nor on where a run resumed.
+
+    Of each batch, process `rank` of `world_size` gets its own part, as `accumulate` batches one after another; the
+    parts of all make up the batch, whatever their number. Raises UserError if the batch cannot be shared out so.
     """
 
-    def __init__(self, landscape: Sequence[bool] | np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        landscape: Sequence[bool] | np.ndarray,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        if batch_size % (world_size * accumulate):
+            raise UserError(
+                f"data.batch_size = {batch_size} (images in one optimiser step, over all processes) does not divide "
+                f"into {world_size} processes x train.accumulate = {accumulate}: change one of the three"
+            )
         self.groups = [np.flatnonzero(np.asarray(landscape) == wide) for wide in (False, True)]
         self.batch_size = batch_size
         self.seed = seed
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch to iterate, and the batch of it to start with."""
+        """Choose the epoch to iterate, and the optimiser step of it to start with."""
         self.epoch = epoch
         self.start = start
 
-    def __len__(self) -> int:
-        """Batches in a whole epoch, wherever it is started."""
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in a whole epoch, wherever it is started."""
         return sum(-(-len(group) // self.batch_size) for group in self.groups)
+
+    def __len__(self) -> int:
+        """Batches of this process in a whole epoch, wherever it is started."""
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         batches = rng.permutation(np.concatenate([self._batches(group, rng) for group in self.groups]))  # [N, B]
         seeds = rng.integers(2**63, size=batches.shape)
-        for indices, batch_seeds in zip(batches[self.start :].tolist(), seeds[self.start :].tolist()):
-            yield list(zip(indices, batch_seeds))
+        samples = np.stack([batches, seeds], -1)[self.start :]  # [n, B, 2]
+        size = self.batch_size // (self.world_size * self.accumulate)
+        parts = samples.reshape(-1, self.world_size, size, 2)
+        for part in parts[:, self.rank].tolist():
+            yield [tuple(sample) for sample in part]
 
     def _batches(self, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         count = -(-len(group) // self.batch_size)
@@ -62,6 +92,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For the way out of a worker: targets as bytes, since each tensor would take a file in shared memory."""
+        targets = [{name: tensor.numpy() for name, tensor in target.items()} for target in self.targets]
+        return {**self.__dict__, "targets": targets}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        targets = [{name: torch.from_numpy(array) for name, array in target.items()} for target in state["targets"]]
+        self.__dict__.update(state, targets=targets)
+
     def pin_memory(self) -> "Batch":
         """The batch with its images in page-locked memory; DataLoader calls this."""
         return replace(self, images=self.images.pin_memory())
@@ -79,11 +118,8 @@ def collate(examples: list[Example], num_classes: int, size_divisor: int) -> Bat
     height, width = (
         -(-max((size[axis] for size in sizes), default=1) // size_divisor) * size_divisor for axis in (0, 1)
     )
-    images = torch.zeros(len(readable), 3, height, width)
-    for padded, example, (h, w) in zip(images, readable, sizes):
-        padded[:, :h, :w] = example.image
     return Batch(
-        images=images,
+        images=_stack([example.image for example in readable], height, width),
         targets=[example.target for example in readable],
         image_ids=[example.image_id for example in readable],
         image_sizes=sizes,
@@ -93,16 +129,39 @@ def collate(examples: list[Example], num_classes: int, size_divisor: int) -> Bat
     )
 
 
-def train_loader(dataset: CocoDataset, cfg: Config) -> DataLoader:
-    """Endlessly reusable loader of training batches; call `loader.batch_sampler.set_epoch` before each epoch."""
-    return _loader(dataset, cfg, OrientedBatchSampler(dataset.landscape, cfg.data.batch_size, cfg.train.seed))
+def _stack(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """Images [3, h, w] padded to a batch [B, 3, H, W] in channels_last, in a worker straight into shared memory."""
+    if not images:
+        return torch.zeros(0, 3, height, width)
+    padded = [pad(i.permute(1, 2, 0), (0, 0, 0, width - i.shape[2], 0, height - i.shape[1])) for i in images]
+    return default_collate(padded).permute(0, 3, 1, 2)
 
 
-def eval_loader(dataset: CocoDataset, cfg: Config) -> DataLoader:
-    """Loader of every image once, in the order of aspect ratios, which saves padding."""
+def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Endlessly reusable loader of a process's training batches; call `loader.batch_sampler.set_epoch` before an epoch.
+
+    Raises UserError if the batch cannot be shared out.
+    """
+    sampler = OrientedBatchSampler(
+        dataset.landscape, cfg.data.batch_size, cfg.train.seed, rank, world_size, cfg.train.accumulate
+    )
+    return _loader(dataset, cfg, sampler)
+
+
+def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Loader of every image once, over all processes; those of one batch pad to one size.
+
+    So no image is padded beyond its own next multiple of `data.size_divisor`, and what is detected in it does not
+    depend on which others are in its batch (the official test path has one image in a batch).
+    """
     order = np.argsort(dataset.aspects, kind="stable").tolist()
-    batches = [order[i : i + cfg.data.batch_size] for i in range(0, len(order), cfg.data.batch_size)]
-    return _loader(dataset, cfg, batches)
+    size = max(1, cfg.data.batch_size // world_size)
+    batches = [
+        same[i : i + size]
+        for same in (list(group) for _, group in groupby(order, dataset.padded_size))
+        for i in range(0, len(same), size)
+    ]
+    return _loader(dataset, cfg, batches[rank::world_size])
 
 
 def _loader(dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | list[list[int]]) -> DataLoader:
@@ -113,14 +172,14 @@ def _loader(dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | l
         collate_fn=partial(collate, num_classes=len(dataset.class_names), size_divisor=cfg.data.size_divisor),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=cfg.data.workers > 0,
-        worker_init_fn=_leave_interrupts_to_parent,
+        worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # its own, so that loading draws nothing from the generator of the run
     )
 
 
-def _leave_interrupts_to_parent(_worker_id: int) -> None:
-    """Ctrl-C reaches workers too: the main process finishes its step and then ends them, by SIGTERM at the latest."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_parent(_worker_id: int) -> None:
+    """Signals to the whole process group (Ctrl-C, torchrun's SIGTERM) are for the main process: it ends its workers."""
+    os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the run that forked this worker
 
 

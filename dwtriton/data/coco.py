@@ -16,7 +16,7 @@ from dwtriton.data.annotations import read_annotations
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import Split, layout_error, split_paths
 from dwtriton.data.report import DataError, DataReport
-from dwtriton.data.transforms import draw_augmentation, transform
+from dwtriton.data.transforms import draw_augmentation, resized_size, transform
 
 MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, section Data)
 
@@ -87,6 +87,12 @@ class CocoDataset(Dataset):
             except BrokenImageError as error:
                 broken.append(str(error))
         return Example(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken)
+
+    def padded_size(self, index: int) -> tuple[int, int]:
+        """(h, w) of an item of the `"val"` split in the network: resized, and padded to the size divisor."""
+        divisor = self.cfg.size_divisor
+        size = resized_size(*self._sizes[index].tolist(), self.cfg.test_short_side, self.cfg.test_long_side)
+        return tuple(-(-side // divisor) * divisor for side in size)
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The item itself; in training then the others of its orientation, in the order that follows it."""

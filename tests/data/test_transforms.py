@@ -70,6 +70,18 @@ def test_normalise_equals_golden_on_its_own_resized_image(golden):
     torch.testing.assert_close(image, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["rows of pixels", "planes"])
+def test_normalise_rounds_twice_and_no_more_in_either_layout(layout):
+    levels = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    image = torch.stack([levels, levels.flip(0), levels.t()])  # [3, 16, 16]
+    if layout == "rows of pixels":
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    cfg = DataConfig()
+    mean, std = (np.float32(values).astype(np.float64)[:, None, None] for values in (cfg.mean, cfg.std))
+    expected = (image.numpy() - mean) / std
+    np.testing.assert_allclose(normalise(image, cfg).numpy(), expected, rtol=2**-23, atol=0)
+
+
 def test_defaults_are_the_recipes_pipeline():
     stages = {
         stage["type"]: stage for stage in json.loads((GOLDEN / "recipe.json").read_text())["r50_1x"]["train_pipeline"]
