@@ -3,7 +3,7 @@
     python benchmarks/loader.py
 
 draws photographs as large as COCO's, loads them at the size of training (800 x 1333, every one flipped) and writes
-benchmarks/results/loader-cpu.json. Both contestants get the same batches; it refuses to run if their images differ.
+benchmarks/results/loader/cpu.json. Both contestants get the same batches; it refuses to run if their images differ.
 
 Steps and images/s of a core count the CPU time of the process that loads, so other work on the machine changes them
 little; images/s are those that arrive. Busy threads of a worker are those with more than 5% of its CPU time.
@@ -37,7 +37,7 @@ from dwtriton.data.transforms import flip, normalise, resize
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_text
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "loader"
 BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # for the steps one by one
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, the unit of CPU time in /proc
 
@@ -78,7 +78,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="images in a batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=workers, help="processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="of every measurement (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "loader-cpu.json", help="JSON (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="JSON (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -88,7 +88,6 @@ def ours(cfg: Config) -> Contestant:
         "decode": lambda path: (read_image(path), BOXES),
         "resize": lambda image, boxes: resize(image, boxes, data.short_side[0], data.long_side)[:2],
         "flip": flip,
-        "normalise": lambda image, boxes: (normalise(image, data), boxes),
     }
 
     def loader(workers: int) -> DataLoader:
@@ -113,7 +112,8 @@ def plain(cfg: Config) -> Contestant:
 def check_same_images(contestants: dict[str, Contestant]) -> None:
     """Raises UserError unless all make the same first batch, to two levels of 255: each rounds in its own way."""
     batch, (images, _) = (next(iter(contestant.loader(0))) for contestant in contestants.values())
-    if images.shape != batch.images.shape or (images - batch.images).abs().max() * min(DataConfig().std) > 2.01:
+    ours = normalise(batch.images, batch.image_sizes, DataConfig())
+    if images.shape != ours.shape or (images - ours).abs().max() * min(DataConfig().std) > 2.01:
         raise UserError("the two loaders make different images; nothing is timed")
 
 
@@ -127,11 +127,12 @@ def step_times(contestants: dict[str, Contestant], batch: int, rounds: int) -> d
             for name, contestant in contestants.items():
                 for step, duration in batch_times(contestant, paths, indices).items():
                     seconds[step, name, indices].append(duration)
-    steps = dict.fromkeys(step for step, _, _ in seconds)
+    steps = dict.fromkeys(step for step, name, _ in seconds if name == "torchvision")  # it has them all
     return {
         step: {
             name: significant(1e3 / len(paths) * sum(min(seconds[step, name, indices]) for indices in batches))
             for name in contestants
+            if (step, name, batches[0]) in seconds
         }
         for step in steps
     }
@@ -237,8 +238,9 @@ def markdown(results: dict) -> str:
         "|---" * 4 + "|",
     ]
     for step, ms in results["steps_ms"].items():
-        mine, other = ms["dwtriton"], ms["torchvision"]
-        lines.append(f"| {step} | {mine:g} | {other:g} | {other / mine:.1f} |")
+        mine, other = ms.get("dwtriton"), ms["torchvision"]
+        cells = [f"{mine:g}", f"{other:g}", f"{other / mine:.1f}"] if mine else ["on the device", f"{other:g}", ""]
+        lines.append(f"| {' | '.join([step, *cells])} |")
     lines += [
         "",
         "| workers | images/s of a core | torchvision, PIL | times faster | images/s | torchvision, PIL |"

@@ -189,7 +189,7 @@ def test_loaders_that_make_different_images_are_not_timed(tmp_path, monkeypatch)
 
 
 def test_the_page_on_loading_shows_the_recorded_results():
-    results = json.loads((loader.RESULTS / "loader-cpu.json").read_text())
+    results = json.loads((loader.RESULTS / "cpu.json").read_text())
     assert loader.markdown(results) in (Path(__file__).parents[1] / "docs" / "data-loading.md").read_text()
 
 

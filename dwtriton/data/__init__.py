@@ -7,6 +7,7 @@ from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import Split, check_layout
 from dwtriton.data.report import DataError, DataReport
 from dwtriton.data.shapes import check_shapes, generate_shapes, is_vacant
+from dwtriton.data.transforms import normalise
 
 __all__ = [
     "Batch",
@@ -20,6 +21,7 @@ __all__ = [
     "collate",
     "eval_loader",
     "generate_shapes",
+    "normalise",
     "prepare_data",
     "prepare_validation",
     "read_image",

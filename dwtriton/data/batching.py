@@ -81,7 +81,7 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
 class Batch:
     """Images of one batch. A batch of evaluation has no image at all if none of its files could be read."""
 
-    images: torch.Tensor  # float32 [B, 3, H, W], normalised, zero-padded
+    images: torch.Tensor  # uint8 [B, 3, H, W], channels_last, zero-padded; `normalise` makes the network's input
     targets: list[dict[str, torch.Tensor]]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], iscrowd [G]
     image_ids: list[int]
     image_sizes: list[tuple[int, int]]  # (h, w) before padding
@@ -132,7 +132,7 @@ def collate(examples: list[Example], num_classes: int, size_divisor: int) -> Bat
 def _stack(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
     """Images [3, h, w] padded to a batch [B, 3, H, W] in channels_last, in a worker straight into shared memory."""
     if not images:
-        return torch.zeros(0, 3, height, width)
+        return torch.zeros(0, 3, height, width, dtype=torch.uint8)
     padded = [pad(i.permute(1, 2, 0), (0, 0, 0, width - i.shape[2], 0, height - i.shape[1])) for i in images]
     return default_collate(padded).permute(0, 3, 1, 2)
 

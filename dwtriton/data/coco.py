@@ -25,7 +25,7 @@ MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, 
 class Example:
     """One image, ready for a batch. `image` is None if no file could be read; `broken` says why."""
 
-    image: torch.Tensor | None  # float32 [3, h, w], normalised
+    image: torch.Tensor | None  # uint8 [3, h, w]
     target: dict[str, torch.Tensor]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], perhaps iscrowd [G]
     image_id: int
     path: str

@@ -1,4 +1,7 @@
-"""From a decoded image and its boxes to the network's input (recipe, section Data)."""
+"""From a decoded image and its boxes to the network's input (recipe, section Data).
+
+A loader resizes and flips; pixels stay bytes until their batch is on its device, where it is normalised.
+"""
 
 import numpy as np
 import torch
@@ -18,15 +21,15 @@ def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
 def transform(
     image: torch.Tensor, boxes: torch.Tensor, cfg: DataConfig, short_side: int, long_side: int, flipped: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
-    """Resize, flip and normalise.
+    """Resize and flip.
 
-    image uint8 [3, h, w] and boxes float32 [G, 4] xyxy pixels become image float32 [3, h', w'], boxes float32 [G, 4] in
+    image uint8 [3, h, w] and boxes float32 [G, 4] xyxy pixels become image uint8 [3, h', w'], boxes float32 [G, 4] in
     its pixels, and the scale factors (sx, sy), network pixels per original pixel.
     """
     image, boxes, scale_factor = resize(image, boxes, short_side, long_side)
     if flipped:
         image, boxes = flip(image, boxes)
-    return normalise(image, cfg), boxes, scale_factor
+    return image, boxes, scale_factor
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -55,9 +58,17 @@ def flip(image: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-def normalise(image: torch.Tensor, cfg: DataConfig) -> torch.Tensor:
-    """uint8 RGB [3, h, w] to float32 with `cfg.mean` and `cfg.std`, given for values in 0..255."""
-    height, width = image.shape[-2:]
-    rows = image.permute(1, 2, 0).float().flatten(1)  # [h, w * 3], no copy of what is decoded pixel by pixel
-    mean, std = (rows.new_tensor(values).repeat(width) for values in (cfg.mean, cfg.std))  # long rows are quick
-    return rows.sub_(mean).div_(std).view(height, width, 3).permute(2, 0, 1)
+def normalise(images: torch.Tensor, sizes: list[tuple[int, int]], cfg: DataConfig) -> torch.Tensor:
+    """uint8 RGB [B, 3, H, W] to float32 with `cfg.mean` and `cfg.std`, given for values in 0..255, on their device.
+
+    Beyond the (h, w) of each image, in its padding, the result is 0. The layout stays.
+    """
+    images = images.float()
+    mean, std = (  # filled where they are needed: a copy from the host would wait for the device
+        torch.cat([images.new_full((1, 1, 1), value) for value in values]) for values in (cfg.mean, cfg.std)
+    )
+    images.sub_(mean).div_(std)
+    for image, (height, width) in zip(images, sizes):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images

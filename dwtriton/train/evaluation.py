@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
 from dwtriton.data.batching import Batch
+from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import DualWeightDetector
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -41,7 +41,7 @@ def detect(
         on_batch(batch)
         if not len(batch):
             continue
-        images = batch.images.to(device, memory_format=torch.channels_last)
+        images = normalise(batch.images.to(device), batch.image_sizes, loader.dataset.cfg)
         detections = detector.predict(images, batch.image_sizes, batch.scale_factors)
         for image_id, found in zip(batch.image_ids, detections):
             boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dwtriton.config import Config
 from dwtriton.data.batching import Batch
+from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.targets import pack_targets
 from dwtriton.train import ranks
@@ -105,9 +106,10 @@ class Updater:
             self.average.n_averaged.fill_(checkpoint.iteration)
 
     def _losses(self, batch: Batch, height: int, width: int) -> dict[str, Tensor]:
-        images = batch.images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True)
         if images.shape[2:] != (height, width):
             images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+        images = normalise(images, batch.image_sizes, self.cfg.data)
         targets = pack_targets(batch.targets, self.device)
         dtype = AUTOCAST.get(self.cfg.train.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):

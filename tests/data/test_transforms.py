@@ -49,24 +49,26 @@ def test_whole_pipeline_equals_golden(golden):
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.int64)}
     batch = collate([Example(image, target, 1, "a.jpg", scale_factor)], num_classes=1, size_divisor=32)
 
-    assert batch.images.dtype == torch.float32
-    assert tuple(batch.images.shape[2:]) == tuple(golden["pad_shape"])
+    images = normalise(batch.images, batch.image_sizes, cfg)
+    assert (batch.images.dtype, images.dtype) == (torch.uint8, torch.float32)
+    assert tuple(images.shape[2:]) == tuple(golden["pad_shape"])
     assert batch.image_sizes == [tuple(golden["img_shape"])]
     # x -> width - x rounds at the width's own unit in the last place
     rounding = np.spacing(np.float32(golden["img_shape"].max()))
     torch.testing.assert_close(boxes, torch.from_numpy(golden["boxes_out"]), rtol=0, atol=float(rounding))
     one_level = torch.tensor(1 / golden["std"]).float().view(3, 1, 1) * 1.0001
     expected = torch.from_numpy(golden["tensor"])
-    assert ((batch.images[0] - expected).abs() <= one_level).all()
-    assert (batch.images[0, :, golden["img_shape"][0] :] == 0).all()
-    assert (batch.images[0, :, :, golden["img_shape"][1] :] == 0).all()
+    assert ((images[0] - expected).abs() <= one_level).all()
+    assert (images[0, :, golden["img_shape"][0] :] == 0).all()
+    assert (images[0, :, :, golden["img_shape"][1] :] == 0).all()
 
 
 def test_normalise_equals_golden_on_its_own_resized_image(golden):
     resized = torch.from_numpy(golden["resized_rgb"]).permute(2, 0, 1)
     height, width = golden["img_shape"]
     expected = torch.from_numpy(golden["tensor"])[:, :height, :width]
-    image = normalise(resized.flip(-1) if golden["flip"] else resized, DataConfig())
+    image = resized.flip(-1) if golden["flip"] else resized
+    (image,) = normalise(image[None], [(height, width)], DataConfig())
     torch.testing.assert_close(image, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -79,7 +81,8 @@ def test_normalise_rounds_twice_and_no_more_in_either_layout(layout):
     cfg = DataConfig()
     mean, std = (np.float32(values).astype(np.float64)[:, None, None] for values in (cfg.mean, cfg.std))
     expected = (image.numpy() - mean) / std
-    np.testing.assert_allclose(normalise(image, cfg).numpy(), expected, rtol=2**-23, atol=0)
+    (normalised,) = normalise(image[None], [(16, 16)], cfg)
+    np.testing.assert_allclose(normalised.numpy(), expected, rtol=2**-23, atol=0)
 
 
 def test_defaults_are_the_recipes_pipeline():

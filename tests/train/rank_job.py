@@ -59,7 +59,7 @@ def rank_1_sees_nan():
 
     def poison(trainer, batches):
         if (RANK, trainer.iteration) == ("1", 2):
-            batches[0].images.fill_(torch.nan)
+            trainer.detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * torch.nan,))
             (trainer.out / "poisoned").write_text(" ".join(map(str, batches[0].image_ids)))
 
     before_step(poison)

@@ -1,5 +1,6 @@
 """Jobs of two processes, as torchrun starts them, on CPUs: what one process gives, and one clear end when one fails."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -66,6 +67,18 @@ def test_two_ranks_one_of_which_dies_and_is_restarted_give_what_one_process_give
     assert len(whole.optimizer["state"]) > 60
     for field in ("model", "ema", "optimizer"):
         torch.testing.assert_close(getattr(shared, field), getattr(whole, field), rtol=1e-9, atol=1e-9)
+
+
+def test_two_ranks_evaluate_every_image_once(finished, tmp_path):
+    command = ["-m", "dwtriton.evaluate", "--weights", str(finished[0] / "last.pt"), "--out", str(tmp_path / "shared")]
+    done = subprocess.run([sys.executable, *TORCHRUN, *command], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all") == 1
+    metrics = json.loads((tmp_path / "shared" / "metrics.json").read_text())
+    alone = read_metrics(finished[0] / "metrics.jsonl")[-1]  # of one process
+    assert metrics == {key: value for key, value in alone.items() if key not in ("kind", "iteration", "epoch")}
+    results = json.loads((tmp_path / "shared" / "detections.json").read_text())
+    assert len({result["image_id"] for result in results}) == 8
 
 
 def test_ranks_that_disagree_end_with_one_error_that_names_the_key(start, tmp_path):

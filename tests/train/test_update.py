@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dwtriton import build_detector
-from dwtriton.config import override_config
+from dwtriton.config import DataConfig, override_config
 from dwtriton.data import prepare_data, train_loader
 from dwtriton.errors import UserError
 from dwtriton.targets import pack_targets
@@ -40,10 +40,16 @@ def weights(updater):
     return {name: p.detach().clone() for name, p in updater.detector.named_parameters()}
 
 
-def gradients(detector, images, targets):
-    """The gradient of every parameter, in a copy of the detector."""
+def gradients(detector, batch, size=None):
+    """The gradient of every parameter for a batch padded to `size` (h, w), in a copy of the detector."""
+    height, width = size or batch.images.shape[2:]
+    padded = torch.zeros(len(batch), 3, height, width)
+    for image, loaded, (h, w) in zip(padded, batch.images, batch.image_sizes):
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DataConfig().mean, DataConfig().std))
+        image[:, :h, :w] = (loaded[:, :h, :w] - mean) / std
     detector = copy.deepcopy(detector)
-    sum(detector(images, pack_targets(targets, CPU)).values()).backward()
+    padded = padded.to(memory_format=torch.channels_last)  # or else convolutions add in another order
+    sum(detector(padded, pack_targets(batch.targets, CPU)).values()).backward()
     return {name: p.grad for name, p in detector.named_parameters()}
 
 
@@ -52,12 +58,8 @@ def test_accumulation_takes_the_mean_gradient_of_its_passes_padded_to_one_size(m
     passes = next(step for step in steps if step[0].images.shape != step[1].images.shape)
     assert [len(batch) for batch in passes] == [2, 2]
     before = weights(updater)
-    height, width = (max(batch.images.shape[axis] for batch in passes) for axis in (2, 3))
-    expected = []
-    for batch in passes:
-        padded = torch.zeros(2, 3, height, width)
-        padded[:, :, : batch.images.shape[2], : batch.images.shape[3]] = batch.images
-        expected.append(gradients(updater.detector, padded, batch.targets))
+    size = [max(batch.images.shape[axis] for batch in passes) for axis in (2, 3)]
+    expected = [gradients(updater.detector, batch, size) for batch in passes]
     lr, losses = updater.step(passes, 1.0)
     assert lr == 0.04 * 4 / 16
     assert losses.own.shape == (2, 4)
@@ -69,7 +71,7 @@ def test_accumulation_takes_the_mean_gradient_of_its_passes_padded_to_one_size(m
 @pytest.mark.parametrize("share", [0.25, 4.0])
 def test_clipping_scales_the_gradient_down_to_the_norm_and_never_up(share, make):
     updater, (passes, *_) = make(*PLAIN_SGD)
-    gradient = gradients(updater.detector, passes[0].images, passes[0].targets)
+    gradient = gradients(updater.detector, passes[0])
     norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt().item()
     updater, (passes, *_) = make(*PLAIN_SGD, f"optimizer.clip_norm={share * norm}")
     before = weights(updater)
