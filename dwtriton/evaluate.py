@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dwtriton import cli
 from dwtriton.config import override_config
-from dwtriton.data import eval_loader, prepare_validation
+from dwtriton.data import draw_missing_shapes, eval_loader, prepare_validation
 from dwtriton.files import make_folder, write_text
 from dwtriton.model.detector import build_detector
 from dwtriton.train import ranks
@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         out = arguments.out or arguments.weights.parent / "evaluation"
         make_folder(out)
         cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
-        with ranks.in_turn():  # the first may have to draw the data
-            data = prepare_validation(cfg)
+        with ranks.in_turn():
+            draw_missing_shapes(cfg.data)
+        data = prepare_validation(cfg)
         if data.class_names != checkpoint.class_names:
             raise CheckpointError(
                 f"{arguments.weights} knows {checkpoint.class_names}, the data has {data.class_names}"

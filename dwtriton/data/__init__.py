@@ -1,6 +1,6 @@
 """Detection data: COCO format, transforms, batches, and the generated `shapes` data set."""
 
-from dwtriton.config import Config
+from dwtriton.config import Config, DataConfig
 from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader
 from dwtriton.data.coco import CocoDataset, Example
 from dwtriton.data.images import BrokenImageError, read_image
@@ -19,6 +19,7 @@ __all__ = [
     "OrientedBatchSampler",
     "check_layout",
     "collate",
+    "draw_missing_shapes",
     "eval_loader",
     "generate_shapes",
     "normalise",
@@ -27,6 +28,12 @@ __all__ = [
     "read_image",
     "train_loader",
 ]
+
+
+def draw_missing_shapes(cfg: DataConfig) -> None:
+    """Draw the `shapes` data set if the config has it and its root is absent. Raises DataError if it cannot be made."""
+    if cfg.shapes is not None and cfg.root is not None and is_vacant(cfg.root):
+        generate_shapes(cfg.root, cfg.shapes.train_images, cfg.shapes.val_images, cfg.shapes.seed)
 
 
 def prepare_data(cfg: Config) -> tuple[CocoDataset, CocoDataset]:
@@ -51,8 +58,7 @@ def prepare_validation(cfg: Config) -> CocoDataset:
 
 def _prepare(cfg: Config, splits: tuple[Split, ...]) -> list[CocoDataset]:
     data = cfg.data
-    if data.shapes is not None and data.root is not None and is_vacant(data.root):
-        generate_shapes(data.root, data.shapes.train_images, data.shapes.val_images, data.shapes.seed)
+    draw_missing_shapes(data)
     check_layout(data, splits)
     datasets = [CocoDataset(data, split, keep_crowd=cfg.loss.ignore_crowd) for split in splits]
     for dataset in datasets:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from dwtriton.config import Config, dump_config, flatten, override_config
-from dwtriton.data import DataError, eval_loader, prepare_data, train_loader
+from dwtriton.data import DataError, draw_missing_shapes, eval_loader, prepare_data, train_loader
 from dwtriton.data.batching import Batch
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically, write_text
@@ -65,8 +65,9 @@ class Trainer:
         self.precision = choose_precision(cfg.train.precision, self.device)
         self.cfg = cfg = override_config(cfg, [f"train.precision={self.precision}"])
         with ranks.one_error():
-            with ranks.in_turn():  # the first may have to draw the data
-                self.train_set, self.val_set = prepare_data(cfg)
+            with ranks.in_turn():
+                draw_missing_shapes(cfg.data)
+            self.train_set, self.val_set = prepare_data(cfg)
             self.loader = train_loader(self.train_set, cfg, ranks.rank(), ranks.world_size())
             self.val_loader = eval_loader(self.val_set, cfg, ranks.rank(), ranks.world_size())
             torch.manual_seed(cfg.train.seed)
