@@ -64,6 +64,7 @@ class Trainer:
         )
         self.precision = choose_precision(cfg.train.precision, self.device)
         self.cfg = cfg = override_config(cfg, [f"train.precision={self.precision}"])
+        ranks.check_same({key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER})
         with ranks.one_error():
             with ranks.in_turn():
                 draw_missing_shapes(cfg.data)
@@ -87,6 +88,7 @@ class Trainer:
                 raise UserError(
                     f"{self.out} already holds a run: add --resume to go on with it, or choose another --out"
                 )
+        with ranks.one_error():
             if self.cfg.train.weights:
                 self.started_from = start_from(self.detector, self.cfg.train.weights, self.train_set.class_names)
             else:
@@ -109,9 +111,8 @@ class Trainer:
 
     def _place(self) -> None:
         """Put the detector on its device and the run into its folder, once all processes agree what the run is."""
-        own = {key: value for key, value in flatten(self.cfg).items() if key not in MAY_DIFFER}
         sizes = {"training images": len(self.train_set), "validation images": len(self.val_set)}
-        ranks.check_same(own | sizes | {"iteration": self.iteration, "--out": str(self.out)})
+        ranks.check_same(sizes | {"iteration": self.iteration, "--out": str(self.out)})
         self.detector.to(self.device, memory_format=torch.channels_last)
         self.updater = Updater(self.detector, self.cfg, self.device)
         with ranks.one_error():
