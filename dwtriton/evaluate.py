@@ -65,7 +65,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("detecting", total=len(loader))
         own = detect(
-            detector, loader, data.category_ids, lambda batch: (broken.update(batch.broken), bar.advance(task))
+            detector,
+            loader,
+            cfg.data,
+            data.category_ids,
+            lambda batch: (broken.update(batch.broken), bar.advance(task)),
         )
     gathered = ranks.gather((own, broken))
     if gathered is None:

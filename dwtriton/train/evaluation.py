@@ -2,15 +2,15 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from dwtriton.config import DataConfig
 from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import DualWeightDetector
@@ -28,7 +28,11 @@ class Evaluation:
 
 
 def detect(
-    detector: DualWeightDetector, loader: DataLoader, category_ids: list[int], on_batch: Callable[[Batch], None]
+    detector: DualWeightDetector,
+    loader: Iterable[Batch],
+    cfg: DataConfig,
+    category_ids: list[int],
+    on_batch: Callable[[Batch], None],
 ) -> list[dict]:
     """Run the detector over a loader, in float32 whatever the precision of training.
 
@@ -41,7 +45,7 @@ def detect(
         on_batch(batch)
         if not len(batch):
             continue
-        images = normalise(batch.images.to(device), batch.image_sizes, loader.dataset.cfg)
+        images = normalise(batch.images.to(device), batch.image_sizes, cfg)
         detections = detector.predict(images, batch.image_sizes, batch.scale_factors)
         for image_id, found in zip(batch.image_ids, detections):
             boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")

@@ -256,7 +256,8 @@ class Trainer:
             advance()
 
         try:
-            results = detect(self.updater.evaluated(), self.val_loader, self.val_set.category_ids, on_batch)
+            detector, category_ids = self.updater.evaluated(), self.val_set.category_ids
+            results = detect(detector, self.val_loader, self.cfg.data, category_ids, on_batch)
         except Interrupted:
             results = []
         if ranks.any_rank(self.stop_requested):

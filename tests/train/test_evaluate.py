@@ -12,6 +12,7 @@ from PIL import Image
 from dwtriton import build_detector, load_config, postprocess
 from dwtriton import evaluate as evaluate_command
 from dwtriton import weights as weights_command
+from dwtriton.config import DataConfig
 from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import resize
 from dwtriton.train.evaluation import detect
@@ -162,7 +163,7 @@ def test_detections_of_the_golden_head_outputs_are_the_golden_ones(golden, monke
         paths=[],
         broken=[],
     )
-    results = detect(detector, [loaded], category_ids, lambda batch: None)
+    results = detect(detector, [loaded], DataConfig(), category_ids, lambda batch: None)
     for image in range(batch):
         of_image = [result for result in results if result["image_id"] == 100 + image]
         truth, labels = data[f"dets_rescaled_{image}"].astype(float), data[f"labels_rescaled_{image}"]
