@@ -6,6 +6,7 @@ import math
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import oracle
@@ -24,7 +25,7 @@ from dwtriton.model.detector import build_detector
 from dwtriton.train.loop import Trainer
 from dwtriton.train.reporting import read_metrics
 
-SEED = 35  # of data and weights: one of those whose run keeps clear of the discontinuities that a test below looks for
+SEED = 36  # of data and weights: one of those whose run keeps clear of the discontinuities that a test below looks for
 EPOCHS, PER_EPOCH = 2, 10
 RECIPE = Recipe(batch_size=2, lr=0.02, momentum=0.9, weight_decay=1e-4, warmup=5, drops=[PER_EPOCH], convs=2, groups=4)
 SETTINGS = [
@@ -46,9 +47,7 @@ SETTINGS = [
     f"schedule.warmup_iterations={RECIPE.warmup}",
     "train.precision=float32",
 ]
-POINTLESS = (5, 5, 2, 2)  # xywh of a box between the points of every level, flipped or not, in an image 64 wide
-FLOAT64_ERROR = 1e-9  # relative to the largest entry of a tensor
-COARSER = 2**29  # unit roundoff of float32 over that of float64
+ROUNDOFF = {torch.float64: 2**-53, torch.float32: 2**-24}
 
 
 class Setup(NamedTuple):
@@ -81,18 +80,25 @@ class Kinks(TorchFunctionMode):
 
 
 def write_data(root: Path) -> None:
-    """Landscape images of one to three boxes, but twelve in one; a square image whose only box holds no point."""
+    """Landscape images of one to three boxes, but twelve in one; in every third a further box that holds no point.
+
+    The first is square, and that box its only one. Nothing has to be resized.
+    """
     random = np.random.default_rng(SEED)
     (root / "images").mkdir()
     images, annotations = [], []
     for number in range(19):
-        width, height = random.integers((90, 60), (130, 80)).tolist() if number else (64, 64)
+        width, height = (96, int(random.integers(50, 65))) if number else (64, 64)
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
-        sides = random.uniform(24, 52, (12 if number == 1 else random.integers(1, 4), 2))
-        corners = random.uniform(0, 1, sides.shape) * ((width, height) - sides)
-        for box in np.concatenate((corners, sides), 1).tolist() if number else [POINTLESS]:
+        count = {0: 0, 1: 12}.get(number, random.integers(1, 4))
+        sides = random.uniform(18, 42, (count, 2))
+        corners = random.uniform(0, 1, (count, 2)) * ((width, height) - sides)
+        boxes = np.concatenate((corners, sides), 1).tolist()
+        if number % 3 == 0:
+            boxes.append([20, 5, 20, 2])  # between the first two rows of points, 4 and 8
+        for box in boxes:
             label = int(random.integers(1, 4))
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label, "bbox": box})
     categories = [{"id": label, "name": str(label)} for label in (1, 2, 3)]
@@ -101,15 +107,15 @@ def write_data(root: Path) -> None:
 
 
 def fixed_weights(expected: dict[str, torch.Tensor], images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Weights for the names and shapes of `expected` that keep ReLUs with a gradient clear of zero.
+    """Weights for the names and shapes of `expected` that keep ReLUs with a gradient clear of zero, on any machine.
 
     Batch norms hold the statistics of `images`; norms give a small deviation around a large bias, in a quarter of the
     channels a negative one.
     """
-    generator = torch.Generator().manual_seed(SEED)
+    random = np.random.default_rng(SEED)
     weights = {}
     for name, tensor in expected.items():
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = torch.from_numpy(np.asarray(random.standard_normal(tensor.shape)))
         if tensor.ndim == 4:
             gain = 1.0 if name.startswith("fpn.") or "_tower." in name else 0.1
             weights[name] = noise * gain * math.sqrt(2 / tensor[0].numel())
@@ -121,16 +127,16 @@ def fixed_weights(expected: dict[str, torch.Tensor], images: torch.Tensor) -> di
             weights[name] = 0.15 + 0.015 * noise if name.endswith("weight") else (noise + 0.67).sign() + 0.02 * noise
         else:
             weights[name] = 0.2 * noise + {"head.box_conv.bias": 2.5, "head.class_conv.bias": -2.0}.get(name, 0.0)
-    network = resnet50()
+    network = resnet50().double()
     network.load_state_dict({**network.state_dict(), **backbone_weights(weights)})
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = 1.0
     with torch.no_grad():
-        network(images)
+        network(images.double())
     own = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
-    return {name: own.get(name, weights[name]) for name in expected}
+    return {name: own.get(name, weights[name]).to(tensor.dtype) for name, tensor in expected.items()}
 
 
 def normalised(batch: Batch) -> torch.Tensor:
@@ -170,8 +176,11 @@ def truth(setup, kinks):
 
 
 def fit(setup: Setup, dtype: torch.dtype) -> Trained:
-    """A run as a user starts it, but for its weights outside the backbone; it is not evaluated."""
-    with tempfile.TemporaryDirectory() as folder:
+    """A run as a user starts it, but for its weights outside the backbone; it is not evaluated.
+
+    On the CPU, as a GPU rounds the inputs of float32 convolutions to TF32.
+    """
+    with tempfile.TemporaryDirectory() as folder, patch.object(torch.cuda, "is_available", return_value=False):
         trainer = Trainer(setup.cfg, Path(folder), Console(file=io.StringIO()))
         trainer.start()
         rest = {name: weight for name, weight in setup.initial.items() if not name.startswith("backbone.")}
@@ -211,23 +220,46 @@ def largest(tensor: torch.Tensor) -> float:
     return tensor.abs().max().item()
 
 
+def assert_true(run: Trained, setup: Setup, truth: TrainingRun, roundoff: float, losses: float, momenta: float) -> None:
+    """`losses` and `momenta` bound their relative errors.
+
+    A weight's change is a sum of momenta, so it errs no more than these, and each update rounds the weight once. What
+    does not train is as it was.
+    """
+    assert run.rates == pytest.approx([iteration.rate for iteration in truth.iterations], rel=1e-14)
+    assert loss_errors(run, truth).max() < losses
+    for name, error in momentum_errors(run, truth).items():
+        assert error < momenta, name
+    for name, initial in setup.initial.items():
+        true = truth.weights[name]
+        if name in truth.momenta:
+            allowed = momenta * largest(true - initial) + len(truth.iterations) * roundoff * largest(true)
+            assert largest(run.weights[name] - true) < allowed, name
+        else:
+            assert run.weights[name].equal(initial.double()), name
+
+
 def test_the_run_has_what_could_go_wrong(truth):
     """Boxes in many numbers, normalisers free and clamped, boxes without a point alone in a batch and among others."""
     results = [iteration.result for iteration in truth.iterations]
     assert {2.0, 3.0, 4.0} <= {result.pos_norm for result in results}
     assert max(result.pos_norm for result in results) > 12
     assert sum(result.neg_norm > 1 for result in results) >= 10
-    pointless = [i for i, result in enumerate(results) if result.losses[0] == 0]
-    assert len(pointless) == EPOCHS
-    for i in pointless:
-        assert results[i].losses[1] == 0 < results[i].losses[2]
-        assert results[i].pos_norm == 2
-        assert results[i].neg_norm == 1
+    alone, among_others = [], []
+    for iteration in truth.iterations:
+        held = np.concatenate([weights.inside.sum(0) for weights in iteration.weighting])  # points in each box
+        if not held.all():
+            (among_others if held.any() else alone).append(iteration.result)
+    assert len(among_others) > 2
+    assert len(alone) == EPOCHS
+    for result in alone:
+        assert (result.losses == 0).tolist() == [True, True, False]
+        assert (result.pos_norm, result.neg_norm) == (2, 1)
 
 
 def test_the_run_keeps_clear_of_discontinuities(truth, kinks):
     """Where float32 is compared: nothing is as near as float32's errors of the run are large."""
-    assert kinks.nearest > 2e-5
+    assert kinks.nearest > 1e-5
     for _, case, weighting, _ in truth.iterations:
         for image, weights in zip(case.images(), weighting):
             bags = weights.inside.sum(0)
@@ -238,32 +270,16 @@ def test_the_run_keeps_clear_of_discontinuities(truth, kinks):
 
 
 def test_in_float64_every_loss_weight_and_momentum_is_the_true_one(setup, truth, in_float64):
-    assert in_float64.rates == pytest.approx([iteration.rate for iteration in truth.iterations], rel=1e-14)
-    assert loss_errors(in_float64, truth).max() < FLOAT64_ERROR
-    assert max(momentum_errors(in_float64, truth).values()) < FLOAT64_ERROR
-    for name, initial in setup.initial.items():
-        if name in truth.momenta:
-            change = truth.weights[name] - initial
-            assert largest(in_float64.weights[name] - truth.weights[name]) < FLOAT64_ERROR * largest(change), name
-        else:
-            assert in_float64.weights[name].equal(initial.double()), name
+    assert_true(in_float64, setup, truth, ROUNDOFF[torch.float64], losses=1e-11, momenta=1e-11)
 
 
 def test_in_float32_rounding_is_all_that_differs(setup, truth, in_float64):
-    """Away from discontinuities an error of rounding grows by the same factor in both precisions.
+    """Away from discontinuities rounding errors grow by the same factor in both precisions.
 
-    The float64 run measures it; float32 may err `COARSER` times as much, and 16 times more as both are samples. Besides
-    each update rounds a weight once.
+    The float64 run measures it, so that float32 may err by as much times the ratio of their roundoffs, and by 16 times
+    that, as both are samples. Where rounding hides a weight's change, its momentum still tells.
     """
-    run = fit(setup, torch.float32)
-    assert (loss_errors(run, truth) < 16 * COARSER * loss_errors(in_float64, truth).max()).all()
-    allowed = 16 * COARSER * max(momentum_errors(in_float64, truth).values())
-    assert max(momentum_errors(run, truth).values()) < allowed
-    for name, initial in setup.initial.items():
-        if name in truth.momenta:
-            rounding = len(truth.iterations) * 2**-24 * largest(truth.weights[name])
-            change = truth.weights[name] - initial
-            error = largest(run.weights[name] - truth.weights[name])
-            assert error < rounding + allowed * largest(change), name
-        else:
-            assert run.weights[name].equal(initial.double()), name
+    growth = 16 * ROUNDOFF[torch.float32] / ROUNDOFF[torch.float64]
+    losses = growth * loss_errors(in_float64, truth).max()
+    momenta = growth * max(momentum_errors(in_float64, truth).values())
+    assert_true(fit(setup, torch.float32), setup, truth, ROUNDOFF[torch.float32], losses, momenta)
