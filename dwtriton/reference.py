@@ -1,7 +1,7 @@
 """The loss in plain PyTorch, for any device: the fallback, and what the Triton kernels are compared with.
 
-No [points x boxes] tensor exists. The points inside a box are a rectangle of cells on each level, so pairs of a box and
-an inside point are enumerated in chunks; classification logits are read where they lie, a block of rows at a time.
+No [points x boxes] tensor exists: pairs of a box and a point inside it are enumerated in chunks, and classification
+logits are read where they lie, a block of rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,11 @@ from torch import Tensor
 
 from dwtriton import formulas
 from dwtriton.dense_weights import dual_weights
-from dwtriton.points import inside_rectangles
+from dwtriton.pairs import Boxes, Level, memory, pair_terms, pairs_inside, places_in, read_boxes, read_level
 from dwtriton.targets import PackedTargets
 
 __all__ = ["dual_weight_sums", "dual_weights"]  # what a backend provides
 
-PAIRS_PER_CHUNK = 2**16  # about 10 MB of temporary tensors
 ENTRIES_PER_BLOCK = 2**17  # class logits in a step of the dense pass, whose temporary tensors stay in the cache
 
 
@@ -34,84 +33,135 @@ def dual_weight_sums(
     Shapes are those of `DualWeightLoss`; arithmetic is float32, or float64 if any input is float64. An invalid box or
     label makes the three losses and all gradients NaN. Gradients come back in the dtype and layout of their input.
     """
-    inputs = (*cls_logits, *box_distances, *objectness)
-    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return _DualWeightSums.apply(targets, tuple(strides), soft_prior, needs_grad, *inputs)
+    kinds = list(cls_logits), list(box_distances), list(objectness)
+    needs_grad = torch.is_grad_enabled() and any(level.requires_grad for kind in kinds for level in kind)
+    sums, counts, *_ = _operator(*kinds, *targets, [float(stride) for stride in strides], soft_prior, needs_grad)
+    return sums, counts
 
 
-class _DualWeightSums(torch.autograd.Function):
-    """The weights are constants: forward keeps them in three maps a level, backward reads them."""
+def forward_pass(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    targets: PackedTargets,
+    strides: Sequence[float],
+    soft_prior: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The sums, their normalisers, and for `backward_pass` poison [] and, if it `needs_grad`, three maps of each level.
 
-    @staticmethod
-    def forward(ctx, targets, strides, soft_prior, needs_grad, *inputs):
-        count = len(strides)
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
-        boxes = _read_boxes(targets, num_classes=inputs[0].shape[1], dtype=dtype)
-        levels = [_read_level(*inputs[i::count], stride, boxes) for i, stride in enumerate(strides)]
-        bags = _bag_statistics(levels, boxes, soft_prior)
+    The weights are constants for autograd: backward only reads them.
+    """
+    dtype = _arithmetic(cls_logits, box_distances, objectness)
+    boxes = read_boxes(targets, num_classes=cls_logits[0].shape[1], dtype=dtype)
+    levels = [
+        read_level(z, d, u, stride, boxes) for z, d, u, stride in zip(cls_logits, box_distances, objectness, strides)
+    ]
+    bags = _bag_statistics(levels, boxes, soft_prior)
 
-        sums = torch.zeros(4, dtype=torch.float64, device=inputs[0].device)  # of the losses and 1 - N
-        maps = []
-        for level in levels:
-            weights = _level_weights(level, boxes, bags, soft_prior, needs_grad, sums)
-            _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
-            maps += weights if needs_grad else ()
-        poison = torch.where(boxes.valid, 1.0, torch.nan)
-        ctx.save_for_backward(poison, *inputs, *maps)
-        ctx.num_levels = count
-        sums[:3] *= poison
-        num_boxes = boxes.is_truth.sum()
-        counts = torch.stack((num_boxes, num_boxes, sums[3])).to(dtype)
-        ctx.mark_non_differentiable(counts)
-        return sums[:3].to(dtype), counts
-
-    @staticmethod
-    def backward(ctx, grad_losses, _):
-        if torch.is_grad_enabled():
-            raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
-        count = ctx.num_levels
-        poison, *saved = ctx.saved_tensors
-        inputs, maps = saved[: 3 * count], saved[3 * count :]
-        grad_cls_pos, grad_loc, grad_cls_neg = grad_losses * poison
-        grads = [torch.empty_like(tensor) for tensor in inputs]
-        for i in range(count):
-            weights = _LevelWeights(*maps[3 * i : 3 * i + 3])
-            z, d, u = inputs[i::count]
-            grad_z, grad_d, grad_u = grads[i::count]
-            _dense_backward(z, u, weights, grad_cls_pos, grad_cls_neg, grad_z, grad_u)
-            batch, _, height, width = d.shape
-            grad_d.copy_((weights.loc_slope * grad_loc).view(4, batch, height, width).transpose(0, 1))
-        return None, None, None, None, *grads
+    sums = torch.zeros(4, dtype=torch.float64, device=cls_logits[0].device)  # of the losses and 1 - N
+    maps = []
+    for level in levels:
+        weights = _level_weights(level, boxes, bags, soft_prior, needs_grad, sums)
+        _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
+        maps += weights if needs_grad else ()
+    poison = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
+    num_boxes = boxes.is_truth.sum()
+    counts = torch.stack((num_boxes, num_boxes, sums[3])).to(dtype)
+    return (sums[:3] * poison).to(dtype), counts, poison, maps
 
 
-class _Boxes(NamedTuple):
-    """The rows of the packed targets, with what is invalid made harmless."""
+def backward_pass(
+    grad_sums: Tensor,  # [3]
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    poison: Tensor,
+    maps: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
+    grad_cls_pos, grad_loc, grad_cls_neg = grad_sums * poison
+    grads = [[torch.empty_like(level) for level in kind] for kind in (cls_logits, box_distances, objectness)]
+    for i, (z, u) in enumerate(zip(cls_logits, objectness)):
+        weights = _LevelWeights(*maps[3 * i : 3 * i + 3])
+        grad_z, grad_d, grad_u = (kind[i] for kind in grads)
+        _dense_backward(z, u, weights, grad_cls_pos, grad_cls_neg, grad_z, grad_u)
+        batch, _, height, width = grad_d.shape
+        grad_d.copy_((weights.loc_slope * grad_loc).view(4, batch, height, width).transpose(0, 1))
+    return [grad for kind in grads for grad in kind]
 
-    corners: Tensor  # [4, N] xyxy
-    labels: Tensor  # [N] 0..C-1
-    image: Tensor  # [N] 0..B-1
-    is_truth: Tensor  # [N] bool
-    is_crowd: Tensor  # [N] bool
-    valid: Tensor  # () bool: no row that is in use had to be changed
+
+@torch.library.custom_op("dwtriton::dual_weight_reference", mutates_args=())
+def _operator(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    boxes: Tensor,
+    labels: Tensor,
+    offsets: Tensor,
+    iscrowd: Tensor | None,
+    strides: Sequence[float],
+    soft_prior: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """`forward_pass` as an operator, which `torch.compile` keeps whole: it reads numbers of pairs on the host."""
+    targets = PackedTargets(boxes, labels, offsets, iscrowd)
+    return forward_pass(cls_logits, box_distances, objectness, targets, strides, soft_prior, needs_grad)
 
 
-class _Level(NamedTuple):
-    stride: int
-    z: Tensor  # [B, C, H, W] as the caller gave it
-    u: Tensor  # [B, 1, H, W] the same
-    flat_u: Tensor  # [B*H*W] in the dtype of the arithmetic
-    flat_d: Tensor  # [4, B*H*W]
-    rectangles: Tensor  # [4, N] cells inside each box
+@_operator.register_fake
+def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior, needs_grad):
+    dtype = _arithmetic(cls_logits, box_distances, objectness)
+    maps = []
+    for level in cls_logits if needs_grad else ():
+        batch, _, height, width = level.shape
+        per_class = [torch.empty_like(level, dtype=dtype) for _ in range(2)]
+        maps += [*per_class, level.new_empty(4, batch * height * width, dtype=dtype)]
+    sums, counts = (cls_logits[0].new_empty(3, dtype=dtype) for _ in range(2))
+    return sums, counts, sums.new_empty(()), maps
 
 
-class _Pairs(NamedTuple):
-    """A chunk of pairs of a box and a point strictly inside it, all [K] int64, in the order of the boxes."""
+@torch.library.custom_op("dwtriton::dual_weight_reference_backward", mutates_args=())
+def _backward_operator(
+    grad_sums: Tensor,
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    poison: Tensor,
+    maps: Sequence[Tensor],
+) -> list[Tensor]:
+    return backward_pass(grad_sums, cls_logits, box_distances, objectness, poison, maps)
 
-    box: Tensor
-    image: Tensor
-    row: Tensor
-    column: Tensor
-    point: Tensor  # number of the point among those of all images of the level
+
+@_backward_operator.register_fake
+def _(grad_sums, cls_logits, box_distances, objectness, poison, maps):
+    return [torch.empty_like(level) for level in (*cls_logits, *box_distances, *objectness)]
+
+
+def _save(ctx, inputs, output) -> None:
+    cls_logits, box_distances, objectness, *_ = inputs
+    _, counts, poison, maps = output
+    ctx.levels = len(cls_logits)
+    ctx.save_for_backward(poison, *cls_logits, *box_distances, *objectness, *maps)
+    ctx.mark_non_differentiable(counts, poison, *maps)
+
+
+def _backward(ctx, grad_sums, *_):
+    if torch.is_grad_enabled():
+        raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
+    poison, *saved = ctx.saved_tensors
+    count = ctx.levels
+    kinds = [saved[i * count : (i + 1) * count] for i in range(3)]
+    grads = _backward_operator(grad_sums, *kinds, poison, saved[3 * count :])
+    return *(grads[i * count : (i + 1) * count] for i in range(3)), *[None] * 7
+
+
+_operator.register_autograd(_backward, setup_context=_save)
+
+
+def _arithmetic(*kinds: Sequence[Tensor]) -> torch.dtype:
+    double = any(level.dtype == torch.float64 for kind in kinds for level in kind)
+    return torch.float64 if double else torch.float32
 
 
 class _Bags(NamedTuple):
@@ -130,92 +180,13 @@ class _LevelWeights(NamedTuple):
     loc_slope: Tensor  # [4, B*H*W] d(sum of the localisation loss) / d(distances)
 
 
-def _read_boxes(targets: PackedTargets, num_classes: int, dtype: torch.dtype) -> _Boxes:
-    boxes, labels = targets.boxes, targets.labels
-    valid = boxes.isfinite().all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1) & (labels >= 0) & (labels < num_classes)
-    is_truth, is_crowd = targets.box_mask(), targets.crowd_mask()
-    return _Boxes(
-        corners=boxes.to(dtype).nan_to_num().T.contiguous(),
-        labels=labels.clamp(0, num_classes - 1),
-        image=targets.image_index().clamp(max=max(targets.batch_size - 1, 0)),
-        is_truth=is_truth,
-        is_crowd=is_crowd,
-        valid=(valid | ~(is_truth | is_crowd)).all(),
-    )
-
-
-def _read_level(z: Tensor, d: Tensor, u: Tensor, stride: int, boxes: _Boxes) -> _Level:
-    dtype = boxes.corners.dtype
-    flat_d = d.transpose(0, 1).reshape(4, -1).to(dtype)
-    rectangles = inside_rectangles(boxes.corners, *z.shape[2:], stride)
-    return _Level(stride, z, u, u.reshape(-1).to(dtype), flat_d, rectangles)
-
-
-def _pairs(level: _Level, boxes: _Boxes, selected: Tensor) -> Iterator[_Pairs]:
-    """All pairs of the selected boxes on a level, box by box, in chunks. A box may be split between chunks."""
-    left, top, right, bottom = level.rectangles
-    widths = right - left
-    counts = widths * (bottom - top) * selected
-    ends = counts.cumsum(0)
-    begins = ends - counts
-    total = int(counts.sum())
-    height, width = level.z.shape[2:]
-    for start in range(0, total, PAIRS_PER_CHUNK):
-        stop = min(start + PAIRS_PER_CHUNK, total)
-        lengths = ends.clamp(start, stop) - begins.clamp(start, stop)
-        box = torch.repeat_interleave(lengths, output_size=stop - start)
-        within = torch.arange(start, stop, device=box.device) - begins[box]
-        row = within.div(widths[box], rounding_mode="floor")
-        column = within - row * widths[box] + left[box]
-        row = row + top[box]
-        image = boxes.image[box]
-        yield _Pairs(box, image, row, column, (image * height + row) * width + column)
-
-
-class _PairTerms(NamedTuple):
-    """What the weights of a chunk of pairs are made of, each [K]; coordinates [4, K]."""
-
-    z: Tensor
-    u: Tensor
-    t: Tensor
-    prior: Tensor
-    overlap: formulas.Overlap
-    distances: Tensor
-    sides: Tensor
-
-
-def _pair_terms(level: _Level, boxes: _Boxes, pairs: _Pairs, soft_prior: bool) -> _PairTerms:
-    corners = boxes.corners[:, pairs.box]
-    points = (torch.stack((pairs.column, pairs.row)).to(corners.dtype) + 0.5) * level.stride
-    distances = level.flat_d[:, pairs.point]
-    sides = formulas.box_sides(points, corners)
-    overlap = formulas.overlap(distances, sides)
-    z = _memory(level.z)[_places(level.z, pairs, boxes)].to(corners.dtype)
-    u = level.flat_u[pairs.point]
-    t = formulas.alignment(z.sigmoid() * u.sigmoid(), overlap.reg_loss)
-    prior = formulas.center_prior(points, corners, level.stride, soft_prior)
-    return _PairTerms(z, u, t, prior, overlap, distances, sides)
-
-
-def _memory(tensor: Tensor) -> Tensor:
-    """All memory from a tensor's first entry to its last, as one dimension."""
-    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
-    return tensor.as_strided((span,), (1,))
-
-
-def _places(tensor: Tensor, pairs: _Pairs, boxes: _Boxes) -> Tensor:
-    """Where in `_memory` of a [B, C, H, W] tensor each pair's point has the class of its box, [K]."""
-    image, channel, row, column = tensor.stride()
-    return pairs.image * image + boxes.labels[pairs.box] * channel + pairs.row * row + pairs.column * column
-
-
-def _bag_statistics(levels: list[_Level], boxes: _Boxes, soft_prior: bool) -> _Bags:
+def _bag_statistics(levels: list[Level], boxes: Boxes, soft_prior: bool) -> _Bags:
     mass = torch.zeros_like(boxes.corners[0], dtype=torch.float64)
     deficit_min = torch.full_like(boxes.corners[0], torch.inf)
     deficit_max = torch.full_like(boxes.corners[0], -torch.inf)
     for level in levels:
-        for pairs in _pairs(level, boxes, boxes.is_truth):
-            terms = _pair_terms(level, boxes, pairs, soft_prior)
+        for pairs in pairs_inside(level, boxes, boxes.is_truth):
+            terms = pair_terms(level, boxes, pairs, soft_prior)
             mass.index_add_(0, pairs.box, formulas.positive_mass(terms.t, terms.prior).double())
             deficit = formulas.iou_deficit(terms.overlap.iou)
             deficit_min.scatter_reduce_(0, pairs.box, deficit, "amin")
@@ -224,24 +195,24 @@ def _bag_statistics(levels: list[_Level], boxes: _Boxes, soft_prior: bool) -> _B
 
 
 def _level_weights(
-    level: _Level, boxes: _Boxes, bags: _Bags, soft_prior: bool, needs_grad: bool, sums: Tensor
+    level: Level, boxes: Boxes, bags: _Bags, soft_prior: bool, needs_grad: bool, sums: Tensor
 ) -> _LevelWeights:
     """Weights of a level; adds its two positive losses to `sums`. Without gradients only the negative map is filled."""
     dtype = boxes.corners.dtype
     neg = torch.empty_like(level.z, dtype=dtype).fill_(1)
     pos = torch.zeros_like(level.z if needs_grad else level.z[:0], dtype=dtype)
-    loc_slope = torch.zeros_like(level.flat_d)
-    owner = torch.full_like(_memory(neg), -1, dtype=torch.int32)  # the last box of the class that holds the point
-    for pairs in _pairs(level, boxes, boxes.is_truth):
-        terms = _pair_terms(level, boxes, pairs, soft_prior)
-        places = _places(neg, pairs, boxes)
+    loc_slope = level.flat_d.new_zeros(level.flat_d.shape)
+    owner = torch.full_like(memory(neg), -1, dtype=torch.int32)  # the last box of the class that holds the point
+    for pairs in pairs_inside(level, boxes, boxes.is_truth):
+        terms = pair_terms(level, boxes, pairs, soft_prior)
+        places = places_in(neg, pairs, boxes)
 
         weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box])
         cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
         sums[0] += 0.25 * (weight * cls_loss).sum()
         sums[1] += 0.25 * (weight * 5 * terms.overlap.reg_loss).sum()
         if needs_grad:
-            _memory(pos).index_add_(0, places, weight)
+            memory(pos).index_add_(0, places, weight)
             slope = formulas.reg_loss_gradient(terms.distances, terms.sides) * (0.25 * 5 * weight)
             loc_slope.scatter_add_(1, pairs.point.expand(4, -1), slope)
 
@@ -251,16 +222,16 @@ def _level_weights(
         stretched = formulas.negative_weight(
             terms.overlap.iou, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box]
         )
-        _memory(neg)[places[last]] = stretched[last]
+        memory(neg)[places[last]] = stretched[last]
     return _LevelWeights(pos, neg, loc_slope)
 
 
-def _ignored_points(level: _Level, boxes: _Boxes) -> Tensor | None:
+def _ignored_points(level: Level, boxes: Boxes) -> Tensor | None:
     """Points strictly inside a crowd region, [B, 1, H, W] bool; None if the batch has no such region."""
     if not boxes.is_crowd.any():
         return None
     ignored = torch.zeros_like(level.flat_u, dtype=torch.bool)
-    for pairs in _pairs(level, boxes, boxes.is_crowd):
+    for pairs in pairs_inside(level, boxes, boxes.is_crowd):
         ignored[pairs.point] = True
     return ignored.view(level.u.shape)
 
@@ -275,7 +246,7 @@ def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(first, first + images), slice(None), slice(top, top + rows)
 
 
-def _dense_forward(level: _Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:
+def _dense_forward(level: Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:
     """Add a level's negative loss and its sum of 1 - N to `sums`; afterwards N is 0 at ignored points."""
     if ignored is not None:
         neg.masked_fill_(ignored, 1)  # they do not count in the normaliser

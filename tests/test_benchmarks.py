@@ -19,6 +19,7 @@ from peak import peak_bytes
 from report import caption, draw, markdown_table
 from timing import measure
 
+from dwtriton import reference
 from dwtriton.data.transforms import resized_size
 from dwtriton.errors import UserError
 
@@ -52,8 +53,10 @@ def test_dual_weighting_is_within_the_float32_rules_whoever_computes_it(method):
 
 
 def test_compiling_breaks_the_graph_which_is_counted_and_changes_no_result(monkeypatch):
-    module = torch.compile(methods._loss("torch"), backend="eager")  # spares the minutes of code generation
-    monkeypatch.setattr(methods, "compiled_loss", lambda: module)
+    passes = [  # this backend spares the minutes of code generation
+        torch.compile(function, backend="eager") for function in (reference.forward_pass, reference.backward_pass)
+    ]
+    monkeypatch.setattr(methods, "_compiled_passes", lambda: passes)
     methods.forget_compiled()
     assert methods.graph_breaks() == 0
     assert checks.worst_error("compiled", torch.float32, CPU) <= 1

@@ -39,7 +39,7 @@ def test_hundreds_of_boxes_in_many_chunks(dtype, monkeypatch):
     """Chunks that split boxes, and blocks that split levels, change nothing."""
     case = random_case(7, [300, 0, 150], classes=5)
     whole = run_loss(case, case.tensors(dtype))
-    monkeypatch.setattr("dwtriton.reference.PAIRS_PER_CHUNK", 1009)
+    monkeypatch.setattr("dwtriton.pairs.PAIRS_PER_CHUNK", 1009)
     monkeypatch.setattr("dwtriton.reference.ENTRIES_PER_BLOCK", 200)
     pieces = run_loss(case, case.tensors(dtype))
     limit = LIMITS[dtype][0]
