@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     about = machine(torch.device("cpu")) | {"torchvision": torchvision.__version__, "pillow": PIL.__version__}
     with tempfile.TemporaryDirectory() as folder:
-        cfg = Config(data=DataConfig(root=Path(folder) / "photos", batch_size=args.batch, workers=0, flip=1.0))
+        data = DataConfig(root=Path(folder) / "photos", batch_size=args.batch, workers=0, flip=1.0, buckets=0)
+        cfg = Config(data=data)
         file_bytes = write_photos(cfg.data.root, args.images)
         contestants = {"dwtriton": ours(cfg), "torchvision": plain(cfg)}
         check_same_images(contestants)
@@ -99,7 +100,7 @@ def ours(cfg: Config) -> Contestant:
 def plain(cfg: Config) -> Contestant:
     data, dataset = cfg.data, plain_dataset(cfg.data)
     sampler = train_loader(CocoDataset(data, "train"), cfg).batch_sampler
-    batches = [[index for index, _ in batch] for batch in sampler]
+    batches = [[sample.index for sample in batch] for batch in sampler.whole_batches()]
 
     def loader(workers: int) -> DataLoader:
         return plain_loader(dataset, data.model_copy(update={"workers": workers}), batches)

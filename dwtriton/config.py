@@ -1,7 +1,7 @@
 """The configuration: typed models whose defaults are the published `r50_1x`, and TOML files that change them."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -16,11 +17,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    WrapValidator,
 )
 
 from dwtriton.config_files import ConfigError, apply_override, nearest, read_config_file
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
 class Section(BaseModel):
@@ -31,6 +35,17 @@ def _rising(span: tuple[int, int]) -> tuple[int, int]:
     if span[0] > span[1]:
         raise ValueError("the lowest comes first")
     return span
+
+
+def _compile_setting(setting: Any) -> Any:
+    return {True: "default", False: "off"}[setting] if isinstance(setting, bool) else setting
+
+
+def _buckets(setting: Any, validate: Callable[[Any], Any]) -> Any:
+    try:
+        return validate(setting)
+    except ValidationError:
+        raise ValueError("give a number of buckets, or their sizes in pixels as [[height, width], ...]") from None
 
 
 class ShapesConfig(Section):
@@ -60,6 +75,11 @@ class DataConfig(Section):
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
     size_divisor: PositiveInt = Field(32, multiple_of=32, description="batches are zero-padded to a multiple of this")
+    buckets: Annotated[NonNegativeInt | Sizes, WrapValidator(_buckets)] = Field(
+        4,
+        description="sizes (height, width) in pixels that training batches are padded to, or how many to choose for "
+        "the data; each is a graph of torch.compile. 0: batches are padded as their images need it",
+    )
     batch_size: PositiveInt = Field(16, description="images in one optimiser step, over all GPUs")
     workers: NonNegativeInt = Field(4, description="loader processes; 0 loads in the main process")
 
@@ -131,6 +151,14 @@ class TrainConfig(Section):
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
+    )
+    compile: Annotated[Literal["auto", "off", *COMPILE_MODES], BeforeValidator(_compile_setting)] = Field(
+        "auto",
+        description="mode of torch.compile for backbone, pyramid, head and loss, or off; true is the mode default; "
+        "auto: default on a GPU, off on a CPU",
+    )
+    compile_ahead: bool = Field(
+        True, description="compile for every bucket before the first step; false: when its first batch comes"
     )
     accumulate: PositiveInt = Field(
         1, description="forward and backward passes in one optimiser step; they share data.batch_size"

@@ -16,7 +16,7 @@ from dwtriton.files import make_folder, write_text
 from dwtriton.model.detector import build_detector
 from dwtriton.train import ranks
 from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, load_weights
-from dwtriton.train.evaluation import Evaluation, detect, evaluate
+from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
 from dwtriton.train.reporting import say
 
 EXAMPLES = """\
@@ -47,10 +47,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     with ranks.one_error():
         checkpoint = load_checkpoint(arguments.weights)
         out = arguments.out or arguments.weights.parent / "evaluation"
-        make_folder(out)
         cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
-        with ranks.in_turn():
-            draw_missing_shapes(cfg.data)
+    ranks.check_same_config(cfg)
+    with ranks.one_error(), ranks.in_turn():
+        draw_missing_shapes(cfg.data)
+    with ranks.one_error():
         data = prepare_validation(cfg)
         if data.class_names != checkpoint.class_names:
             raise CheckpointError(
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             )
         detector = build_detector(cfg)
         load_weights(detector, checkpoint.weights, str(arguments.weights))
+        make_folder(out)
+    ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
     detector.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
 
     loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
@@ -71,11 +74,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             data.category_ids,
             lambda batch: (broken.update(batch.broken), bar.advance(task)),
         )
-    gathered = ranks.gather((own, broken))
+    gathered = gather_results(own, broken)
     if gathered is None:
         return 0
-    results = [result for own, _ in gathered for result in own]
-    broken = set().union(*(broken for _, broken in gathered))
+    results, broken = gathered
     evaluation = evaluate(data.coco, results)
 
     write_text(out / "detections.json", json.dumps(results))

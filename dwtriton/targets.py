@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dwtriton.transfer import to_device
+
 
 class PackedTargets(NamedTuple):
     """Boxes of all images of a batch, one after another; image b owns the rows `offsets[b]` to `offsets[b + 1] - 1`.
@@ -48,6 +50,8 @@ def pack_targets(
 ) -> PackedTargets:
     """Check the targets of a batch on the CPU and pack them on `device`; call it outside a compiled graph.
 
+    The host does not wait for the device, if the targets come from main memory.
+
     `targets[b]` follows torchvision: `boxes` (G, 4) float32 or float64 xyxy in pixels, `labels` (G,) int64, and
     optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: no ground truth, and no
     negative loss at the points inside. Other keys are allowed and unused.
@@ -60,8 +64,10 @@ def pack_targets(
     packed = concatenate_targets(targets, "cpu")
     check_values(packed)
     if capacity is not None:
-        return _pad(packed, capacity, torch.device(device))
-    packed = packed.to(device)
+        packed = _pad(packed, capacity)
+    packed = PackedTargets(*(to_device(part, device) for part in packed))
+    if capacity is not None:
+        return packed
     from torch._dynamo.decorators import mark_unbacked  # slow to import, and of use only to torch.compile
 
     for tensor in (packed.boxes, packed.labels, packed.iscrowd):
@@ -158,7 +164,7 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
         )
 
 
-def _pad(packed: PackedTargets, capacity: int, device: torch.device) -> PackedTargets:
+def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
     """The same targets in `capacity` rows; the added rows are zero."""
     count = len(packed.labels)
     if count > capacity:
@@ -167,9 +173,9 @@ def _pad(packed: PackedTargets, capacity: int, device: torch.device) -> PackedTa
         )
 
     def pad(tensor: Tensor) -> Tensor:
-        return torch.cat((tensor, tensor.new_zeros(capacity - count, *tensor.shape[1:]))).to(device)
+        return torch.cat((tensor, tensor.new_zeros(capacity - count, *tensor.shape[1:])))
 
-    return PackedTargets(pad(packed.boxes), pad(packed.labels), packed.offsets.to(device), pad(packed.iscrowd))
+    return PackedTargets(pad(packed.boxes), pad(packed.labels), packed.offsets, pad(packed.iscrowd))
 
 
 def _describe(value: object) -> str:

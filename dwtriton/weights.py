@@ -22,7 +22,7 @@ from dwtriton.model.mmdet import from_mmdet, to_mmdet
 from dwtriton.model.mmdet_file import MmdetFile, config_misfits, is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dwtriton.train.reporting import say
-from dwtriton.weights_summary import summarise
+from dwtriton.weights_summary import some, summarise
 
 EXAMPLES = {
     "show": """\
@@ -118,8 +118,8 @@ def rename(file: MmdetFile, cfg: Config, source: str) -> tuple[dict[str, Tensor]
     with torch.device("meta"):
         own = build_detector(cfg).state_dict()
     try:
-        weights = _renamed(file.weights, own)
-        return weights, None if file.trained is None else _renamed(file.trained, own)
+        weights = _copies(from_mmdet(file.weights, own))
+        return weights, None if file.trained is None else _copies(from_mmdet(file.trained, own))
     except UserError as error:
         misfits = config_misfits(file.weights, file.num_classes)
         fitting = [f"--cfg {name}" for name, count in misfits.items() if not count]
@@ -127,15 +127,9 @@ def rename(file: MmdetFile, cfg: Config, source: str) -> tuple[dict[str, Tensor]
         raise UserError(f"{source}, with names and shapes of {fits}: {error}") from None
 
 
-def _renamed(given: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under our names, each with memory of its own. Raises UserError also for other dtypes than ours."""
-    expected = {name: tensor.dtype for name, tensor in to_mmdet(own).items() if name in given}
-    others = [
-        f"{name} is {given[name].dtype}, not {dtype}" for name, dtype in expected.items() if given[name].dtype != dtype
-    ]
-    if others:
-        raise UserError("weights are taken as trained, not rounded to another dtype:\n  " + "\n  ".join(others))
-    return {name: tensor.detach().clone() for name, tensor in from_mmdet(given, own).items()}
+def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each with memory of its own: a file holds all memory that its tensors are views of."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
@@ -157,14 +151,22 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
 
 def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> None:
     """Write the checkpoint from which a run with this backbone begins."""
+    if not arguments.file.is_file():
+        raise UserError(f"{arguments.file} does not exist")
     cfg = load_config(arguments.cfg, arguments.set)
     names, ids = class_list(cfg, None, arguments.classes, console)
     torch.manual_seed(cfg.train.seed)
     detector = build_detector(cfg)
-    load_backbone_weights(detector.backbone, str(arguments.file))
+    taken, fresh, left_out = load_backbone_weights(detector.backbone, str(arguments.file))
     save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, 0, detector.state_dict()))
-    loaded = len(detector.backbone.state_dict())
-    say(console, f"backbone: {loaded} tensors of {arguments.file}, the rest is fresh with seed {cfg.train.seed}")
+    say(
+        console,
+        f"backbone: {len(taken)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
+    )
+    if fresh:
+        say(console, f"fresh too, as the file has none: {some(fresh)}")
+    if left_out:
+        say(console, f"left out: {', '.join(left_out)}, of the classifier")
     say(console, f"checkpoint: {arguments.out}")
 
 

@@ -41,7 +41,7 @@ def summarise(path: Path) -> tuple[dict[str, str], Table]:
         return _torchvision(content)
     raise UserError(
         f"{path} is neither a checkpoint of this package or MMDetection nor the state dict of a torchvision ResNet; "
-        f"it holds {_some(map(str, content))}"
+        f"it holds {some(map(str, content))}"
     )
 
 
@@ -49,7 +49,7 @@ def _ours(checkpoint: Checkpoint) -> tuple[dict[str, str], Table]:
     facts = {
         "what": "checkpoint of dwtriton",
         "iteration": str(checkpoint.iteration),
-        "classes": f"{len(checkpoint.class_names)}: {_some(checkpoint.class_names)}",
+        "classes": f"{len(checkpoint.class_names)}: {some(checkpoint.class_names)}",
         "config": _nearest_config(checkpoint.config),
         "optimizer": "its state is here" if checkpoint.optimizer else "none: starts or evaluates, cannot be resumed",
         "moving average": "none" if checkpoint.ema is None else "beside the trained weights; detection uses it",
@@ -69,7 +69,7 @@ def _mmdet(file: MmdetFile) -> tuple[dict[str, str], Table]:
     facts = {
         "what": "checkpoint of MMDetection; `from-mmdet` converts it",
         "epoch, iteration": f"{file.meta.get('epoch', 'not given')}, {file.meta.get('iter', 'not given')}",
-        "classes": f"{file.num_classes or 'unknown'}: {_some(names) if names else 'without names'}",
+        "classes": f"{file.num_classes or 'unknown'}: {some(names) if names else 'without names'}",
         "config": f"{nearest}: {f'{least} tensors differ' if least else 'has just these tensors'}",
         "moving average": "none" if file.trained is None else "in place of the trained weights, which are beside it",
         **file.left_out,
@@ -140,10 +140,10 @@ def _not_finite(sets: Mapping[str, Mapping[str, Tensor] | None]) -> str:
         for name, tensor in (state or {}).items()
         if not tensor.isfinite().all()
     ]
-    return _some(bad) if bad else "none"
+    return some(bad) if bad else "none"
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""

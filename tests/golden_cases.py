@@ -7,6 +7,7 @@ import torch
 from loss_cases import LOSSES, Case, assert_gradients, run_loss
 
 GOLDEN = Path(__file__).parent / "golden"
+RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]  # configs
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("loss_*.npz"))
 GRADIENTS = ("grad_cls_logits", "grad_box_dist", "grad_obj_logits")
 

@@ -1,7 +1,7 @@
 """Detection data: COCO format, transforms, batches, and the generated `shapes` data set."""
 
 from dwtriton.config import Config, DataConfig
-from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader
+from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader, training_buckets
 from dwtriton.data.coco import CocoDataset, Example
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import Split, check_layout
@@ -27,6 +27,7 @@ __all__ = [
     "prepare_validation",
     "read_image",
     "train_loader",
+    "training_buckets",
 ]
 
 
@@ -43,6 +44,11 @@ def prepare_data(cfg: Config) -> tuple[CocoDataset, CocoDataset]:
     not `cfg.head.num_classes`.
     """
     train, val = _prepare(cfg, ("train", "val"))
+    if len(train.class_names) != cfg.head.num_classes:
+        raise DataError(
+            f"the data in {cfg.data.root} has {len(train.class_names)} categories, but head.num_classes is "
+            f"{cfg.head.num_classes}: add --set head.num_classes={len(train.class_names)}"
+        )
     if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
         raise DataError(
             f"{cfg.data.train_annotations} and {cfg.data.val_annotations} have different categories: "
@@ -52,7 +58,10 @@ def prepare_data(cfg: Config) -> tuple[CocoDataset, CocoDataset]:
 
 
 def prepare_validation(cfg: Config) -> CocoDataset:
-    """The validation set alone; the training files need not exist. Draws and raises as `prepare_data`."""
+    """The validation set alone; the training files need not exist, and its categories are not counted.
+
+    Draws and raises as `prepare_data`.
+    """
     return _prepare(cfg, ("val",))[0]
 
 
@@ -63,12 +72,7 @@ def _prepare(cfg: Config, splits: tuple[Split, ...]) -> list[CocoDataset]:
     datasets = [CocoDataset(data, split, keep_crowd=cfg.loss.ignore_crowd) for split in splits]
     for dataset in datasets:
         if data.shapes is not None:
-            check_shapes(dataset.coco.dataset["info"], data.root, data.shapes)
-        if len(dataset.class_names) != cfg.head.num_classes:
-            raise DataError(
-                f"the data in {data.root} has {len(dataset.class_names)} categories, but head.num_classes is "
-                f"{cfg.head.num_classes}: add --set head.num_classes={len(dataset.class_names)}"
-            )
+            check_shapes(dataset.info, data.root, data.shapes)
     return datasets
 
 

@@ -59,6 +59,8 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
 def _parse(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); is the file truncated?") from None
     if not isinstance(content, dict):

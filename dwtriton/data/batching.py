@@ -1,11 +1,15 @@
 """Batches: which images go together, how they become one tensor, and the loaders of training and evaluation."""
 
+import atexit
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import numpy as np
@@ -14,8 +18,11 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from dwtriton.config import Config
-from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.data.buckets import Size, choose_buckets, fits, padded_size, smallest_bucket
+from dwtriton.data.coco import CocoDataset, Example, Sample
 from dwtriton.errors import UserError
+
+LINGER = 60  # seconds that a worker survives SIGTERM while the main process saves its state
 
 
 class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -25,7 +32,9 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
     beginning. A sample's seed depends on (seed, epoch, position) alone, not on workers nor on where a run resumed.
 
     Of each batch, process `rank` of `world_size` gets its own part, as `accumulate` batches one after another; the
-    parts of all make up the batch, whatever their number. Raises UserError if the batch cannot be shared out so.
+    parts of all make up the batch, whatever their number. With `padded_size`, the (h, w) that a whole batch is padded
+    to, samples are `(index, seed, (h, w))`, and all parts of a batch have one size.
+    Raises UserError if the batch cannot be shared out so.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        padded_size: Callable[[list[Sample]], Size] | None = None,
     ) -> None:
         if batch_size % (world_size * accumulate):
             raise UserError(
@@ -46,6 +56,7 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.padded_size = padded_size
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -62,15 +73,20 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
         """Batches of this process in a whole epoch, wherever it is started."""
         return self.steps * self.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple]]:
+        size = self.batch_size // (self.world_size * self.accumulate)
+        for batch in self.whole_batches():
+            suffix = () if self.padded_size is None else (self.padded_size(batch),)
+            for first in range(self.rank * size, self.batch_size, self.world_size * size):
+                yield [(sample.index, sample.seed, *suffix) for sample in batch[first : first + size]]
+
+    def whole_batches(self) -> Iterator[list[Sample]]:
+        """The batches of the epoch from its start on, of all processes together."""
         rng = np.random.default_rng((self.seed, self.epoch))
         batches = rng.permutation(np.concatenate([self._batches(group, rng) for group in self.groups]))  # [N, B]
         seeds = rng.integers(2**63, size=batches.shape)
-        samples = np.stack([batches, seeds], -1)[self.start :]  # [n, B, 2]
-        size = self.batch_size // (self.world_size * self.accumulate)
-        parts = samples.reshape(-1, self.world_size, size, 2)
-        for part in parts[:, self.rank].tolist():
-            yield [tuple(sample) for sample in part]
+        for batch in np.stack([batches, seeds], -1)[self.start :]:  # [B, 2]
+            yield [Sample(index, seed) for index, seed in batch.tolist()]
 
     def _batches(self, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         count = -(-len(group) // self.batch_size)
@@ -107,7 +123,7 @@ class Batch:
 
 
 def collate(examples: list[Example], num_classes: int, size_divisor: int) -> Batch:
-    """Pad to multiples of `size_divisor`, then to the largest of the batch, and check the targets.
+    """Pad to the size that the samples asked for, else to the least multiples of `size_divisor`; check the targets.
 
     Raises ValueError, naming the image, for labels outside 0..num_classes-1 and boxes not finite or inverted.
     """
@@ -115,11 +131,9 @@ def collate(examples: list[Example], num_classes: int, size_divisor: int) -> Bat
     for example in readable:
         _check_target(example, num_classes)
     sizes = [tuple(example.image.shape[-2:]) for example in readable]
-    height, width = (
-        -(-max((size[axis] for size in sizes), default=1) // size_divisor) * size_divisor for axis in (0, 1)
-    )
+    padded = examples[0].padded or padded_size([*sizes, (1, 1)], size_divisor)
     return Batch(
-        images=_stack([example.image for example in readable], height, width),
+        images=_stack([example.image for example in readable], *padded),
         targets=[example.target for example in readable],
         image_ids=[example.image_id for example in readable],
         image_sizes=sizes,
@@ -142,10 +156,46 @@ def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: i
 
     Raises UserError if the batch cannot be shared out.
     """
+    buckets = training_buckets(dataset, cfg)
     sampler = OrientedBatchSampler(
-        dataset.landscape, cfg.data.batch_size, cfg.train.seed, rank, world_size, cfg.train.accumulate
+        dataset.landscape,
+        cfg.data.batch_size,
+        cfg.train.seed,
+        rank,
+        world_size,
+        cfg.train.accumulate,
+        lambda samples: smallest_bucket(dataset.padded_size(samples), buckets),
     )
-    return _loader(dataset, cfg, sampler)
+    return _loader(dataset, cfg, sampler, persistent_workers=cfg.data.workers > 0)
+
+
+def training_buckets(dataset: CocoDataset, cfg: Config) -> list[Size]:
+    """The (h, w) that training batches are padded to; none if every batch is padded as its own images need it.
+
+    Where `data.buckets` is a number they are chosen for the batches of the first epoch (see `choose_buckets`).
+    Raises UserError if the config's own leave out an image or are no multiples of `data.size_divisor`.
+    """
+    if cfg.data.buckets == 0:
+        return []
+    limits = dataset.largest_sizes()
+    if isinstance(cfg.data.buckets, int):
+        return choose_buckets(natural_sizes(dataset, cfg), limits, cfg.data.buckets)
+    for bucket in cfg.data.buckets:
+        if padded_size([bucket], cfg.data.size_divisor) != bucket:
+            raise UserError(f"data.buckets: {bucket} is not a multiple of data.size_divisor = {cfg.data.size_divisor}")
+    for limit in limits:
+        if not any(fits(limit, bucket) for bucket in cfg.data.buckets):
+            raise UserError(
+                f"data.buckets: none of {list(cfg.data.buckets)} holds {limit}, a (height, width) that batches of "
+                f"this data can have: add it, or set data.buckets to a number and let them be chosen"
+            )
+    return list(cfg.data.buckets)
+
+
+def natural_sizes(dataset: CocoDataset, cfg: Config) -> Counter[Size]:
+    """How often the batches of the first epoch have which (h, w), without buckets."""
+    sampler = OrientedBatchSampler(dataset.landscape, cfg.data.batch_size, cfg.train.seed)
+    return Counter(map(dataset.padded_size, sampler.whole_batches()))
 
 
 def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:
@@ -158,29 +208,40 @@ def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: in
     size = max(1, cfg.data.batch_size // world_size)
     batches = [
         same[i : i + size]
-        for same in (list(group) for _, group in groupby(order, dataset.padded_size))
+        for same in (list(group) for _, group in groupby(order, lambda index: dataset.padded_size([Sample(index)])))
         for i in range(0, len(same), size)
     ]
     return _loader(dataset, cfg, batches[rank::world_size])
 
 
-def _loader(dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | list[list[int]]) -> DataLoader:
+def _loader(
+    dataset: CocoDataset,
+    cfg: Config,
+    batches: OrientedBatchSampler | list[list[int]],
+    persistent_workers: bool = False,
+) -> DataLoader:
+    main_ends = multiprocessing.Event()
+    atexit.register(main_ends.set)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=cfg.data.workers,
         collate_fn=partial(collate, num_classes=len(dataset.class_names), size_divisor=cfg.data.size_divisor),
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=cfg.data.workers > 0,
-        worker_init_fn=_leave_signals_to_parent,
+        persistent_workers=persistent_workers,
+        worker_init_fn=partial(_leave_signals_to_parent, main_ends),
         generator=torch.Generator(),  # its own, so that loading draws nothing from the generator of the run
     )
 
 
-def _leave_signals_to_parent(_worker_id: int) -> None:
-    """Signals to the whole process group (Ctrl-C, torchrun's SIGTERM) are for the main process: it ends its workers."""
+def _leave_signals_to_parent(main_ends: Event, _worker_id: int) -> None:
+    """Signals to the whole job are for the main process, which saves its state and then ends its workers by SIGTERM.
+
+    Ctrl-C reaches a process group, so each worker is one of its own. SIGTERM may reach every process, and a worker that
+    dies of it before the main process ends would take that with it.
+    """
     os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the run that forked this worker
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0) if main_ends.is_set() else signal.alarm(LINGER))
 
 
 def _check_target(example: Example, num_classes: int) -> None:

@@ -1,24 +1,35 @@
 """Detection data in COCO format as a torch data set."""
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
 from dwtriton.config import DataConfig
 from dwtriton.data.annotations import read_annotations
+from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import Split, layout_error, split_paths
 from dwtriton.data.report import DataError, DataReport
 from dwtriton.data.transforms import draw_augmentation, resized_size, transform
 
 MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, section Data)
+
+
+class Sample(NamedTuple):
+    """What a sampler asks of a data set."""
+
+    index: int
+    seed: int = 0  # decides the augmentation, and nothing else does
+    padded: Size | None = None  # what the batch will be padded to; None: as its images need it
 
 
 @dataclass
@@ -31,6 +42,7 @@ class Example:
     path: str
     scale_factor: tuple[float, float]  # (sx, sy), network pixels per original pixel
     broken: list[str] = field(default_factory=list)  # "PATH: reason", the files that could not be read
+    padded: Size | None = None  # as the sample asked for it
 
 
 class CocoDataset(Dataset):
@@ -41,10 +53,11 @@ class CocoDataset(Dataset):
     with `keep_crowd` the crowd boxes stay, and targets mark them in `"iscrowd"` (G,) bool.
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1, in the order of the sorted category ids),
-    `coco` (pycocotools' COCO, the ground truth for COCOeval), `landscape` (bool array, item wider than high),
-    `aspects` (height / width of each item), `image_ids` and `paths` of the items, `report` (what was left out, why).
+    `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids` and `paths` of
+    the items, `report` (what was left out, why), `info` (of the annotation file), `fingerprint` (of items and targets),
+    and of the `"val"` split `coco` (pycocotools' COCO, the ground truth for COCOeval).
 
-    Items are addressed by `index` or `(index, seed)`; the seed decides the augmentation and nothing else does.
+    Items are addressed by `index` or by the fields of a `Sample`.
     Raises DataError if the files cannot be used.
     """
 
@@ -54,15 +67,18 @@ class CocoDataset(Dataset):
         self.keep_crowd = keep_crowd
         self.report = DataReport()
         paths = split_paths(cfg, split)
-        self.coco = read_annotations(paths.annotations, self.report)
-        categories = sorted(self.coco.dataset["categories"], key=lambda category: category["id"])
+        coco = read_annotations(paths.annotations, self.report)
+        self.info: dict[str, Any] = coco.dataset["info"]
+        if not self.training:
+            self.coco = coco
+        categories = sorted(coco.dataset["categories"], key=lambda category: category["id"])
         self.category_ids: list[int] = [category["id"] for category in categories]
         self.class_names: list[str] = [category["name"] for category in categories]
 
-        targets = self._targets()
-        images = self._with_file(paths.images)
+        targets = self._targets(coco)
+        images = self._with_file(coco, paths.images)
         if not images:
-            raise layout_error(cfg, f"none of the images of {paths.annotations} is in {paths.images}")
+            raise layout_error(cfg, f"none of the images of {paths.annotations} is in {paths.images}", (split,))
         if self.training:
             images = [image for image in images if self._trainable(image, targets[image["id"]])]
         if not images:
@@ -73,55 +89,94 @@ class CocoDataset(Dataset):
         self._sizes = np.array([(image["height"], image["width"]) for image in images])  # [N, 2]
         self.landscape = self._sizes[:, 1] > self._sizes[:, 0]
         self.aspects = self._sizes[:, 0] / self._sizes[:, 1]
+        self.fingerprint = self._fingerprint()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> Example:
+    def __getitem__(self, item: int | tuple) -> Example:
         """The example. If its file is broken, training takes the next item of the same orientation that is not."""
-        index, seed = item if isinstance(item, tuple) else (item, 0)
+        sample = Sample(*item) if isinstance(item, tuple) else Sample(item)
         broken: list[str] = []
-        for candidate in self._candidates(index):
+        for candidate in self._candidates(sample):
             try:
-                return self._example(candidate, seed, broken)
+                return self._example(candidate, broken)
             except BrokenImageError as error:
                 broken.append(str(error))
-        return Example(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken)
+        index = sample.index
+        return Example(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, sample.padded)
 
-    def padded_size(self, index: int) -> tuple[int, int]:
-        """(h, w) of an item of the `"val"` split in the network: resized, and padded to the size divisor."""
-        divisor = self.cfg.size_divisor
-        size = resized_size(*self._sizes[index].tolist(), self.cfg.test_short_side, self.cfg.test_long_side)
-        return tuple(-(-side // divisor) * divisor for side in size)
+    def padded_size(self, samples: Iterable[Sample]) -> Size:
+        """(h, w) that a batch of these samples is padded to: multiples of the divisor in which its images fit."""
+        return padded_size((self._resized_size(sample) for sample in samples), self.cfg.size_divisor)
 
-    def _candidates(self, index: int) -> Iterator[int]:
-        """The item itself; in training then the others of its orientation, in the order that follows it."""
-        yield index
-        if self.training:
-            following = np.roll(np.arange(len(self)), -index)[1:]
-            yield from following[self.landscape[following] == self.landscape[index]]
+    def largest_sizes(self) -> list[Size]:
+        """The largest (h, w) that a batch of either orientation can be padded to."""
+        high, limit = (
+            (self.cfg.short_side[1], self.cfg.long_side)
+            if self.training
+            else (self.cfg.test_short_side, self.cfg.test_long_side)
+        )
+        groups = [self._sizes[self.landscape == wide].tolist() for wide in (False, True)]
+        return [
+            padded_size((resized_size(*size, high, limit) for size in group), self.cfg.size_divisor)
+            for group in groups
+            if group
+        ]
 
-    def _example(self, index: int, seed: int, broken: list[str]) -> Example:
+    def most_boxes(self, images: int) -> int:
+        """The most boxes that so many images can have together."""
+        counts = sorted((len(target["labels"]) for target in self._targets_by_item), reverse=True)
+        return sum(counts[:images]) + counts[0] * max(0, images - len(counts))
+
+    def _augmentation(self, sample: Sample) -> tuple[int, int, bool]:
+        """Limits of the short and of the long side in pixels, and whether to flip."""
+        if not self.training:
+            return self.cfg.test_short_side, self.cfg.test_long_side, False
+        short_side, flipped = draw_augmentation(self.cfg, sample.seed)
+        return short_side, self.cfg.long_side, flipped
+
+    def _resized_size(self, sample: Sample) -> Size:
+        short_side, long_side, _ = self._augmentation(sample)
+        return resized_size(*self._sizes[sample.index].tolist(), short_side, long_side)
+
+    def _candidates(self, sample: Sample) -> Iterator[Sample]:
+        """The sample itself; in training then the others of its orientation that fit, in the order that follows it."""
+        yield sample
+        if not self.training:
+            return
+        following = np.roll(np.arange(len(self)), -sample.index)[1:]
+        for index in following[self.landscape[following] == self.landscape[sample.index]].tolist():
+            candidate = sample._replace(index=index)
+            if sample.padded is None or fits(self._resized_size(candidate), sample.padded):
+                yield candidate
+
+    def _example(self, sample: Sample, broken: list[str]) -> Example:
+        index = sample.index
         height, width = self._sizes[index].tolist()
         image = read_image(Path(self.paths[index]), (height, width))
         target = {key: torch.from_numpy(value.copy()) for key, value in self._targets_by_item[index].items()}
-        if self.training:
-            short_side, flipped = draw_augmentation(self.cfg, seed)
-            sides = short_side, self.cfg.long_side
-        else:
-            sides, flipped = (self.cfg.test_short_side, self.cfg.test_long_side), False
-        image, target["boxes"], scale_factor = transform(image, target["boxes"], self.cfg, *sides, flipped)
-        return Example(image, target, self.image_ids[index], self.paths[index], scale_factor, broken)
+        augmentation = self._augmentation(sample)
+        image, target["boxes"], scale_factor = transform(image, target["boxes"], self.cfg, *augmentation)
+        return Example(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, sample.padded)
 
-    def _targets(self) -> dict[int, dict[str, np.ndarray]]:
+    def _fingerprint(self) -> str:
+        """Differs for other images, in another order or of another size, and for other targets."""
+        digest = hashlib.sha256(repr((self.image_ids, self._sizes.tolist())).encode())
+        for target in self._targets_by_item:
+            for array in target.values():
+                digest.update(array.tobytes())
+        return digest.hexdigest()[:12]
+
+    def _targets(self, coco: COCO) -> dict[int, dict[str, np.ndarray]]:
         """Targets in original pixels, by image id; images without a usable box have empty ones."""
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         usable = defaultdict(list)
-        for annotation in self.coco.dataset["annotations"]:
-            if self._usable(annotation):
+        for annotation in coco.dataset["annotations"]:
+            if self._usable(annotation, coco.imgs[annotation["image_id"]]["file_name"]):
                 usable[annotation["image_id"]].append(annotation)
         targets = {}
-        for image_id in self.coco.imgs:
+        for image_id in coco.imgs:
             chosen = usable[image_id]
             xywh = torch.tensor([a["bbox"] for a in chosen], dtype=torch.float32).reshape(-1, 4)
             targets[image_id] = {
@@ -132,21 +187,20 @@ class CocoDataset(Dataset):
                 targets[image_id]["iscrowd"] = np.array([bool(a["iscrowd"]) for a in chosen], dtype=bool)
         return targets
 
-    def _usable(self, annotation: dict[str, Any]) -> bool:
+    def _usable(self, annotation: dict[str, Any], image: str) -> bool:
         width, height = annotation["bbox"][2:]
         if annotation["area"] <= 0 or width < 1 or height < 1:
-            image = self.coco.imgs[annotation["image_id"]]["file_name"]
             kind = "box without area or under 1 pixel, not used as a target"
             self.report.add(kind, f"annotation {annotation['id']} of image {annotation['image_id']} ({image})")
             return False
         return self.keep_crowd or not annotation["iscrowd"]
 
-    def _with_file(self, folder: Path) -> list[dict[str, Any]]:
+    def _with_file(self, coco: COCO, folder: Path) -> list[dict[str, Any]]:
         kind = "image file missing, image skipped"
         if not self.training:
             kind += ", but its ground truth still counts"
         images = []
-        for image in self.coco.dataset["images"]:
+        for image in coco.dataset["images"]:
             if (folder / image["file_name"]).is_file():
                 images.append(image)
             else:

@@ -8,6 +8,7 @@ from dwtriton.config import DataConfig
 from dwtriton.data.report import DataError
 
 Split = Literal["train", "val"]
+BOTH: tuple[Split, ...] = ("train", "val")
 NAMES_LISTED = 12
 
 
@@ -30,32 +31,31 @@ def split_paths(cfg: DataConfig, split: Split) -> SplitPaths:
     return SplitPaths(cfg.root / images, cfg.root / annotations)
 
 
-def check_layout(cfg: DataConfig, splits: tuple[Split, ...] = ("train", "val")) -> None:
+def check_layout(cfg: DataConfig, splits: tuple[Split, ...] = BOTH) -> None:
     """Raise one DataError, with the layout expected and what was found, unless every path of `splits` exists."""
     paths = [split_paths(cfg, split) for split in splits]
     missing = [p.images for p in paths if not p.images.is_dir()]
     missing += [p.annotations for p in paths if not p.annotations.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(cfg.root)) for path in missing)
-        raise layout_error(cfg, f"the data folder {cfg.root} lacks {names}")
+        raise layout_error(cfg, f"the data folder {cfg.root} lacks {names}", splits)
 
 
-def layout_error(cfg: DataConfig, problem: str) -> DataError:
-    """A DataError that says `problem`, then the layout expected and what `cfg.root` holds."""
+def layout_error(cfg: DataConfig, problem: str, splits: tuple[Split, ...]) -> DataError:
+    """A DataError that says `problem`, then the layout expected of `splits` and what `cfg.root` holds."""
     return DataError(
-        f"{problem}.\n{_expected(cfg, cfg.root)}\nFound: {_found(cfg.root)}\n"
+        f"{problem}.\n{_expected(cfg, cfg.root, splits)}\nFound: {_found(cfg.root)}\n"
         "Point --data at the right folder, or rename its parts with --set data.train_images=NAME (train_annotations, "
         "val_images, val_annotations)."
     )
 
 
-def _expected(cfg: DataConfig, root: Path) -> str:
-    rows = [
-        (f"{cfg.train_images}/", "folder of training images"),
-        (f"{cfg.val_images}/", "folder of validation images"),
-        (cfg.train_annotations, "COCO JSON"),
-        (cfg.val_annotations, "COCO JSON"),
-    ]
+def _expected(cfg: DataConfig, root: Path, splits: tuple[Split, ...] = BOTH) -> str:
+    rows = {
+        "train": ((f"{cfg.train_images}/", "folder of training images"), (cfg.train_annotations, "COCO JSON")),
+        "val": ((f"{cfg.val_images}/", "folder of validation images"), (cfg.val_annotations, "COCO JSON")),
+    }
+    rows = [row for split in splits for row in rows[split]]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["Expected:", f"  {root}/", *(f"    {name:{width}}  {what}" for name, what in rows)])
 

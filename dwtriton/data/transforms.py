@@ -5,6 +5,7 @@ A loader resizes and flips; pixels stay bytes until their batch is on its device
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -19,8 +20,8 @@ def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
 
 
 def transform(
-    image: torch.Tensor, boxes: torch.Tensor, cfg: DataConfig, short_side: int, long_side: int, flipped: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
+    image: Tensor, boxes: Tensor, cfg: DataConfig, short_side: int, long_side: int, flipped: bool = False
+) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Resize and flip.
 
     image uint8 [3, h, w] and boxes float32 [G, 4] xyxy pixels become image uint8 [3, h', w'], boxes float32 [G, 4] in
@@ -38,9 +39,7 @@ def resized_size(height: int, width: int, short_side: int, long_side: int) -> tu
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize(
-    image: torch.Tensor, boxes: torch.Tensor, short_side: int, long_side: int
-) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
+def resize(image: Tensor, boxes: Tensor, short_side: int, long_side: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Resize bilinearly without antialias; boxes scale by the actual ratio of each axis and are clipped."""
     height, width = image.shape[-2:]
     new_height, new_width = resized_size(height, width, short_side, long_side)
@@ -51,24 +50,25 @@ def resize(
     return image, boxes.clamp(min=0).minimum(limits), (sx, sy)
 
 
-def flip(image: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Mirror left and right: x becomes width - x."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     width = image.shape[-1]
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-def normalise(images: torch.Tensor, sizes: list[tuple[int, int]], cfg: DataConfig) -> torch.Tensor:
+def normalise(images: Tensor, sizes: Tensor | list[tuple[int, int]], cfg: DataConfig) -> Tensor:
     """uint8 RGB [B, 3, H, W] to float32 with `cfg.mean` and `cfg.std`, given for values in 0..255, on their device.
 
-    Beyond the (h, w) of each image, in its padding, the result is 0. The layout stays.
+    Beyond the (h, w) of each image in `sizes` [B, 2], in its padding, the result is 0. The layout stays.
     """
     images = images.float()
     mean, std = (  # filled where they are needed: a copy from the host would wait for the device
         torch.cat([images.new_full((1, 1, 1), value) for value in values]) for values in (cfg.mean, cfg.std)
     )
-    images.sub_(mean).div_(std)
-    for image, (height, width) in zip(images, sizes):
-        image[:, height:] = 0
-        image[:, :, width:] = 0
-    return images
+    sizes = torch.as_tensor(sizes, device=images.device)
+    rows, columns = (
+        torch.arange(side, device=images.device) < limit for side, limit in zip(images.shape[2:], sizes.T[..., None])
+    )  # [B, H], [B, W]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return images.sub_(mean).div_(std).mul_(inside)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torchvision
@@ -88,7 +88,15 @@ class ResNet(nn.Module):
         return [self.conv1, self.bn1, *(getattr(self, stage) for stage in STAGES[: self.cfg.frozen_stages])]
 
 
-def load_backbone_weights(backbone: ResNet, weights: str) -> None:
+class LoadedWeights(NamedTuple):
+    """Names of tensors: taken from the weights, kept fresh because these have none, left out of them."""
+
+    taken: list[str]
+    fresh: list[str]
+    left_out: list[str]
+
+
+def load_backbone_weights(backbone: ResNet, weights: str) -> LoadedWeights:
     """Load pretrained weights into `backbone`, in place.
 
     weights: "IMAGENET1K_V1" (torchvision's, downloaded once into torch's hub cache), the path of a torchvision ResNet
@@ -98,18 +106,19 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> None:
     Raises UserError if the download fails, if the file is missing or unreadable, or if any tensor does not fit (all of
     those are listed).
     """
+    own = backbone.state_dict()
     if weights == "none":
-        return
+        return LoadedWeights([], list(own), [])
     name = _network_name(backbone.cfg)
     if weights == "IMAGENET1K_V1":
         state = _download(torchvision.models.get_model_weights(name).IMAGENET1K_V1)
     else:
         state = _read(Path(weights))
-    own = backbone.state_dict()
-    optional = {key: value for key, value in own.items() if OPTIONAL.search(key)}
-    state = optional | {key: value for key, value in state.items() if not key.startswith("fc.")}
-    check_tensors(own, state, f"backbone weights {weights} for {name}")
-    backbone.load_state_dict(state)
+    taken = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    fresh = {key: value for key, value in own.items() if OPTIONAL.search(key) and key not in taken}
+    check_tensors(own, taken | fresh, f"backbone weights {weights} for {name}")
+    backbone.load_state_dict(taken | fresh)
+    return LoadedWeights(list(taken), list(fresh), [key for key in state if key not in taken])
 
 
 def _network_name(cfg: BackboneConfig) -> str:

@@ -58,7 +58,8 @@ class MmdetFile(NamedTuple):
     @property
     def class_names(self) -> list[str] | None:
         """Of label 0, 1, ..., if the file has them: `CLASSES` in 2.x, within `dataset_meta` in 3.x."""
-        dataset = self.meta.get("dataset_meta") or {}
+        dataset = self.meta.get("dataset_meta")
+        dataset = dataset if isinstance(dataset, dict) else {}
         names = self.meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
         return [names] if isinstance(names, str) else names and list(names)
 
@@ -96,8 +97,9 @@ def read_checkpoint_file(path: Path) -> dict:
 
 
 def is_mmdet(content: Mapping) -> bool:
-    """Whether this is the content of an MMDetection checkpoint, or the bare state dict of one."""
-    return "state_dict" in content or any("bbox_head." in str(name) for name in content)
+    """Whether this is the content of a detector's checkpoint by MMDetection, or the bare state dict of one."""
+    state = content.get("state_dict", content)
+    return isinstance(state, Mapping) and any("bbox_head." in str(name) for name in state)
 
 
 def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
@@ -110,8 +112,11 @@ def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
     weights = _tensors(parts.pop("state_dict"), f"state_dict of {source}")
     if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    meta = parts.get("meta") or {}
+    meta = parts.get("meta") if isinstance(parts.get("meta"), dict) else {}
     left_out = {}
+    if not parts.get("ema_state_dict", True):
+        left_out["ema_state_dict"] = "empty"
+        del parts["ema_state_dict"]
     if "ema_state_dict" in parts:
         trained = _tensors(parts.pop("ema_state_dict"), f"ema_state_dict of {source}")
         if trained.pop("steps", None) is not None:

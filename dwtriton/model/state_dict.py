@@ -27,7 +27,8 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
     """Raise UserError unless `given` holds exactly the names and shapes of `expected`; `source` names it in the error.
 
-    The error lists every tensor that is missing, unexpected or of another shape.
+    The error lists every tensor that is missing, unexpected, of another shape, or rounded to half precision: weights
+    are taken as they were trained.
     """
     problems = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in given]
     problems += [f"unexpected: {name} {_shape(given[name])}" for name in given if name not in expected]
@@ -35,6 +36,11 @@ def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], s
         f"wrong shape: {name} is {_shape(given[name])}, the model has {_shape(expected[name])}"
         for name in expected
         if name in given and _shape(given[name]) != _shape(expected[name])
+    ]
+    problems += [
+        f"wrong dtype: {name} is {given[name].dtype}, not {expected[name].dtype}"
+        for name in expected
+        if isinstance(given.get(name), Tensor) and given[name].is_floating_point() and given[name].element_size() < 4
     ]
     if problems:
         raise UserError(f"{source} does not fit the model ({len(problems)} tensors):\n  " + "\n  ".join(problems))

@@ -82,8 +82,9 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     with ranks.one_error():
         cfg = read_config(arguments)
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    ranks.check_same({"--out": str(out), "--resume": arguments.resume})
     trainer = Trainer(cfg, out, console)
-    again = ranks.restarted() and (out / "last.pt").exists()
+    again = ranks.restarted() and ranks.of_first((out / "last.pt").exists())
     trainer.resume() if arguments.resume or again else trainer.start()
     say(console, trainer.summary())
     began = time.perf_counter()

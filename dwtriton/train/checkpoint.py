@@ -62,6 +62,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     if state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of `python -m dwtriton.train`")
+    fields = set(Checkpoint._fields)
+    if state.keys() != fields:
+        raise CheckpointError(
+            f"{path} is damaged or of another version: it lacks {sorted(fields - state.keys()) or 'nothing'} and has "
+            f"{sorted(state.keys() - fields) or 'nothing'} besides"
+        )
     return Checkpoint(**state | {"config": parse_toml(state["config"], str(path))})
 
 

@@ -14,6 +14,7 @@ from dwtriton.config import DataConfig
 from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import DualWeightDetector
+from dwtriton.train import ranks
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -55,6 +56,14 @@ def detect(
                 for box, score, label in zip(*columns)
             ]
     return results
+
+
+def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], set[str]] | None:
+    """The results of all processes, and the files that none could read, on the first process; None on the others."""
+    gathered = ranks.gather((results, broken))
+    if gathered is None:
+        return None
+    return [result for own, _ in gathered for result in own], set().union(*(files for _, files in gathered))
 
 
 def evaluate(truth: COCO, results: list[dict]) -> Evaluation:

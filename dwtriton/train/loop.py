@@ -5,6 +5,7 @@ Every process of a job runs this; what is written and told is the first one's.
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from dwtriton.config import Config, dump_config, flatten, override_config
+from dwtriton.config import Config, dump_config
 from dwtriton.data import DataError, draw_missing_shapes, eval_loader, prepare_data, train_loader
 from dwtriton.data.batching import Batch
 from dwtriton.errors import UserError
@@ -28,15 +29,16 @@ from dwtriton.train.checkpoint import (
     save_checkpoint,
     start_from,
 )
-from dwtriton.train.evaluation import Evaluation, detect, evaluate
+from dwtriton.train.choices import settle_buckets, settle_for_device
+from dwtriton.train.compiling import GraphWatch
+from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
 from dwtriton.train.optimizer import lr_factor
 from dwtriton.train.pictures import draw_curves, draw_predictions
 from dwtriton.train.reporting import Display, MetricsFile, Speed, say
 from dwtriton.train.stopping import Interrupted, stopping_on_signals
-from dwtriton.train.update import StepLosses, Updater, choose_precision
+from dwtriton.train.update import StepLosses, Updater
 
 PICTURED = 6  # validation images in predictions.png
-MAY_DIFFER = {"data.root", "data.workers"}  # between the machines of a job
 
 
 class NonFiniteLossError(RuntimeError):
@@ -62,13 +64,13 @@ class Trainer:
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
-        self.precision = choose_precision(cfg.train.precision, self.device)
-        self.cfg = cfg = override_config(cfg, [f"train.precision={self.precision}"])
-        ranks.check_same({key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER})
+        cfg = self.cfg = settle_for_device(cfg, self.device)
+        ranks.check_same_config(cfg)
         with ranks.one_error():
             with ranks.in_turn():
                 draw_missing_shapes(cfg.data)
             self.train_set, self.val_set = prepare_data(cfg)
+            cfg = self.cfg = settle_buckets(cfg, self.train_set)
             self.loader = train_loader(self.train_set, cfg, ranks.rank(), ranks.world_size())
             self.val_loader = eval_loader(self.val_set, cfg, ranks.rank(), ranks.world_size())
             torch.manual_seed(cfg.train.seed)
@@ -77,6 +79,8 @@ class Trainer:
         self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
         self.started_from = "fresh weights"
+        self.images_in_a_pass = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
+        self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
         self.pending: Pending | None = None
         self.broken: set[str] = set()
         self.stop_requested = False
@@ -111,10 +115,11 @@ class Trainer:
 
     def _place(self) -> None:
         """Put the detector on its device and the run into its folder, once all processes agree what the run is."""
-        sizes = {"training images": len(self.train_set), "validation images": len(self.val_set)}
-        ranks.check_same(sizes | {"iteration": self.iteration, "--out": str(self.out)})
+        data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
+        ranks.check_same(data | {"data.buckets": self.cfg.data.buckets, "iteration": self.iteration})
         self.detector.to(self.device, memory_format=torch.channels_last)
-        self.updater = Updater(self.detector, self.cfg, self.device)
+        most_boxes = self.train_set.most_boxes(self.images_in_a_pass)
+        self.updater = Updater(self.detector, self.cfg, self.device, most_boxes)
         with ranks.one_error():
             if ranks.is_first():
                 make_folder(self.out)
@@ -126,12 +131,11 @@ class Trainer:
         parameters = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
         done = f", {self.iteration} of them done" if self.iteration else ""
         passes = self.cfg.train.accumulate
-        batch = self.cfg.data.batch_size // (ranks.world_size() * passes)
         shares = f"{ranks.world_size()} x " * (ranks.world_size() > 1) + f"{passes} passes x " * (passes > 1)
         lines = [
-            f"{parameters / 1e6:.1f} M trainable parameters, {self.precision} on {self.device.type}, "
+            f"{parameters / 1e6:.1f} M trainable parameters, {self.cfg.train.precision} on {self.device.type}, "
             f"from {self.started_from}",
-            f"{shares}{batch} images in a step",
+            f"{shares}{self.images_in_a_pass} images in a step",
             f"{len(self.train_set)} training and {len(self.val_set)} validation images",
             f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
         ]
@@ -152,6 +156,7 @@ class Trainer:
         self.speed = Speed(ranks.world_size())
         display = Display(self.console, self.total, self.iteration, self.cfg.train.log_every)
         with stopping_on_signals(self._request_stop), display as self.display:
+            self.compile_ahead()
             if self._evaluation_due():  # resumed at the end of an epoch
                 result = self.evaluate()
             while self.iteration < self.total:
@@ -159,6 +164,21 @@ class Trainer:
                 if self._evaluation_due():
                     result = self.evaluate()
         return result
+
+    def compile_ahead(self) -> None:
+        """Compile the network for every size of batch, if the config asks for it before the first step."""
+        if self.cfg.train.compile == "off" or not self.cfg.train.compile_ahead or self.iteration == self.total:
+            return
+        self.detector.train()
+        began = time.perf_counter()
+        with self.watch, self.display.stage("compiling", len(self.cfg.data.buckets)) as advance:
+            for _ in self.updater.compile_ahead(self.images_in_a_pass):
+                advance()
+                if ranks.any_rank(self.stop_requested):
+                    self.save()
+                    raise Interrupted
+        seconds = time.perf_counter() - began
+        say(self.console, f"compiled {self.watch.graphs} graphs in {seconds:.0f} s, one for each size of batch")
 
     def train_epoch(self) -> None:
         """The iterations left of the current epoch, then a checkpoint."""
@@ -177,25 +197,28 @@ class Trainer:
         self.save()
 
     def step(self, batches: Sequence[Batch], epoch: int) -> None:
-        """One optimiser step. Its losses are read when the next one begins: loading does not wait for the device."""
-        self.settle()
+        """One optimiser step. Its losses are read once the next one is on its way: the device always has work."""
         for batch in batches:
             self._report_broken(batch.broken)
             if not len(batch):
                 raise DataError(f"no training image of this orientation can be read: {batch.broken[0]}")
-        lr, losses = self.updater.step(batches, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
+        with self.watch:
+            lr, losses = self.updater.step(batches, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
+        self.settle()
         self.iteration += 1
         self.pending = Pending(self.iteration, epoch + 1, lr, losses, batches)
+        if cause := self.watch.surprise():
+            say(self.console, f"compiled once more, in iteration {self.iteration}: {cause}", "yellow")
 
     def settle(self) -> None:
         """Read, check and record the losses of the iteration that is pending, if one is."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        losses = dict(zip(pending.losses.names, pending.losses.mean.tolist()))
+        losses = dict(zip(pending.losses.names, pending.losses.mean.read().tolist()))
         bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if bad:
-            finite = pending.losses.own.isfinite().all(1).tolist()
+            finite = pending.losses.own.read().isfinite().all(1).tolist()
             suspects = [batch for batch, good in zip(pending.batches, finite) if not good]
             raise NonFiniteLossError(self._explain_failure(" and ".join(bad), pending, suspects))
         if ranks.is_first():
@@ -229,11 +252,11 @@ class Trainer:
         """
         epoch = self.iteration // self.per_epoch
         with self.display.stage("evaluating", len(self.val_loader)) as advance:
-            gathered = ranks.gather((self._detect(advance), self.broken))
+            gathered = gather_results(self._detect(advance), self.broken)
             if gathered is None:
                 return None
-            results = [result for own, _ in gathered for result in own]
-            self._report_broken(set().union(*(broken for _, broken in gathered)))
+            results, broken = gathered
+            self._report_broken(broken)
             evaluation = evaluate(self.val_set.coco, results)
             self.metrics.evaluation(self.iteration, epoch, evaluation)
             if evaluation.metrics["AP"] >= max(row["AP"] for row in self.metrics.evaluations()):

@@ -4,6 +4,7 @@ Without torchrun there is one process, and everything here does nothing.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from dwtriton.config import Config, flatten
 from dwtriton.errors import UserError
+
+LET_THREADS_END = 0.2  # seconds: a thread of gloo that frees a tensor while Python shuts down aborts the process
+MAY_DIFFER = {"data.root", "data.workers"}  # between the machines of a job
 
 
 def rank() -> int:
@@ -35,8 +40,11 @@ def under_torchrun() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun (--max-restarts) started this process again after one of the job had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Whether torchrun (--max-restarts) started the job again after one of its processes had died.
+
+    Each machine's torchrun counts for itself, and one whose processes all lived does not count: any of them decides.
+    """
+    return any_rank(_restarts() > 0)
 
 
 @contextmanager
@@ -58,6 +66,7 @@ def joined() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+        time.sleep(LET_THREADS_END)
 
 
 @contextmanager
@@ -71,15 +80,14 @@ def one_error() -> Iterator[None]:
         yield
     except UserError as raised:
         error = raised
-    errors = gather_everywhere(error and str(error))
-    failed = [number for number, text in enumerate(errors) if text]
-    if error and failed == [rank()]:
-        raise error
-    if failed and rank() == failed[0]:
-        where = f"rank {rank()}: " if len(failed) < len(errors) else ""
-        raise UserError(f"{where}{error}") from error
-    if failed:
+    failed = [number for number, fails in enumerate(gather_everywhere(error is not None)) if fails]
+    if not failed:
+        return
+    if rank() != failed[0]:
         raise SystemExit(2)
+    if len(failed) == world_size():
+        raise error
+    raise UserError(f"rank {rank()}: {error}") from error
 
 
 @contextmanager
@@ -114,6 +122,11 @@ def check_same(values: dict[str, Any]) -> None:
             )
 
 
+def check_same_config(cfg: Config) -> None:
+    """`check_same` for every value of a config that machines may not have each in its own way."""
+    check_same({key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER})
+
+
 def gather_everywhere(value: Any) -> list[Any]:
     """The value of every process, in the order of ranks, on each of them. It travels through main memory."""
     if not distributed.is_initialized():
@@ -121,6 +134,11 @@ def gather_everywhere(value: Any) -> list[Any]:
     values = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def of_first(value: Any) -> Any:
+    """The first process's value, on each of them."""
+    return gather_everywhere(value)[0]
 
 
 def gather(value: Any) -> list[Any] | None:
@@ -132,18 +150,13 @@ def gather(value: Any) -> list[Any] | None:
     return values
 
 
-def largest(values: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest of every value over the processes. Does not wait for a GPU."""
-    if not distributed.is_initialized():
-        return values
-    largest = torch.tensor(values)
-    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-    return tuple(largest.tolist())
-
-
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on some process."""
-    return largest((flag,)) == (1,)
+    """Whether `flag` is true on some process. Does not wait for a GPU."""
+    if not distributed.is_initialized():
+        return flag
+    raised = torch.tensor(int(flag))
+    distributed.all_reduce(raised, distributed.ReduceOp.MAX)
+    return bool(raised)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -184,11 +197,16 @@ def _meeting_place() -> dict[str, Any]:
     PyTorch 2.11 hands restarted processes the store of those before them, with their addresses. How often it restarted,
     torchrun counts for each machine alone, so on several machines this number cannot name the part.
     """
-    if not (restarted() and _store_outlives_restarts()):
+    if not (_restarts() and _store_outlives_restarts()):
         return {}
     store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    store = distributed.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = distributed.PrefixStore(f"restart {_restarts()}", store)
     return {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+
+
+def _restarts() -> int:
+    """How often this machine's torchrun has started its processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def _store_outlives_restarts() -> bool:

@@ -1,8 +1,11 @@
 """Stopping a run from outside, in order."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+ONE_REQUEST = 2.0  # seconds in which further signals belong to the first: torchrun passes on what all processes get
 
 
 class Interrupted(Exception):
@@ -11,21 +14,23 @@ class Interrupted(Exception):
 
 @contextmanager
 def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first SIGINT (Ctrl-C) or SIGTERM into `request_stop()`; a second one acts as it always does."""
+    """Turn the first SIGINT (Ctrl-C) or SIGTERM into `request_stop()`.
+
+    A later Ctrl-C stops at once. A later SIGTERM does nothing: who sends it has SIGKILL too.
+    """
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    requested: list[float] = []
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def handle(number, _frame) -> None:
+        if not requested:
+            requested.append(time.monotonic())
+            request_stop()
+        elif number == signal.SIGINT and time.monotonic() - requested[0] > ONE_REQUEST:
+            raise KeyboardInterrupt
 
-    def handle(_number, _frame) -> None:
-        restore()
-        request_stop()
-
-    for number in signals:
-        signal.signal(number, handle)
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,32 +1,35 @@
 """One optimiser step: forward and backward passes on every process, then the same update of the weights on each."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dwtriton.config import Config
 from dwtriton.data.batching import Batch
-from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.targets import pack_targets
 from dwtriton.train import ranks
 from dwtriton.train.checkpoint import Checkpoint
+from dwtriton.train.compiling import TrainingNetwork, compile_network
 from dwtriton.train.optimizer import build_optimizer, set_learning_rate
+from dwtriton.transfer import Fetched, to_device
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class StepLosses(NamedTuple):
-    """Losses of one optimiser step, still on the device. `loss` is the sum that is minimised, the others its terms."""
+    """Losses of one optimiser step, on their way from the device. `loss` is the sum that is minimised, the others its
+    terms.
+    """
 
     names: list[str]
-    mean: Tensor  # [len(names)], over all passes of all processes
-    own: Tensor  # [passes, len(names)], of this process
+    mean: Fetched  # [len(names)], over all passes of all processes
+    own: Fetched  # [passes, len(names)], of this process
 
 
 class Updater:
@@ -35,16 +38,24 @@ class Updater:
     The batch of a step is shared out over the processes and, with `train.accumulate`, over several passes of each. The
     gradient is the mean over passes and processes, and all images are padded to one size, so that the number of
     processes changes nothing but rounding. Losses are normalised within a pass, over all processes (spec, section
-    Normalisers): passes one after another are not quite the batch at once.
+    Normalisers): passes one after another are not quite the batch at once. On a GPU the host waits for nothing.
     """
 
-    def __init__(self, detector: DualWeightDetector, cfg: Config, device: torch.device) -> None:
-        """`detector` lies on `device`; `train.precision` is settled, not auto."""
+    def __init__(
+        self, detector: DualWeightDetector, cfg: Config, device: torch.device, capacity: int | None = None
+    ) -> None:
+        """`detector` lies on `device`; `train.precision` and `train.compile` are settled, not auto.
+
+        `capacity`: the most boxes that a pass can have; under torch.compile targets take that many rows.
+        """
         self.detector, self.cfg, self.device = detector, cfg, device
-        self.network: nn.Module = detector
+        self.capacity = None if cfg.train.compile == "off" else capacity
+        self.network: nn.Module = TrainingNetwork(detector, cfg.data)
+        if cfg.train.compile != "off":
+            self.network = compile_network(self.network, cfg.train.compile, graphs=len(cfg.data.buckets))
         if ranks.world_size() > 1:
             self.network = DistributedDataParallel(
-                detector,
+                self.network,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=not cfg.backbone.frozen_statistics,
                 gradient_as_bucket_view=True,
@@ -54,6 +65,22 @@ class Updater:
         self.average = None
         if cfg.train.ema_decay:
             self.average = AveragedModel(detector, multi_avg_fn=self._average, use_buffers=True)
+
+    def compile_ahead(self, images: int) -> Iterator[None]:
+        """Compile for passes of so many images, one bucket at a time; nothing that a step depends on changes."""
+        buffers = {name: buffer.clone() for name, buffer in self.detector.named_buffers()}
+        for height, width in self.cfg.data.buckets:
+            black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # laid out as batches
+            no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+            if self.cfg.loss.ignore_crowd:
+                no_boxes["iscrowd"] = torch.zeros(0, dtype=torch.bool)
+            for _ in range(2):  # the second time, CUDA graphs are recorded
+                losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
+                self.scaler.scale(sum(losses.values())).backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            yield
+        for name, buffer in self.detector.named_buffers():
+            buffer.copy_(buffers[name])
 
     def evaluated(self) -> DualWeightDetector:
         """The detector to evaluate, the same on every process: the moving average, if there is one."""
@@ -65,15 +92,17 @@ class Updater:
     def step(self, batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
         """Update the weights by this process's batches of the step; returns the learning rate and the losses.
 
-        Under float16 a step whose gradients overflow changes nothing but the loss scale.
+        Under float16 a step whose gradients overflow changes the loss scale and no weight; the moving average takes the
+        same weights in once more.
         """
         lr = set_learning_rate(self.optimizer, lr_factor)
         self.optimizer.zero_grad(set_to_none=True)
-        height, width = ranks.largest(tuple(max(batch.images.shape[i] for batch in batches) for i in (2, 3)))
+        if self.cfg.train.compile != "off":
+            torch.compiler.cudagraph_mark_step_begin()
         own = []
         for batch in batches:
             with self._without_exchange() if batch is not batches[-1] else nullcontext():
-                losses = self._losses(batch, height, width)
+                losses = self._losses(batch.images, batch.image_sizes, batch.targets)
                 total = sum(losses.values())
                 self.scaler.scale(total / len(batches)).backward()
             own.append(torch.stack([total, *losses.values()]).detach())
@@ -85,7 +114,7 @@ class Updater:
         if self.average is not None:
             self.average.update_parameters(self.detector)
         own = torch.stack(own)
-        return lr, StepLosses(["loss", *losses], ranks.mean(own.mean(0)), own)
+        return lr, StepLosses(["loss", *losses], Fetched(ranks.mean(own.mean(0))), Fetched(own))
 
     def checkpoint_state(self) -> dict[str, dict | None]:
         """The fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""
@@ -105,15 +134,16 @@ class Updater:
             self.average.module.load_state_dict(checkpoint.ema)
             self.average.n_averaged.fill_(checkpoint.iteration)
 
-    def _losses(self, batch: Batch, height: int, width: int) -> dict[str, Tensor]:
-        images = batch.images.to(self.device, non_blocking=True)
-        if images.shape[2:] != (height, width):
-            images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
-        images = normalise(images, batch.image_sizes, self.cfg.data)
-        targets = pack_targets(batch.targets, self.device)
+    def _losses(
+        self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The losses of one pass, from the fields of its batch."""
+        images = images.to(self.device, non_blocking=True)
+        sizes = to_device(torch.tensor(image_sizes), self.device)
+        packed = pack_targets(targets, self.device, self.capacity)
         dtype = AUTOCAST.get(self.cfg.train.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self.network(images, targets)
+            return self.network(images, sizes, packed)
 
     def _without_exchange(self) -> AbstractContextManager:
         """Gradients are added up within the process, and exchanged in the last pass only."""
@@ -128,13 +158,3 @@ class Updater:
         else:
             for average, counter in zip(averages, weights):
                 average.copy_(counter)
-
-
-def choose_precision(setting: str, device: torch.device) -> str:
-    """What `auto` means on this device: bfloat16 where the hardware multiplies it fast, else float32."""
-    if setting != "auto":
-        return setting
-    fast = (
-        torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu.get_capabilities().get("amx_bf16", False)
-    )
-    return "bfloat16" if fast else "float32"

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from golden_cases import RELEASED
 from torch import nn
 
 from dwtriton import build_detector, load_config
@@ -14,7 +15,6 @@ from dwtriton.model.deformable import DeformableConv2d
 from dwtriton.model.head import DenseHead, refine
 from dwtriton.model.mmdet import mmdet_name
 
-RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]
 SIZES = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torchvision
+from golden_cases import RELEASED
 
 from dwtriton import build_detector, load_config
 from dwtriton.config import flatten
@@ -12,8 +13,6 @@ from dwtriton.errors import UserError
 from dwtriton.model.mmdet import RENAMED, mmdet_name
 
 CONSTANTS = {"bbox_head.center_prior.mean", "bbox_head.center_prior.sigma"}  # parameters there, constants here
-
-RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]
 
 
 def detector_of(name: str):

@@ -15,6 +15,7 @@ TINY = [
     "data.test_short_side=64",
     "data.long_side=96",
     "data.test_long_side=96",
+    "data.buckets=[[64, 96], [96, 64]]",
     "data.batch_size=4",
     "data.workers=0",
     "head.channels=16",
@@ -25,6 +26,7 @@ TINY = [
     "loss.loc=1.0",
     "train.evaluate_every=1",
     "train.precision=float32",
+    "train.compile=off",
     "train.log_every=2",
     "test.score_threshold=0.001",
 ]

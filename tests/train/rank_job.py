@@ -1,4 +1,4 @@
-"""What test_ranks.py starts: the training command with something done to it. `rank_job.py SCENARIO [argument ...]`."""
+"""What test_ranks.py starts: a command with something done to it. `rank_job.py SCENARIO [argument ...]`."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ import time
 
 import torch
 
-from dwtriton.train import __main__ as command
+from dwtriton import evaluate as evaluate_command
+from dwtriton.train import __main__ as train_command
 from dwtriton.train import loop
 
 RANK = os.environ.get("RANK", "0")
-FIRST_LIFE = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
 
 def before_step(act):
@@ -39,10 +39,12 @@ def in_float64():
 
 
 def rank_1_dies_once():
-    """In iteration 6, without a word, and only in its first life."""
+    """In iteration 6 of a job that begins at its first one, without a word."""
+    begun_at = []
 
     def die(trainer, _batches):
-        if (RANK, trainer.iteration, FIRST_LIFE) == ("1", 5, True):
+        begun_at.append(trainer.iteration)
+        if (RANK, trainer.iteration, begun_at[0]) == ("1", 5, 0):
             os.kill(os.getpid(), signal.SIGKILL)
 
     in_float64()
@@ -52,6 +54,26 @@ def rank_1_dies_once():
 def rank_1_has_another_rate():
     if RANK == "1":
         sys.argv.append("--set=optimizer.lr=0.5")
+
+
+def rank_1_has_another_folder():
+    if RANK == "1":
+        sys.argv[sys.argv.index("--out") + 1] += "-other"
+
+
+def rank_1_resumes():
+    if RANK == "1":
+        sys.argv.append("--resume")
+
+
+def rank_1_evaluates_with_another_threshold():
+    if RANK == "1":
+        sys.argv.append("--set=test.score_threshold=0.9")
+
+
+def rank_1_evaluates_another_file():
+    if RANK == "1":
+        sys.argv[sys.argv.index("--weights") + 1] += "-other"
 
 
 def rank_1_sees_nan():
@@ -66,15 +88,23 @@ def rank_1_sees_nan():
 
 
 def slow_steps():
-    before_step(lambda _trainer, _batches: time.sleep(0.2))
+    in_float64()
+    before_step(lambda _trainer, _batches: time.sleep(0.3))
 
 
-scenario = sys.argv.pop(1)
-{
-    "in_float64": in_float64,
-    "rank_1_dies_once": rank_1_dies_once,
-    "rank_1_has_another_rate": rank_1_has_another_rate,
-    "rank_1_sees_nan": rank_1_sees_nan,
-    "slow_steps": slow_steps,
-}[scenario]()
+TRAINING = (
+    in_float64,
+    rank_1_dies_once,
+    rank_1_has_another_rate,
+    rank_1_has_another_folder,
+    rank_1_resumes,
+    rank_1_sees_nan,
+    slow_steps,
+)
+EVALUATING = (rank_1_evaluates_with_another_threshold, rank_1_evaluates_another_file)
+
+name = sys.argv.pop(1)
+scenario = next(scenario for scenario in (*TRAINING, *EVALUATING) if scenario.__name__ == name)
+scenario()
+command = train_command if scenario in TRAINING else evaluate_command
 command.cli.run(command.main)

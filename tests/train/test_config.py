@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from golden_cases import RELEASED
 
 from dwtriton.config import dump_config, flatten, load_config, override_config
 from dwtriton.config_files import ConfigError, config_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECIPE = json.loads((GOLDEN / "recipe.json").read_text())
-RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from golden_cases import GOLDEN, detection_inputs
+from golden_cases import GOLDEN, RELEASED, detection_inputs
 from PIL import Image
 
 from dwtriton import build_detector, load_config, postprocess
@@ -17,7 +17,6 @@ from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import resize
 from dwtriton.train.evaluation import detect
 
-RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]
 CATEGORIES = {33: "kite", 90: "zebra", 7: "train"}  # labels go by id: train, kite, zebra
 SIZES = {  # (h, w) by id; the long side's limit holds for the third, the first and the last share a batch
     11: (60, 90),

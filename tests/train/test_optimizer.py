@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_cases import RELEASED
 
 from dwtriton import build_detector, load_config
 from dwtriton.config import ScheduleConfig
@@ -12,7 +13,6 @@ from dwtriton.model.mmdet import mmdet_name
 from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
 
 RECIPE = json.loads((Path(__file__).parents[1] / "golden" / "recipe.json").read_text())
-RELEASED = ["r50_1x", "r50_refine_1x", "r50_refine_ms_2x", "r50_dcn_refine_ms_2x", "r101_ms_2x"]
 
 
 @pytest.mark.parametrize("name", RELEASED)

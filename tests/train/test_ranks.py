@@ -1,7 +1,9 @@
 """Jobs of two processes, as torchrun starts them, on CPUs: what one process gives, and one clear end when one fails."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from dwtriton.config import dump_config
+from dwtriton.train import ranks
 from dwtriton.train.checkpoint import load_checkpoint
 from dwtriton.train.reporting import read_metrics
 
@@ -18,15 +21,35 @@ JOB = [str(Path(__file__).with_name("rank_job.py"))]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+SETTINGS = [  # of runs that are compared between numbers of processes
+    "backbone.frozen_statistics=true",  # batch norms that train see the images of their own process
+    "head.refine=true",
+    "data.short_side=[64, 96]",
+    "data.long_side=160",
+    "data.buckets=0",  # every batch has a size of its own, which is that of the images of all processes
+    "train.checkpoint_every=3",
+    "train.ema_decay=0.9",
+    "optimizer.clip_norm=5.0",
+]
+
+
+def start_job(folder, cfg, scenario, torchrun=TORCHRUN, out="run", environment=()) -> subprocess.Popen:
+    """Start the training command; all that it prints can be read from the process."""
+    file = folder / f"{out}.toml"
+    file.write_text(dump_config(cfg))
+    command = [sys.executable, *torchrun, *JOB, scenario, "--cfg", str(file), "--out", str(folder / out)]
+    environment = {**os.environ, **dict(environment)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
 @pytest.fixture
 def start(tiny, tmp_path):
-    """Start the training command: start(scenario, *overrides, torchrun=[...], out=...) -> Popen with all output."""
+    """start(scenario, *overrides, torchrun=[...], out=..., environment=...) -> Popen of the training command."""
 
-    def start(scenario: str, *overrides: str, torchrun=TORCHRUN, out="run") -> subprocess.Popen:
-        file = tmp_path / f"{out}.toml"
-        file.write_text(dump_config(tiny(*overrides)))
-        command = [sys.executable, *torchrun, *JOB, scenario, "--cfg", str(file), "--out", str(tmp_path / out)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def start(scenario: str, *overrides: str, **options) -> subprocess.Popen:
+        return start_job(tmp_path, tiny(*overrides), scenario, **options)
 
     return start
 
@@ -36,37 +59,92 @@ def finish(process: subprocess.Popen) -> str:
     return process.communicate(timeout=240)[0]
 
 
-def test_two_ranks_one_of_which_dies_and_is_restarted_give_what_one_process_gives(start, tmp_path):
-    """In float64, where nothing but the number of processes can make a difference: losses, weights, momenta, AP."""
-    settings = [
-        "backbone.frozen_statistics=true",  # batch norms that train see the images of their own process
-        "head.refine=true",
-        "schedule.epochs=1",
-        "train.checkpoint_every=3",
-        "train.ema_decay=0.9",
-        "optimizer.clip_norm=5.0",
-    ]
-    alone = start("in_float64", *settings, torchrun=[], out="alone")
-    finish(alone)
-    job = start("rank_1_dies_once", *settings, torchrun=[*TORCHRUN, "--max-restarts", "1"])
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory):
+    """The folder of a run of one process in float64, where nothing but the number of processes makes a difference."""
+    folder = tmp_path_factory.mktemp("alone")
+    job = start_job(folder, tiny(*SETTINGS, "schedule.epochs=1"), "in_float64", torchrun=[])
     printed = finish(job)
-    assert (alone.returncode, job.returncode) == (0, 0), printed
-    assert "rank 0 lost contact with another rank after iteration 5" in printed
-    assert f"from {tmp_path / 'run' / 'last.pt'}" in printed  # of iteration 3
-    assert "3 of them done" in printed
+    assert job.returncode == 0, printed
+    return folder / "run"
 
-    rows, ours = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("alone", "run"))
+
+def assert_same_run(run, expected):
+    """Losses, learning rates and AP of every row; weights, moving average and momenta of the last checkpoint."""
+    rows, ours = (read_metrics(folder / "metrics.jsonl") for folder in (expected, run))
     assert len(rows) == len(ours) > 6
-    for expected, row in zip(rows, ours):
-        assert row.pop("kind") == expected.pop("kind")
-        class_ap = row.pop("class_ap", {})
-        assert class_ap == pytest.approx(expected.pop("class_ap", {}), abs=1e-9)
-        assert row == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    whole, shared = (load_checkpoint(tmp_path / name / "last.pt") for name in ("alone", "run"))
+    for row, own in zip(rows, ours):
+        assert own.pop("kind") == row.pop("kind")
+        assert own.pop("class_ap", {}) == pytest.approx(row.pop("class_ap", {}), abs=1e-9)
+        assert own == pytest.approx(row, rel=1e-9, abs=1e-9)
+    whole, shared = (load_checkpoint(folder / "last.pt") for folder in (expected, run))
     assert shared.iteration == whole.iteration
     assert len(whole.optimizer["state"]) > 60
     for field in ("model", "ema", "optimizer"):
         torch.testing.assert_close(getattr(shared, field), getattr(whole, field), rtol=1e-9, atol=1e-9)
+
+
+def test_two_ranks_one_of_which_dies_and_is_restarted_give_what_one_process_gives(start, alone, tmp_path):
+    """In float64: losses, weights, momenta, AP."""
+    job = start("rank_1_dies_once", *SETTINGS, "schedule.epochs=1", torchrun=[*TORCHRUN, "--max-restarts", "1"])
+    printed = finish(job)
+    assert job.returncode == 0, printed
+    assert "rank 0 lost contact with another rank after iteration 5" in printed
+    assert f"from {tmp_path / 'run' / 'last.pt'}" in printed  # of iteration 3
+    assert "3 of them done" in printed
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_a_job_on_two_machines_resumes_when_a_process_of_one_dies(start, alone, tmp_path):
+    """The other machine's torchrun starts its processes anew without counting that as a restart."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "job"]
+    machine = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *rendezvous]
+    machine += ["--max-restarts", "1", "--local-addr", "localhost"]
+    store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    settings = [*SETTINGS, "schedule.epochs=1"]
+    jobs = [start("rank_1_dies_once", *settings, torchrun=machine, environment=store) for _ in range(2)]
+    printed = [finish(job) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(printed)
+    assert sum("3 of them done" in text for text in printed) == 1
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_a_job_stopped_by_sigterm_to_all_of_its_processes_goes_on_with_another_number(start, alone, tmp_path):
+    """As a scheduler ends a job: torchrun, trainers and loaders get the signal, and torchrun passes it on as well."""
+    settings = [*SETTINGS, "schedule.epochs=1", "data.workers=1"]
+    job = start("slow_steps", *settings)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(read_metrics(metrics)) > 1)
+    processes = [job.pid, *descendants(job.pid)]
+    assert len(processes) >= 5  # torchrun, two trainers with a loader each
+    for process in processes:
+        os.kill(process, signal.SIGTERM)
+    printed = finish(job)
+    iteration = load_checkpoint(tmp_path / "run" / "last.pt").iteration
+    assert f"stopped at iteration {iteration}; go on:" in printed
+    assert [row["iteration"] for row in read_metrics(metrics)] == list(range(1, iteration + 1))
+    assert 2 <= iteration < 7
+
+    command = [*JOB, "in_float64", "--resume", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", alone)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def descendants(process: int) -> list[int]:
+    """Children of a process, theirs, and so on."""
+    children = [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return children + [number for child in children for number in descendants(child)]
 
 
 def test_two_ranks_evaluate_every_image_once(finished, tmp_path):
@@ -81,12 +159,37 @@ def test_two_ranks_evaluate_every_image_once(finished, tmp_path):
     assert len({result["image_id"] for result in results}) == 8
 
 
-def test_ranks_that_disagree_end_with_one_error_that_names_the_key(start, tmp_path):
-    job = start("rank_1_has_another_rate")
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("rank_1_evaluates_with_another_threshold", "ranks 0 and 1 disagree: test.score_threshold is 0.001 and 0.9."),
+        ("rank_1_evaluates_another_file", "rank 1: checkpoint "),
+    ],
+)
+def test_ranks_that_would_evaluate_otherwise_end_with_one_error(scenario, message, finished, tmp_path):
+    arguments = ["--weights", str(finished[0] / "last.pt"), "--out", str(tmp_path / "shared")]
+    command = [sys.executable, *TORCHRUN, *JOB, scenario, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert f"error: {message}" in done.stderr
+    assert not (tmp_path / "shared").exists()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("rank_1_has_another_rate", "optimizer.lr is 0.003 and 0.5."),
+        ("rank_1_has_another_folder", "--out is {out} and {out}-other."),
+        ("rank_1_resumes", "--resume is False and True."),
+    ],
+)
+def test_ranks_that_disagree_end_with_one_error_that_names_what(scenario, message, start, tmp_path):
+    job = start(scenario)
     printed = finish(job)
     assert job.returncode != 0
     assert printed.count("error: ") == 1
-    assert "error: ranks 0 and 1 disagree: optimizer.lr is 0.003 and 0.5." in printed
+    assert f"error: ranks 0 and 1 disagree: {message.format(out=tmp_path / 'run')}" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -109,14 +212,33 @@ def test_a_loss_that_is_not_finite_on_another_rank_ends_the_job_and_names_its_im
         assert f"{image_id} (" in printed
 
 
-def test_sigterm_to_torchrun_saves_the_run_at_one_iteration(start, tmp_path):
-    job = start("slow_steps", "schedule.epochs=500", "data.workers=1")
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.exists() and len(read_metrics(metrics)) > 2):
-        time.sleep(0.1)
-    job.send_signal(signal.SIGTERM)
+def test_where_batch_norms_train_all_ranks_evaluate_the_statistics_that_are_saved(start, tmp_path):
+    """Each has gathered its own; the first one's are in the checkpoint."""
+    job = start("in_float64", "schedule.epochs=1", "optimizer.lr=0.01", "data.batch_size=2")
     printed = finish(job)
-    iteration = load_checkpoint(tmp_path / "run" / "last.pt").iteration
-    assert f"stopped at iteration {iteration}; go on:" in printed
-    assert [row["iteration"] for row in read_metrics(metrics)] == list(range(1, iteration + 1))
+    assert job.returncode == 0, printed
+    row = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    arguments = ["-m", "dwtriton.evaluate", "--weights", str(tmp_path / "run" / "last.pt")]
+    subprocess.run([sys.executable, *arguments, "--out", str(tmp_path / "out")], check=True, timeout=240)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert row["class_ap"] == pytest.approx(metrics.pop("class_ap"), abs=1e-6)
+    assert {name: row[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "message"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4"}, 2, "4 processes on a machine with 2 GPUs: --nproc-per-node=2"),
+        ({"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}, 8, "needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"),
+        ({"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "0"}, 8, None),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, 8, None),
+        ({}, 0, None),
+    ],
+)
+def test_a_job_that_cannot_work_as_it_was_started(environment, gpus, message, monkeypatch):
+    plain = {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "0"}
+    for name, value in {**plain, "TORCHELASTIC_USE_AGENT_STORE": "True", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    problem = ranks._problem()
+    assert (problem is None) if message is None else (message in problem)

@@ -201,13 +201,21 @@ def test_a_stop_during_evaluation_is_heard_and_the_evaluation_made_up_for(finish
     trainer = run(tiny(), tmp_path / "run", console)
     evaluate = trainer.evaluate
 
-    def stopped_evaluate():
+    seen = []
+
+    def stop(_module, inputs):
+        seen.append(len(inputs[0]))
         trainer.stop_requested = True
+
+    def stopped_evaluate():
+        trainer.detector.backbone.register_forward_pre_hook(stop)
         return evaluate()
 
     trainer.evaluate = stopped_evaluate
+    assert len(trainer.val_loader) > 1
     with pytest.raises(Interrupted):
         trainer.fit()
+    assert len(seen) == 1  # the batch in which it was asked to
     run(tiny(), tmp_path / "run", console, resume=True).fit()
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == read_metrics(finished[0] / "metrics.jsonl")
 

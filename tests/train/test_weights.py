@@ -237,6 +237,8 @@ def test_from_torchvision_is_where_a_run_with_that_backbone_begins(classes, tmp_
     setting = [*CFG, "--set", "train.seed=5", *classes, "--out", tmp_path / "ours.pt"]
     code, printed, _ = call("from-torchvision", tmp_path / "resnet18.pth", *setting)
     assert (code, "backbone: 120 tensors" in printed) == (0, True)
+    assert "left out: fc.weight, fc.bias, of the classifier\n" in printed
+    assert "fresh too" not in printed
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
     torch.manual_seed(5)
     fresh = build_detector(checkpoint.config).state_dict()
@@ -246,6 +248,55 @@ def test_from_torchvision_is_where_a_run_with_that_backbone_begins(classes, tmp_
     torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet18.pth")
     code, _, error = call("from-torchvision", tmp_path / "resnet18.pth", *setting, "--force")
     assert (code, "missing: layer1.0.conv1.weight" in error) == (2, True)
+
+
+def test_from_torchvision_tells_what_the_file_did_not_give(classes, tmp_path, call):
+    """Counters are missing from older files, offsets from all; half precision is not what was trained."""
+    weights = torchvision.models.resnet50(weights=None).state_dict()
+    older = {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+    torch.save(older, tmp_path / "resnet50.pth")
+    setting = [*CFG, "--set", "backbone.depth=50", "--set", "backbone.deformable=true", *classes]
+    convert = ["from-torchvision", tmp_path / "resnet50.pth", *setting, "--out", tmp_path / "ours.pt"]
+    code, printed, error = call(*convert)
+    assert code == 0, error
+    assert f"backbone: {len(older) - 2} tensors of " in printed
+    assert "fresh too, as the file has none: bn1.num_batches_tracked, " in printed
+    own = build_detector(load_checkpoint(tmp_path / "ours.pt").config).backbone.state_dict()
+    assert f" and {len(own) - (len(older) - 2) - 12} more\n" in printed
+    torch.save(older | {"conv1.weight": older["conv1.weight"].half()}, tmp_path / "resnet50.pth")
+    code, _, error = call(*convert, "--force")
+    assert (code, "wrong dtype: conv1.weight is torch.float16, not torch.float32" in error) == (2, True)
+
+
+def test_files_that_are_not_there_are_named(state, tmp_path, call):
+    torch.save({"state_dict": state}, tmp_path / "m.pth")
+    convert = ["from-mmdet", tmp_path / "m.pth", *CFG, "--out", tmp_path / "ours.pt"]
+    code, _, error = call(*convert, "--classes", tmp_path / "none.json")
+    assert (code, "none.json cannot be read: No such file" in error) == (2, True)
+    code, _, error = call("from-torchvision", tmp_path / "none.pth", *CFG, "--out", tmp_path / "ours.pt")
+    assert (code, error) == (2, f"error: {tmp_path / 'none.pth'} does not exist\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": 1}, "x.pt is damaged or of another version: it lacks ['category_ids', "),
+        ({"state_dict": {"layer1.0.conv1.weight": torch.zeros(1)}}, "neither a checkpoint of this package"),
+    ],
+)
+def test_files_of_another_kind_are_one_clear_error(content, message, tmp_path, call):
+    torch.save(content, tmp_path / "x.pt")
+    code, _, error = call("show", tmp_path / "x.pt")
+    assert (code, message in error) == (2, True), error
+
+
+def test_records_of_a_file_that_are_no_records_are_left_out(state, classes, tmp_path, call):
+    torch.save({"state_dict": state, "meta": "by hand", "ema_state_dict": {}}, tmp_path / "m.pth")
+    code, printed, error = call("from-mmdet", tmp_path / "m.pth", *CFG, *classes, "--out", tmp_path / "ours.pt")
+    assert code == 0, error
+    assert "left out: ema_state_dict, empty\n" in printed
+    assert load_checkpoint(tmp_path / "ours.pt").ema is None
 
 
 @pytest.mark.parametrize("action", [[], ["show"], ["from-mmdet"], ["to-mmdet"], ["from-torchvision"]])
