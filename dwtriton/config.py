@@ -27,6 +27,13 @@ Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
+def _compile_mode(setting: Any) -> Any:
+    return {True: "default", False: "off"}[setting] if isinstance(setting, bool) else setting
+
+
+COMPILE_SWITCH = BeforeValidator(_compile_mode)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -35,10 +42,6 @@ def _rising(span: tuple[int, int]) -> tuple[int, int]:
     if span[0] > span[1]:
         raise ValueError("the lowest comes first")
     return span
-
-
-def _compile_setting(setting: Any) -> Any:
-    return {True: "default", False: "off"}[setting] if isinstance(setting, bool) else setting
 
 
 def _buckets(setting: Any, validate: Callable[[Any], Any]) -> Any:
@@ -152,7 +155,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
     )
-    compile: Annotated[Literal["auto", "off", *COMPILE_MODES], BeforeValidator(_compile_setting)] = Field(
+    compile: Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
         "auto",
         description="mode of torch.compile for backbone, pyramid, head and loss, or off; true is the mode default; "
         "auto: default on a GPU, off on a CPU",
@@ -174,6 +177,14 @@ class TrainConfig(Section):
         1000, description="iterations between two checkpoints; every epoch ends with one"
     )
     evaluate_every: PositiveInt = Field(1, description="epochs between two evaluations; the last epoch always has one")
+
+
+class InferenceConfig(Section):
+    """How detections are computed, in training's evaluations and in the commands that detect."""
+
+    compile: Annotated[Literal["off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
+        "off", description="mode of torch.compile, for any size of image; pays where many images are detected in"
+    )
 
 
 class TestConfig(Section):
@@ -201,6 +212,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
     test: TestConfig = TestConfig()
 
 

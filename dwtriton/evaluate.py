@@ -13,6 +13,7 @@ from dwtriton import cli
 from dwtriton.config import override_config
 from dwtriton.data import draw_missing_shapes, eval_loader, prepare_validation
 from dwtriton.files import make_folder, write_text
+from dwtriton.model.compiled import compile_predict
 from dwtriton.model.detector import build_detector
 from dwtriton.train import ranks
 from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, load_weights
@@ -61,14 +62,16 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         load_weights(detector, checkpoint.weights, str(arguments.weights))
         make_folder(out)
     ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
-    detector.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector.to(device, memory_format=torch.channels_last)
 
     loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
     broken = set()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("detecting", total=len(loader))
         own = detect(
-            detector,
+            compile_predict(detector, cfg.inference.compile),
+            device,
             loader,
             cfg.data,
             data.category_ids,

@@ -106,9 +106,14 @@ class CocoDataset(Dataset):
         index = sample.index
         return Example(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, sample.padded)
 
+    def network_size(self, sample: Sample) -> Size:
+        """(h, w) of an item in the network, before padding."""
+        short_side, long_side, _ = self._augmentation(sample)
+        return resized_size(*self._sizes[sample.index].tolist(), short_side, long_side)
+
     def padded_size(self, samples: Iterable[Sample]) -> Size:
         """(h, w) that a batch of these samples is padded to: multiples of the divisor in which its images fit."""
-        return padded_size((self._resized_size(sample) for sample in samples), self.cfg.size_divisor)
+        return padded_size((self.network_size(sample) for sample in samples), self.cfg.size_divisor)
 
     def largest_sizes(self) -> list[Size]:
         """The largest (h, w) that a batch of either orientation can be padded to."""
@@ -136,10 +141,6 @@ class CocoDataset(Dataset):
         short_side, flipped = draw_augmentation(self.cfg, sample.seed)
         return short_side, self.cfg.long_side, flipped
 
-    def _resized_size(self, sample: Sample) -> Size:
-        short_side, long_side, _ = self._augmentation(sample)
-        return resized_size(*self._sizes[sample.index].tolist(), short_side, long_side)
-
     def _candidates(self, sample: Sample) -> Iterator[Sample]:
         """The sample itself; in training then the others of its orientation that fit, in the order that follows it."""
         yield sample
@@ -148,7 +149,7 @@ class CocoDataset(Dataset):
         following = np.roll(np.arange(len(self)), -sample.index)[1:]
         for index in following[self.landscape[following] == self.landscape[sample.index]].tolist():
             candidate = sample._replace(index=index)
-            if sample.padded is None or fits(self._resized_size(candidate), sample.padded):
+            if sample.padded is None or fits(self.network_size(candidate), sample.padded):
                 yield candidate
 
     def _example(self, sample: Sample, broken: list[str]) -> Example:

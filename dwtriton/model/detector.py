@@ -1,6 +1,7 @@
 """The detector: backbone, feature pyramid, head, loss and post-processing in one module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from dwtriton.model.backbone import ResNet
 from dwtriton.model.fpn import build_fpn
 from dwtriton.model.head import DenseHead
 from dwtriton.model.mmdet import from_mmdet, to_mmdet
-from dwtriton.model.postprocess import postprocess
+from dwtriton.model.postprocess import Candidates, best_candidates, select
 from dwtriton.points import STRIDES
 from dwtriton.targets import PackedTargets
 
@@ -68,6 +69,10 @@ class DualWeightDetector(nn.Module):
         _check_images(images)
         return self.head(list(self.fpn(self.backbone(images)).values()))
 
+    def candidates(self, images: Tensor) -> Candidates:
+        """The best candidates of each image; with `select` behind it this is `predict`. Compiles as one graph."""
+        return best_candidates(*self.head_outputs(images), STRIDES, self.test_cfg.candidates_per_level)
+
     @torch.inference_mode()
     def predict(
         self,
@@ -81,13 +86,20 @@ class DualWeightDetector(nn.Module):
         with them boxes are in pixels of the original image.
         Returns {"boxes": [N, 4] xyxy, "scores": [N], "labels": [N]} for each image.
         """
-        training = self.training
-        self.eval()
-        try:
-            outputs = self.head_outputs(images)
-        finally:
-            self.train(training)
-        return postprocess(*outputs, image_sizes, scale_factors, STRIDES, **self.test_cfg.model_dump())
+        with evaluating(self):
+            candidates = self.candidates(images)
+        return self.select(candidates, images, image_sizes, scale_factors)
+
+    def select(
+        self,
+        candidates: Candidates,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
+        scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+    ) -> Detections:
+        """The detections among the candidates of `images`; arguments and result are those of `predict`."""
+        limits = self.test_cfg.model_dump(exclude={"candidates_per_level"})
+        return select(candidates, tuple(images.shape[2:]), image_sizes, scale_factors, **limits)
 
     def load_mmdet_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the weights of an MMDetection checkpoint of Dual Weighting (its `state_dict`), in place.
@@ -99,6 +111,17 @@ class DualWeightDetector(nn.Module):
     def mmdet_state_dict(self) -> dict[str, Tensor]:
         """The weights under MMDetection's names, as its checkpoints hold them; they share memory with the detector."""
         return to_mmdet(self.state_dict())
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the mode is what it was."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _check_images(images: Tensor) -> None:

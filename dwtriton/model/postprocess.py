@@ -1,12 +1,21 @@
 """From head outputs to detections: candidates of each level, boxes, non-maximum suppression within each class."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from dwtriton.points import STRIDES, level_points
+
+
+class Candidates(NamedTuple):
+    """The best (point, class) pairs of each image: K of them, whatever was detected."""
+
+    boxes: Tensor  # (B, K, 4) xyxy in network pixels, not clipped
+    scores: Tensor  # (B, K), not yet compared with a threshold
+    labels: Tensor  # (B, K) int64
 
 
 def postprocess(
@@ -32,32 +41,58 @@ def postprocess(
     boxes and scores are float32, or float64 for distances in float64.
     Raises ValueError for shapes, lengths or sizes that do not fit together.
     """
-    _check_levels(cls_logits, box_distances, objectness, strides)
-    batch = len(cls_logits[0])
-    image_sizes = _per_image("image_sizes", image_sizes, batch)
-    if scale_factors is not None:
-        scale_factors = _per_image("scale_factors", scale_factors, batch)
-    largest = tuple(side * strides[0] for side in cls_logits[0].shape[-2:])
-    for index, (height, width) in enumerate(image_sizes):
-        if height > largest[0] or width > largest[1]:
-            raise ValueError(
-                f"image_sizes[{index}] = {height:g} x {width:g} is larger than the padded batch, {largest}"
-            )
+    candidates = best_candidates(cls_logits, box_distances, objectness, strides, candidates_per_level)
+    padded = tuple(side * strides[0] for side in cls_logits[0].shape[-2:])
+    return select(candidates, padded, image_sizes, scale_factors, score_threshold, nms_iou, max_detections)
 
+
+def best_candidates(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    strides: Sequence[int] = STRIDES,
+    candidates_per_level: int = 1000,
+) -> Candidates:
+    """The best `candidates_per_level` pairs of each level; inputs and errors are those of `postprocess`.
+
+    Shapes depend on shapes alone: it compiles as one graph.
+    """
+    _check_levels(cls_logits, box_distances, objectness, strides)
     levels = [
         _level_candidates(*maps, stride, candidates_per_level)
         for *maps, stride in zip(cls_logits, box_distances, objectness, strides)
     ]
-    boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*levels))  # [B, K, 4], [B, K], [B, K]
+    return Candidates(*(torch.cat(parts, 1) for parts in zip(*levels)))
+
+
+def select(
+    candidates: Candidates,
+    padded_size: tuple[int, int],
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
+    scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+    score_threshold: float = 0.05,
+    nms_iou: float = 0.6,
+    max_detections: int = 100,
+) -> list[dict[str, Tensor]]:
+    """The detections among the candidates of a batch of `padded_size` (h, w); the rest is as for `postprocess`."""
+    boxes, scores, labels = candidates
+    image_sizes = _per_image("image_sizes", image_sizes, len(boxes))
+    if scale_factors is not None:
+        scale_factors = _per_image("scale_factors", scale_factors, len(boxes))
+    for index, (height, width) in enumerate(image_sizes):
+        if height > padded_size[0] or width > padded_size[1]:
+            raise ValueError(
+                f"image_sizes[{index}] = {height:g} x {width:g} is larger than the padded batch, {padded_size}"
+            )
     limits = boxes.new_tensor([(width, height, width, height) for height, width in image_sizes])  # [B, 4]
     boxes = boxes.clamp(min=0).minimum(limits[:, None])
     if scale_factors is not None:
         boxes = boxes / boxes.new_tensor([(sx, sy, sx, sy) for sx, sy in scale_factors])[:, None]
 
     detections = []
-    for candidates in zip(boxes, scores, labels):
-        kept = candidates[1] > score_threshold
-        image_boxes, image_scores, image_labels = (values[kept] for values in candidates)
+    for of_image in zip(boxes, scores, labels):
+        kept = of_image[1] > score_threshold
+        image_boxes, image_scores, image_labels = (values[kept] for values in of_image)
         best = batched_nms(image_boxes, image_scores, image_labels, nms_iou)[:max_detections]
         detections.append({"boxes": image_boxes[best], "scores": image_scores[best], "labels": image_labels[best]})
     return detections

@@ -12,9 +12,11 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dwtriton import cli
 from dwtriton.config import Config, load_config
 from dwtriton.config_files import config_names
+from dwtriton.data import prepare_data
 from dwtriton.errors import UserError
 from dwtriton.train import ranks
 from dwtriton.train.loop import NonFiniteLossError, Trainer
+from dwtriton.train.plan import plan
 from dwtriton.train.reporting import say
 from dwtriton.train.stopping import Interrupted
 
@@ -27,6 +29,7 @@ EXAMPLES = """\
   python -m dwtriton.train --cfg r50_1x --data ~/coco --weights r50_refine.pt    start from a checkpoint
   python -m dwtriton.train --resume --out runs/shapes-1        go on where a run stopped
   torchrun --nproc-per-node 8 -m dwtriton.train --cfg r50_1x --data ~/coco --out runs/r50    on eight GPUs
+  python -m dwtriton.train --cfg r50_1x --data ~/coco --plan   batches, padding and graphs of that run
   python -m dwtriton.train --cfg list                          the configs and their published AP"""
 
 
@@ -37,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="checkpoint to start from (sets train.weights)")
+    parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run, and end")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
@@ -81,6 +85,10 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     """Train on this process of the job; returns the exit code."""
     with ranks.one_error():
         cfg = read_config(arguments)
+    if arguments.plan:
+        with ranks.one_error(), ranks.in_turn():
+            console.print(plan(cfg, prepare_data(cfg)[0]))
+        return 0
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     ranks.check_same({"--out": str(out), "--resume": arguments.resume})
     trainer = Trainer(cfg, out, console)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
@@ -13,7 +14,7 @@ from torchvision.ops import box_convert
 from dwtriton.config import DataConfig
 from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import normalise
-from dwtriton.model.detector import DualWeightDetector
+from dwtriton.model.detector import Detections
 from dwtriton.train import ranks
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -29,25 +30,25 @@ class Evaluation:
 
 
 def detect(
-    detector: DualWeightDetector,
+    predict: Callable[..., Detections],
+    device: torch.device,
     loader: Iterable[Batch],
     cfg: DataConfig,
     category_ids: list[int],
     on_batch: Callable[[Batch], None],
 ) -> list[dict]:
-    """Run the detector over a loader, in float32 whatever the precision of training.
+    """Run a detector's `predict`, on `device`, over a loader, in float32 whatever the precision of training.
 
     Returns COCO results: dicts of `image_id`, `category_id`, `bbox` (xywh in pixels of the original image), `score`.
     `on_batch` is called with every batch, for progress. Images that could not be read have no results.
     """
-    device = next(detector.parameters()).device
     results = []
     for batch in loader:
         on_batch(batch)
         if not len(batch):
             continue
         images = normalise(batch.images.to(device), batch.image_sizes, cfg)
-        detections = detector.predict(images, batch.image_sizes, batch.scale_factors)
+        detections = predict(images, batch.image_sizes, batch.scale_factors)
         for image_id, found in zip(batch.image_ids, detections):
             boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")
             columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()

@@ -19,7 +19,8 @@ from dwtriton.data.batching import Batch
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically, write_text
 from dwtriton.model.backbone import load_backbone_weights
-from dwtriton.model.detector import build_detector
+from dwtriton.model.compiled import compile_predict
+from dwtriton.model.detector import Detections, build_detector
 from dwtriton.train import ranks
 from dwtriton.train.checkpoint import (
     Checkpoint,
@@ -82,6 +83,7 @@ class Trainer:
         self.images_in_a_pass = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
         self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
         self.pending: Pending | None = None
+        self.predict: Callable[..., Detections] | None = None  # of the detector that is evaluated
         self.broken: set[str] = set()
         self.stop_requested = False
 
@@ -280,7 +282,8 @@ class Trainer:
 
         try:
             detector, category_ids = self.updater.evaluated(), self.val_set.category_ids
-            results = detect(detector, self.val_loader, self.cfg.data, category_ids, on_batch)
+            self.predict = self.predict or compile_predict(detector, self.cfg.inference.compile)
+            results = detect(self.predict, self.device, self.val_loader, self.cfg.data, category_ids, on_batch)
         except Interrupted:
             results = []
         if ranks.any_rank(self.stop_requested):

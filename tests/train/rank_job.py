@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -36,6 +37,12 @@ def in_float64():
         return detector
 
     loop.build_detector = build_in_float64
+
+
+def compiled_in_float64():
+    """Traced and run as torch.compile does, but for the generated code, which would take minutes."""
+    in_float64()
+    torch.compile = partial(torch.compile, backend="aot_eager")
 
 
 def rank_1_dies_once():
@@ -94,6 +101,7 @@ def slow_steps():
 
 TRAINING = (
     in_float64,
+    compiled_in_float64,
     rank_1_dies_once,
     rank_1_has_another_rate,
     rank_1_has_another_folder,

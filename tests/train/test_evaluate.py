@@ -154,7 +154,7 @@ def test_detections_of_the_golden_head_outputs_are_the_golden_ones(golden, monke
     monkeypatch.setattr(detector, "head_outputs", lambda images: detection_inputs(data))
     category_ids = [10 * label + 3 for label in range(classes)]
     loaded = Batch(
-        images=torch.zeros(batch, 3, 32, 32),
+        images=torch.zeros(batch, 3, *(8 * data["level_sizes"][0]).tolist()),
         targets=[],
         image_ids=[100 + image for image in range(batch)],
         image_sizes=data["img_shape"].tolist(),
@@ -162,7 +162,8 @@ def test_detections_of_the_golden_head_outputs_are_the_golden_ones(golden, monke
         paths=[],
         broken=[],
     )
-    results = detect(detector, [loaded], DataConfig(), category_ids, lambda batch: None)
+    cpu = torch.device("cpu")
+    results = detect(detector.predict, cpu, [loaded], DataConfig(), category_ids, lambda batch: None)
     for image in range(batch):
         of_image = [result for result in results if result["image_id"] == 100 + image]
         truth, labels = data[f"dets_rescaled_{image}"].astype(float), data[f"labels_rescaled_{image}"]

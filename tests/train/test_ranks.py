@@ -26,7 +26,7 @@ SETTINGS = [  # of runs that are compared between numbers of processes
     "head.refine=true",
     "data.short_side=[64, 96]",
     "data.long_side=160",
-    "data.buckets=0",  # every batch has a size of its own, which is that of the images of all processes
+    "data.buckets=4",  # the size of a batch is that of the images of all processes
     "train.checkpoint_every=3",
     "train.ema_decay=0.9",
     "optimizer.clip_norm=5.0",
@@ -92,6 +92,16 @@ def test_two_ranks_one_of_which_dies_and_is_restarted_give_what_one_process_give
     assert "rank 0 lost contact with another rank after iteration 5" in printed
     assert f"from {tmp_path / 'run' / 'last.pt'}" in printed  # of iteration 3
     assert "3 of them done" in printed
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_two_ranks_that_compile_give_what_one_process_gives_without(start, alone, tmp_path):
+    """One graph for each bucket, with the exchange of normalisers in it; gradients are exchanged behind it."""
+    job = start("compiled_in_float64", *SETTINGS, "schedule.epochs=1", "train.compile=default")
+    printed = finish(job)
+    assert job.returncode == 0, printed
+    assert "compiled 4 graphs in " in printed
+    assert "compiled once more" not in printed
     assert_same_run(tmp_path / "run", alone)
 
 

@@ -1,0 +1,64 @@
+"""`--plan`: what it prints is what a run does."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from dwtriton.config import dump_config
+from dwtriton.data import prepare_data, train_loader
+from dwtriton.train import __main__ as train_command
+
+MANY_SIZES = ["data.short_side=[64, 96]", "data.long_side=160"]
+
+
+@pytest.fixture
+def printed(tiny, tmp_path, call):
+    """printed(*overrides): what the command prints for a plan, and the config."""
+
+    def printed(*overrides):
+        cfg = tiny(*MANY_SIZES, *overrides)
+        (tmp_path / "tiny.toml").write_text(dump_config(cfg))
+        code, out, error = call(train_command, "--cfg", tmp_path / "tiny.toml", "--plan")
+        assert code == 0, error
+        assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]  # nothing is written
+        return out, cfg
+
+    return printed
+
+
+def rows(out, pattern):
+    return [match.groups() for match in map(re.compile(pattern).search, out.splitlines()) if match]
+
+
+def test_sizes_steps_and_padding_are_those_of_the_first_epoch(printed):
+    out, cfg = printed("data.buckets=3")
+    loader = train_loader(prepare_data(cfg)[0], cfg)
+    steps, inside, whole = Counter(), Counter(), Counter()
+    for batch in loader:
+        size = tuple(batch.images.shape[2:])
+        steps[size] += 1
+        whole[size] += len(batch) * size[0] * size[1]
+        inside[size] += sum(height * width for height, width in batch.image_sizes)
+    expected = [(str(h), str(w), str(steps[h, w]), f"{1 - inside[h, w] / whole[h, w]:.1%}") for h, w in sorted(steps)]
+    assert rows(out, r"│ (\d+) x (\d+) +│ (\d+) +│ (\S+) ") == expected
+    assert rows(out, r"│ all +│ (\d+) +│ (\S+) ") == [(str(steps.total()), f"{1 - inside.total() / whole.total():.1%}")]
+    assert f"2 epochs x {steps.total()} steps of 4 images" in out
+    assert "3 buckets, each a graph of torch.compile" in out
+
+
+def test_more_buckets_cost_less_padding_down_to_none(printed):
+    out, _ = printed("data.buckets=0")
+    assert "no buckets" in out
+    table = rows(out.partition("numbers of buckets")[2], r"│ (\d+) +│ ([\d.]+)% +│")
+    assert [count for count, _ in table][:4] == ["1", "2", "3", "4"]
+    costs = [float(cost) for _, cost in table]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > 20
+    assert costs[-1] == 0
+
+
+def test_buckets_that_do_not_fit_are_an_error(tiny, tmp_path, call):
+    (tmp_path / "tiny.toml").write_text(dump_config(tiny(*MANY_SIZES, "data.buckets=[[64, 64]]")))
+    code, _, error = call(train_command, "--cfg", tmp_path / "tiny.toml", "--plan")
+    assert (code, "data.buckets: none of [(64, 64)] holds" in error) == (2, True)
