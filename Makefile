@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-kernels test-rest test-all lint bench gpu clean
+.PHONY: demo test test-kernels test-rest test-all lint bench gpu gpu-kernels gpu-detector clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
@@ -29,18 +29,25 @@ bench: .venv/installed  ## loss and gradient on this machine against the alterna
 	$(BIN)/python benchmarks/loss.py
 
 ifeq ($(origin PYTHON),file)
-gpu: GPU_PYTHON := $(BIN)/python
-gpu: .venv/installed
+GPU_PYTHON := $(BIN)/python
+gpu-kernels gpu-detector: .venv/installed
 else
-gpu: GPU_PYTHON := $(PYTHON)
+GPU_PYTHON := $(PYTHON)
 endif
-gpu: export PYTHONPATH := $(CURDIR)
-gpu: export DWTRITON_CACHE := $(CURDIR)/dwtriton/kernels/tuned
-gpu:  ## on a machine with a GPU: its tests, the tuning of the kernels, the benchmarks; under ten minutes
+gpu-kernels gpu-detector: export PYTHONPATH := $(CURDIR)
+gpu-kernels gpu-detector: export DWTRITON_CACHE := $(CURDIR)/dwtriton/kernels/tuned
+gpu: gpu-kernels  ## on a machine with a GPU: its tests, the tuning of the kernels, all benchmarks
+	$(MAKE) gpu-detector
+
+gpu-kernels:  ## the first half: tests, tuning, the loss
 	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch finds no GPU")'
 	$(GPU_PYTHON) -m pytest -m gpu
 	$(GPU_PYTHON) -m dwtriton.tune --check
 	$(GPU_PYTHON) benchmarks/loss.py --device cuda
+
+gpu-detector:  ## the second half: training steps and inference of whole detectors
+	$(GPU_PYTHON) benchmarks/train_step.py --device cuda --first-step
+	$(GPU_PYTHON) benchmarks/predict.py --device cuda
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dwtriton needs Python 3.11 or newer; name one with PYTHON=...")'

@@ -27,6 +27,7 @@ import torchvision
 from machine import machine
 from photos import CLASSES, write_photos
 from plain_loader import plain_collate, plain_dataset, plain_loader, plain_steps
+from recording import RESULTS, significant
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -37,7 +38,6 @@ from dwtriton.data.transforms import flip, normalise, resize
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_text
 
-RESULTS = Path(__file__).parent / "results" / "loader"
 BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # for the steps one by one
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, the unit of CPU time in /proc
 
@@ -79,7 +79,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="images in a batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=workers, help="processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="of every measurement (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="JSON (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "loader" / "cpu.json", help="JSON (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -219,11 +219,6 @@ def thread_ticks(process: int) -> dict[str, int]:
         fields = (thread / "stat").read_text().rpartition(")")[2].split()
         ticks[thread.name] = int(fields[11]) + int(fields[12])  # in user mode and in the kernel
     return ticks
-
-
-def significant(number: float) -> float:
-    """Rounded to three digits."""
-    return float(f"{number:.3g}")
 
 
 def markdown(results: dict) -> str:

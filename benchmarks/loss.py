@@ -23,14 +23,14 @@ from cases import Size, make_case
 from checks import Check, replays_the_same_bits, runs_without_syncs, target_checks, worst_error
 from machine import machine
 from methods import METHODS, forget_compiled, free_bytes, graph_breaks, make_step, released_bytes
-from report import caption, draw
+from recording import caption, results_file, significant
+from report import draw
 from timing import Measured, copy_bandwidth, measure
 
 from dwtriton.cli import run
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_text
 
-RESULTS = Path(__file__).parent / "results"
 BOXES = (1, 7, 20, 100, 300, 1000)  # an image; the mean of COCO is 7
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 OURS = ("triton", "eager")
@@ -60,15 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     draw(results, out.with_suffix(".png"))
     print(f"{caption(results)}\nwritten to {out}, .png beside it, after {time.perf_counter() - start:.0f} s")
     return 0
-
-
-def results_file(device: torch.device) -> Path:
-    """One for each GPU model, and one for CPUs."""
-    if device.type == "cpu":
-        return RESULTS / "cpu.json"
-    from dwtriton.kernels.tuning import table_name  # needs Triton
-
-    return RESULTS / table_name(torch.cuda.get_device_name(device))
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -173,11 +164,6 @@ def fields(measured: Measured, gradient_bytes: int, floor_ms: float) -> dict:
         "floor_ms": significant(floor_ms),
         "share": significant(floor_ms / measured.ms),
     }
-
-
-def significant(number: float) -> float:
-    """Rounded to three digits."""
-    return float(f"{number:.3g}")
 
 
 def describe(row: dict) -> str:

@@ -10,13 +10,16 @@ import re
 from pathlib import Path
 
 import matplotlib
+import predict_report
+import train_report
 from methods import METHODS
+from recording import RESULTS, caption
 
 from dwtriton.files import write_atomically, write_text
 
 HERE = Path(__file__).parent
 TABLE_HEAD = "| images | logits | boxes an image |"
-BLOCK = re.compile(r"(<!-- (results/[\w-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results/[\w/-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 COLORS = {
     "triton": "tab:red",
@@ -32,26 +35,10 @@ def filled(page: str) -> str:
 
     def fill(block: re.Match) -> str:
         results = json.loads((HERE / block[2]).read_text(encoding="utf-8"))
-        return f"{block[1]}{caption(results)}:\n\n{markdown_table(results)}\n\n{block[3]}"
+        table, _ = VIEWS[Path(block[2]).parent.name]
+        return f"{block[1]}{caption(results)}:\n\n{table(results)}\n\n{block[3]}"
 
     return BLOCK.sub(fill, page)
-
-
-def caption(results: dict) -> str:
-    """The machine and the versions, in a line."""
-    machine = results["machine"]
-    names = {
-        "threads": "{} threads",
-        "load": "load {} before the run",
-        "driver": "driver {}",
-        "torch": "torch {}",
-        "triton": "triton {}",
-    }
-    facts = [text.format(machine[name]) for name, text in names.items() if machine.get(name)]
-    commit = f"commit {machine['commit'][:7]}" if machine["commit"] else "no commit"
-    changes = " with changes" if machine["dirty"] else ""
-    copy = f"copies at {results['copy_gb_s']:g} GB/s"
-    return ", ".join([machine["name"], *facts, commit + changes, machine["date"], copy])
 
 
 def markdown_table(results: dict) -> str:
@@ -124,11 +111,19 @@ def _cell(row: dict) -> str:
     return f"{row['ms']:g} ({row['extra_mb']:g})" if "ms" in row else "-"
 
 
+VIEWS = {  # by the folder of the results: their table and their plot
+    "results": (markdown_table, draw),
+    "train_step": (train_report.markdown_table, train_report.draw),
+    "predict": (predict_report.markdown_table, predict_report.draw),
+}
+
+
 def main() -> None:
     for page in (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
         write_text(page, filled(page.read_text(encoding="utf-8")))
-    for file in sorted((HERE / "results").glob("*.json")):
-        draw(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".png"))
+    for folder, (_, plot) in VIEWS.items():
+        for file in sorted((RESULTS / folder.replace("results", "")).glob("*.json")):
+            plot(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

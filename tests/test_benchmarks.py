@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,25 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import checks
+import flops
 import loader
 import loss
 import methods
 import plain_loader
+import predict
+import predict_report
+import train_report
+import train_step
 from cases import Size, make_case
 from peak import peak_bytes
-from report import caption, draw, markdown_table
+from recording import RESULTS, caption
+from report import draw, markdown_table
 from timing import measure
 
-from dwtriton import reference
+from dwtriton import load_config, reference
 from dwtriton.data.transforms import resized_size
 from dwtriton.errors import UserError
+from dwtriton.points import STRIDES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
@@ -192,8 +200,75 @@ def test_loaders_that_make_different_images_are_not_timed(tmp_path, monkeypatch)
 
 
 def test_the_page_on_loading_shows_the_recorded_results():
-    results = json.loads((loader.RESULTS / "cpu.json").read_text())
+    results = json.loads((RESULTS / "loader" / "cpu.json").read_text())
     assert loader.markdown(results) in (Path(__file__).parents[1] / "docs" / "data-loading.md").read_text()
+
+
+SMALL = ["--device", "cpu", "--cfg", "shapes", "--height", "64", "--width", "96", "--seconds", "0"]
+
+
+def test_training_steps_are_measured_completely(tmp_path, capsys, monkeypatch):
+    """Compiled steps are traced only: generating their code would take minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    out = tmp_path / "results" / "steps.json"
+    methods = ["compiled", "released", "torchvision"]
+    train_step.main([*SMALL, "--methods", *methods, "--images", "2", "--varied", "4", "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert [row["method"] for row in results["rows"]] == methods
+    for row in results["rows"]:
+        assert row["images_s"] == pytest.approx(2e3 / row["ms"], rel=0.02)
+        assert row["peak_gb"] > 0
+        assert ("parts_ms" in row) == (row["method"] != "torchvision")
+    parts = results["rows"][0]["parts_ms"]
+    assert tuple(parts) == train_report.PARTS
+    assert sum(parts.values()) == pytest.approx(results["rows"][0]["ms"], rel=0.02)
+    expected = {"steps": 4, "graphs": 2, "graphs_expected": 2, "graph_breaks": 0, "host_syncs": None}
+    assert results["varied"] == expected
+    assert out.with_suffix(".png").exists()
+    assert train_report.markdown_table(results) in capsys.readouterr().out
+
+
+def test_a_baseline_that_fails_is_recorded_and_ours_ends_the_benchmark(tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("no such luck\nat all")
+
+    out = tmp_path / "steps.json"
+    monkeypatch.setattr(train_step, "torchvision_step", fail)
+    arguments = [*SMALL, "--images", "2", "--varied", "0", "--out", str(out)]
+    train_step.main([*arguments, "--methods", "eager", "torchvision"])
+    assert json.loads(out.read_text())["rows"][1]["skipped"] == "RuntimeError: no such luck"
+    monkeypatch.setattr(train_step, "make_updater", fail)
+    with pytest.raises(RuntimeError):
+        train_step.main([*arguments, "--methods", "compiled"])
+
+
+def test_inference_is_measured_completely(tmp_path, capsys):
+    out = tmp_path / "results" / "predict.json"
+    predict.main([*SMALL, "--methods", "eager", "torchvision", "--batches", "1", "2", "--out", str(out)])
+    results = json.loads(out.read_text())
+    cases = [("eager", 1), ("eager", 2), ("torchvision", 1), ("torchvision", 2)]
+    assert [(row["method"], row["batch"]) for row in results["rows"]] == cases
+    for row in results["rows"]:
+        assert row["images_s"] == pytest.approx(1e3 * row["batch"] / row["ms"], rel=0.02)
+        assert ("select_ms" in row) == (row["method"] == "eager")
+    assert predict_report.markdown_table(results) in capsys.readouterr().out
+    assert out.with_suffix(".png").exists()
+
+
+def test_operations_of_a_network_are_counted():
+    """A convolution more adds its own multiplications and additions, three times as many in training."""
+    size, counts = (64, 96), {}
+    for convs in (1, 2):
+        cfg = load_config("shapes", [f"head.convs={convs}"])
+        counts[convs] = [flops.image_flops(cfg, size, training) for training in (False, True)]
+    points = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in STRIDES)
+    added = 2 * points * 2 * 64 * 64 * 9  # in both towers
+    assert counts[2][0] - counts[1][0] == added
+    assert counts[2][1] - counts[1][1] == 3 * added
+    assert flops.peak_flops("NVIDIA H200") == 989e12
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert flops.peak_flops("A CPU") is None
 
 
 @pytest.mark.gpu

@@ -24,7 +24,7 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig, batch_size: int) -> 
         {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0},
     ]
     if cfg.kind == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
     else:
         optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     for group in optimizer.param_groups:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dwtriton.config import Config
 from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.targets import pack_targets
 from dwtriton.train import ranks
+from dwtriton.train.average import MovingAverage
 from dwtriton.train.checkpoint import Checkpoint
 from dwtriton.train.compiling import TrainingNetwork, compile_network
 from dwtriton.train.optimizer import build_optimizer, set_learning_rate
@@ -62,9 +62,7 @@ class Updater:
             )
         self.optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
-        self.average = None
-        if cfg.train.ema_decay:
-            self.average = AveragedModel(detector, multi_avg_fn=self._average, use_buffers=True)
+        self.average = MovingAverage(detector, cfg.train.ema_decay) if cfg.train.ema_decay else None
 
     def compile_ahead(self, images: int) -> Iterator[None]:
         """Compile for passes of so many images, one bucket at a time; nothing that a step depends on changes."""
@@ -112,7 +110,7 @@ class Updater:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.detector)
+            self.average.update(self.detector)
         own = torch.stack(own)
         return lr, StepLosses(["loss", *losses], Fetched(ranks.mean(own.mean(0))), Fetched(own))
 
@@ -132,7 +130,7 @@ class Updater:
             self.scaler.load_state_dict(checkpoint.scaler)
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.ema)
-            self.average.n_averaged.fill_(checkpoint.iteration)
+            self.average.updates = checkpoint.iteration
 
     def _losses(
         self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
@@ -148,13 +146,3 @@ class Updater:
     def _without_exchange(self) -> AbstractContextManager:
         """Gradients are added up within the process, and exchanged in the last pass only."""
         return self.network.no_sync() if ranks.world_size() > 1 else nullcontext()
-
-    def _average(self, averages: list[Tensor], weights: list[Tensor], _updates: Tensor) -> None:
-        """Tensors of one dtype. The decay rises to `train.ema_decay`, so that the first weights are soon forgotten."""
-        updates = int(self.average.n_averaged)  # lies in main memory; the argument is its copy on the device
-        decay = min(self.cfg.train.ema_decay, (1 + updates) / (10 + updates))
-        if averages[0].is_floating_point():
-            get_ema_multi_avg_fn(decay)(averages, weights, updates)
-        else:
-            for average, counter in zip(averages, weights):
-                average.copy_(counter)

@@ -1,0 +1,180 @@
+"""The contestants of the benchmarks of whole detectors: the same batches, at the same precision."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
+
+import torch
+from released import released_loss
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.fcos import FCOS
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from dwtriton.config import Config, load_config
+from dwtriton.data.batching import Batch
+from dwtriton.model.detector import DualWeightDetector, build_detector
+from dwtriton.points import STRIDES
+from dwtriton.targets import PackedTargets
+from dwtriton.train.optimizer import build_optimizer
+from dwtriton.train.update import AUTOCAST, Updater
+
+Step = Callable[[], object]
+
+TRAINING = {
+    "compiled": "compiled, with the Triton loss",
+    "triton": "eager, with the Triton loss",
+    "eager": "eager, with the PyTorch reference",
+    "released": "eager, with the released algorithm",
+    "torchvision": "torchvision's FCOS, eager",
+    "torchvision compiled": "torchvision's FCOS under torch.compile",
+}
+OURS = ("compiled", "triton", "eager", "released")
+
+
+def benchmark_config(name: str, buckets: Sequence[tuple[int, int]], images: int, precision: str, mode: str) -> Config:
+    """A config as it trains, from fresh weights."""
+    sizes = [list(bucket) for bucket in buckets]
+    settings = {
+        "backbone.weights": "none",
+        "data.buckets": sizes,
+        "data.batch_size": images,
+        "train.precision": precision,
+        "train.compile": mode,
+        "schedule.warmup_iterations": 0,
+    }
+    return load_config(name, [f"{key}={value}" for key, value in settings.items()])
+
+
+def make_batch(size: tuple[int, int], boxes: Sequence[int], classes: int, pinned: bool) -> Batch:
+    """A batch as the loader hands it out: noise of (h, w), with so many boxes in each image."""
+    generator = torch.Generator().manual_seed(sum(boxes))
+    height, width = size
+    images = torch.randint(256, (len(boxes), height, width, 3), generator=generator, dtype=torch.uint8)
+    batch = Batch(
+        images=images.permute(0, 3, 1, 2),
+        targets=[make_target(size, count, classes, generator) for count in boxes],
+        image_ids=list(range(len(boxes))),
+        image_sizes=[size] * len(boxes),
+        scale_factors=[(1.0, 1.0)] * len(boxes),
+        paths=[""] * len(boxes),
+        broken=[],
+    )
+    return batch.pin_memory() if pinned else batch
+
+
+def make_target(size: tuple[int, int], boxes: int, classes: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Log-uniform sides from 10 pixels to three quarters of the image."""
+    limit = torch.tensor([size[1], size[0]])
+    side = 10 * (0.075 * limit) ** torch.rand(boxes, 2, generator=generator)
+    corner = torch.rand(boxes, 2, generator=generator) * (limit - side)
+    labels = torch.randint(classes, (boxes,), generator=generator)
+    return {"boxes": torch.cat((corner, corner + side), 1), "labels": labels}
+
+
+class ReleasedLoss(nn.Module):
+    """The released algorithm in place of a detector's loss, in float32 as the released head computes it."""
+
+    def forward(
+        self, cls_logits: list[Tensor], box_distances: list[Tensor], objectness: list[Tensor], packed: PackedTargets
+    ) -> dict[str, Tensor]:
+        kinds = ([level.float() for level in kind] for kind in (cls_logits, box_distances, objectness))
+        ends = packed.offsets.tolist()
+        targets = [
+            {"boxes": packed.boxes[first:last], "labels": packed.labels[first:last]} for first, last in pairwise(ends)
+        ]
+        with torch.autocast(cls_logits[0].device.type, enabled=False):
+            return released_loss(*kinds, targets, STRIDES)
+
+
+def make_updater(method: str, cfg: Config, device: torch.device, capacity: int) -> Updater:
+    """One of ours, ready to step."""
+    backend = {"compiled": "auto", "triton": "triton", "eager": "torch", "released": "torch"}[method]
+    mode = cfg.train.compile if method == "compiled" else "off"
+    cfg = cfg.model_copy(
+        update={
+            "loss": cfg.loss.model_copy(update={"backend": backend}),
+            "train": cfg.train.model_copy(update={"compile": mode}),
+        }
+    )
+    torch.manual_seed(0)
+    detector = build_detector(cfg).to(device, memory_format=torch.channels_last).train()
+    if method == "released":
+        detector.loss = ReleasedLoss()
+    return Updater(detector, cfg, device, capacity)
+
+
+def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -> nn.Module:
+    """torchvision's FCOS with R-50, frozen as ours is, for images of one size, which it leaves as they are."""
+    backbone = resnet_fpn_backbone(  # as fcos_resnet50_fpn has it with pretrained weights
+        backbone_name="resnet50",
+        weights=None,
+        norm_layer=FrozenBatchNorm2d,
+        trainable_layers=3,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    detector = FCOS(
+        backbone,
+        num_classes=cfg.head.num_classes,
+        min_size=min(size),
+        max_size=max(size),
+        score_thresh=cfg.test.score_threshold,
+        nms_thresh=cfg.test.nms_iou,
+        detections_per_img=cfg.test.max_detections,
+        topk_candidates=cfg.test.candidates_per_level,
+    )
+    return detector.to(device, memory_format=torch.channels_last)
+
+
+def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
+    """A training step of torchvision's FCOS, from the bytes of a batch to the update."""
+    torch.manual_seed(0)
+    detector = make_torchvision(cfg, size, device).train()
+    forward = torch.compile(detector) if compiled else detector
+    optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
+
+    def step() -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        images = batch.images.to(device, non_blocking=True).float().div_(255)
+        targets = [
+            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch.targets
+        ]
+        with autocast(cfg, device):
+            losses = forward(list(images), targets)
+        sum(losses.values()).backward()
+        optimizer.step()
+        return losses
+
+    return step
+
+
+def autocast(cfg: Config, device: torch.device) -> AbstractContextManager:
+    """The precision of training."""
+    dtype = AUTOCAST.get(cfg.train.precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def network_parts(
+    detector: DualWeightDetector, inputs: Callable[[], tuple[Tensor, PackedTargets]], compile_with: Callable
+) -> dict[str, Step]:
+    """Forward passes that end behind the backbone, the pyramid, the head and the loss; each is compiled for itself."""
+
+    def backbone(images: Tensor, _packed: PackedTargets):
+        return detector.backbone(images)
+
+    def fpn(images: Tensor, _packed: PackedTargets):
+        return detector.fpn(detector.backbone(images))
+
+    def head(images: Tensor, _packed: PackedTargets):
+        return detector.head_outputs(images)
+
+    def loss(images: Tensor, packed: PackedTargets):
+        return detector(images, packed)
+
+    def forward(function: Callable) -> Step:
+        compiled = compile_with(function)
+        return lambda: compiled(*inputs())
+
+    return {"data": inputs} | {function.__name__: forward(function) for function in (backbone, fpn, head, loss)}

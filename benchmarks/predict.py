@@ -1,0 +1,154 @@
+"""Inference of whole detectors, from the bytes of a batch in main memory to detections, one image and many at a time.
+
+    python benchmarks/predict.py
+
+times r50_1x, eager and compiled up to the decoded candidates, against torchvision's FCOS with the same thresholds, and
+writes benchmarks/results/predict/MACHINE.json and .png. Weights are fresh, with the class bias raised until a tenth of
+an image's candidates pass the threshold: about as much is left to select as in a trained detector's images.
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+from detectors import Step, autocast, benchmark_config, make_batch, make_torchvision
+from machine import machine
+from predict_report import draw, markdown_table
+from recording import RESULTS, results_file, significant
+from train_step import measure_steps, median_ms, synchronise
+
+from dwtriton.cli import run
+from dwtriton.config import Config
+from dwtriton.data.batching import Batch
+from dwtriton.data.transforms import normalise
+from dwtriton.errors import UserError
+from dwtriton.files import make_folder, write_text
+from dwtriton.model.compiled import compile_predict
+from dwtriton.model.detector import DualWeightDetector, build_detector
+from dwtriton.transfer import to_device
+
+METHODS = ("compiled", "eager", "torchvision", "torchvision compiled")
+PASSING = 0.1  # of the candidates
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = read_arguments(arguments)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
+    torch._logging.set_logs(all=logging.ERROR)  # torchvision's graph breaks fill the console
+    start = time.perf_counter()
+    size = (args.height, args.width)
+    cfg = benchmark_config(args.cfg, [size], 16, args.precision, "off")
+    rows = []
+    for method in args.methods:
+        torch.compiler.reset()
+        rows += [measure_row(method, cfg, size, batch, args, device) for batch in args.batches]
+    case = {"config": args.cfg, "height": size[0], "width": size[1], "precision": args.precision, "mode": args.mode}
+    results = {"machine": machine(device), "case": case, "rows": rows}
+    make_folder(args.out.parent)
+    write_text(args.out, json.dumps(results, indent=2) + "\n")
+    draw(results, args.out.with_suffix(".png"))
+    print(f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it, {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--cfg", default="r50_1x", help="config (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, help="images in a batch (default: 1 and 16, 1 and 2 on a CPU)"
+    )
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1344)
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+    parser.add_argument("--mode", default="default", help="of torch.compile (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each measurement, at least three batches")
+    parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
+    args = parser.parse_args(arguments)
+    cuda = args.device == "cuda"
+    args.batches = args.batches or ([1, 16] if cuda else [1, 2])
+    args.precision = args.precision or ("bfloat16" if cuda else "float32")
+    args.out = args.out or results_file(torch.device(args.device), RESULTS / "predict")
+    return args
+
+
+def measure_row(
+    method: str, cfg: Config, size: tuple[int, int], images: int, args: argparse.Namespace, device: torch.device
+) -> dict:
+    """Everything about one contestant and size of batch; a baseline that fails is recorded as skipped."""
+    print(f"{method}, {images} images ...", flush=True)
+    batch = make_batch(size, [0] * images, cfg.head.num_classes, pinned=device.type == "cuda")
+    row: dict = {"method": method, "batch": images}
+    try:
+        if method.startswith("torchvision"):
+            step, select = torchvision_predict(cfg, batch, size, device, method.endswith("compiled")), None
+        else:
+            step, select = own_predict(cfg, batch, device, args.mode if method == "compiled" else "off")
+        began = time.perf_counter()
+        step()
+        synchronise(device)
+        row["first_s"] = significant(time.perf_counter() - began)
+        measured = measure_steps(step, images, device, args.seconds)
+        row |= {name: measured[name] for name in ("images_s", "ms", "peak_gb")}
+        if select is not None:
+            row["select_ms"] = significant(median_ms(select, device, args.seconds / 4))
+    except Exception as error:
+        if not method.startswith("torchvision"):
+            raise
+        row["skipped"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    print(f"  {row.get('images_s', row.get('skipped'))} images/s", flush=True)
+    return row
+
+
+def own_predict(cfg: Config, batch: Batch, device: torch.device, mode: str) -> tuple[Step, Step]:
+    """Detections of the batch; and their selection among the candidates, alone."""
+    torch.manual_seed(0)
+    detector = build_detector(cfg).to(device, memory_format=torch.channels_last).eval()
+    predict = compile_predict(detector, mode)
+
+    def inputs() -> torch.Tensor:
+        images = batch.images.to(device, non_blocking=True)
+        return normalise(images, to_device(torch.tensor(batch.image_sizes), device), cfg.data)
+
+    raise_scores(detector, inputs())
+
+    def detect():
+        with autocast(cfg, device):
+            return predict(inputs(), batch.image_sizes)
+
+    with torch.inference_mode():
+        candidates = detector.candidates(inputs())
+    return detect, lambda: detector.select(candidates, batch.images, batch.image_sizes)
+
+
+def raise_scores(detector: DualWeightDetector, images: torch.Tensor) -> None:
+    """Shift the class bias until a share of PASSING of the candidates scores above the threshold."""
+    with torch.inference_mode():
+        scores = detector.candidates(images).scores.float().flatten()
+    limit = torch.tensor(detector.test_cfg.score_threshold, device=scores.device)
+    with torch.no_grad():
+        detector.head.class_conv.bias += limit.logit() - scores.quantile(1 - PASSING).logit()
+
+
+def torchvision_predict(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
+    torch.manual_seed(0)
+    detector = make_torchvision(cfg, size, device).eval()
+    forward = torch.compile(detector) if compiled else detector
+
+    def step():
+        images = batch.images.to(device, non_blocking=True).float().div_(255)
+        with autocast(cfg, device), torch.inference_mode():
+            return forward(list(images))
+
+    return step
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,49 @@
+"""Shows recorded results of the benchmark of inference."""
+
+from pathlib import Path
+
+import matplotlib
+from recording import caption
+
+from dwtriton.files import write_atomically
+
+
+def markdown_table(results: dict) -> str:
+    lines = [
+        "| contestant | images in a batch | images/s | ms a batch | of it selection | peak GB | first call s |",
+        "|---" * 7 + "|",
+    ]
+    for row in results["rows"]:
+        if "skipped" in row:
+            lines.append(f"| {row['method']} | {row['batch']} | {row['skipped']} |" + " |" * 4)
+            continue
+        select = f"{row['select_ms']:g}" if "select_ms" in row else ""
+        figures = [f"{row[name]:g}" for name in ("images_s", "ms")]
+        figures += [select, f"{row['peak_gb']:g}", f"{row['first_s']:g}"]
+        lines.append(f"| {row['method']} | {row['batch']} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def draw(results: dict, path: Path) -> None:
+    """Images a second of every contestant, by images in a batch."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in results["rows"] if "images_s" in row]
+    batches = sorted({row["batch"] for row in rows})
+    figure, axes = pyplot.subplots(
+        1, len(batches), figsize=(5.5 * len(batches), 3), squeeze=False, layout="constrained"
+    )
+    for panel, batch in zip(axes[0], batches):
+        of_batch = [row for row in rows if row["batch"] == batch]
+        bars = panel.barh([row["method"] for row in of_batch], [row["images_s"] for row in of_batch])
+        panel.bar_label(bars, fmt="{:g}", padding=3)
+        panel.margins(x=0.15)
+        panel.invert_yaxis()
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_title(f"images/s, {batch} in a batch", fontsize=10)
+    case = results["case"]
+    what = f"{case['config']}, images of {case['height']}x{case['width']}, {case['precision']}"
+    figure.suptitle(f"{what}\n{caption(results)}", fontsize=9)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
+    pyplot.close(figure)

@@ -1,0 +1,38 @@
+"""Where figures are recorded, with how many digits, and what is said of the machine they come from."""
+
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def results_file(device: torch.device, folder: Path = RESULTS) -> Path:
+    """One file for each GPU model, and one for CPUs."""
+    if device.type == "cpu":
+        return folder / "cpu.json"
+    from dwtriton.kernels.tuning import table_name  # needs Triton
+
+    return folder / table_name(torch.cuda.get_device_name(device))
+
+
+def caption(results: dict) -> str:
+    """The machine and the versions, in a line."""
+    machine = results["machine"]
+    names = {
+        "threads": "{} threads",
+        "load": "load {} before the run",
+        "driver": "driver {}",
+        "torch": "torch {}",
+        "triton": "triton {}",
+    }
+    facts = [text.format(machine[name]) for name, text in names.items() if machine.get(name)]
+    commit = f"commit {machine['commit'][:7]}" if machine["commit"] else "no commit"
+    changes = " with changes" if machine["dirty"] else ""
+    copies = [f"copies at {results['copy_gb_s']:g} GB/s"] if "copy_gb_s" in results else []
+    return ", ".join([machine["name"], *facts, commit + changes, machine["date"], *copies])
+
+
+def significant(number: float) -> float:
+    """Three digits: more is noise."""
+    return float(f"{number:.3g}")

@@ -1,0 +1,81 @@
+"""Shows recorded results of the benchmarks of whole detectors: tables and plots."""
+
+from pathlib import Path
+
+import matplotlib
+from recording import caption
+
+from dwtriton.files import write_atomically
+
+PARTS = ("data", "backbone", "fpn", "head", "loss", "backward", "optimiser")
+
+
+def markdown_table(results: dict) -> str:
+    """Rates, memory and parts of a step; below, what varied batches showed."""
+    first = next((row for row in results["rows"] if "images_s" in row), None)
+    lines = [
+        "| contestant | images/s | times the first | ms a step | peak GB | model FLOPs of the peak | "
+        + " | ".join(f"{part} ms" for part in PARTS)
+        + " |",
+        "|---" * (6 + len(PARTS)) + "|",
+    ]
+    for row in results["rows"]:
+        if "skipped" in row:
+            lines.append(f"| {row['method']} | {row['skipped']} |" + " |" * (4 + len(PARTS)))
+            continue
+        share = f"{row['mfu']:.0%}" if "mfu" in row else ""
+        parts = [f"{row['parts_ms'][part]:g}" if "parts_ms" in row else "" for part in PARTS]
+        ratio = f"{row['images_s'] / first['images_s']:.2f}"
+        figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}", share, *parts]
+        lines.append(f"| {row['method']} | {' | '.join(figures)} |")
+    return "\n".join([*lines, "", *varied_lines(results["varied"]), *first_step_lines(results)])
+
+
+def varied_lines(varied: dict | None) -> list[str]:
+    if varied is None:
+        return []
+    syncs = "" if varied["host_syncs"] is None else f", {varied['host_syncs']} waits of the host"
+    return [
+        f"{varied['steps']} compiled steps with varied batches: {varied['graphs']} graphs where "
+        f"{varied['graphs_expected']} are expected, {varied['graph_breaks']} graph breaks{syncs}."
+    ]
+
+
+def first_step_lines(results: dict) -> list[str]:
+    if "first_step_s" not in results:
+        return []
+    seconds = results["first_step_s"]
+    return [
+        f"From launch to the end of the first step: {seconds['cold']:g} s, {seconds['warm']:g} s with a warm cache."
+    ]
+
+
+def draw(results: dict, path: Path) -> None:
+    """Images a second of every contestant, and the parts of a step of ours."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in results["rows"] if "images_s" in row]
+    figure, (rates, parts) = pyplot.subplots(1, 2, figsize=(12, 1.3 + 0.5 * len(rows)), layout="constrained")
+    names = [row["method"] for row in rows]
+    bars = rates.barh(names, [row["images_s"] for row in rows], color="tab:blue")
+    rates.bar_label(bars, fmt="{:g}", padding=3)
+    rates.set_title("images/s", fontsize=10)
+    rates.margins(x=0.12)
+    ours = [row for row in rows if "parts_ms" in row]
+    left = [0.0] * len(ours)
+    for part in PARTS:
+        widths = [max(0.0, row["parts_ms"][part]) for row in ours]
+        parts.barh([row["method"] for row in ours], widths, left=left, label=part)
+        left = [begin + width for begin, width in zip(left, widths)]
+    parts.set_title("ms of each part of a step", fontsize=10)
+    if ours:
+        figure.legend(loc="outside lower right", fontsize=8, ncols=len(PARTS), frameon=False)
+    for panel in (rates, parts):
+        panel.invert_yaxis()
+        panel.grid(axis="x", alpha=0.3)
+    case = results["case"]
+    what = f"{case['config']}, {case['images']} images of {case['height']}x{case['width']}, {case['precision']}"
+    figure.suptitle(f"{what}\n{caption(results)}", fontsize=9)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
+    pyplot.close(figure)

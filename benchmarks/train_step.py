@@ -1,0 +1,251 @@
+"""Training steps of whole detectors: images a second, milliseconds by part, memory, and what must not happen.
+
+    python benchmarks/train_step.py
+
+times steps of r50_1x from the bytes of a batch in main memory to the updated weights, against the same with other
+losses and torchvision's FCOS (see detectors.py), and writes benchmarks/results/train_step/MACHINE.json and .png.
+
+Steps follow each other without waiting; images/s come from the wall clock over all of them. Parts are differences
+between forward passes that end earlier and later, each compiled for itself where the contestant is compiled; the
+loader has a benchmark of its own. `varied` are steps of compiled training on batches of all buckets with 0 to 100
+boxes an image and some without any, in which graphs, graph breaks and waits of the host are counted.
+"""
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+
+import torch
+from detectors import (
+    OURS,
+    TRAINING,
+    Step,
+    autocast,
+    benchmark_config,
+    make_batch,
+    make_updater,
+    network_parts,
+    torchvision_step,
+)
+from first_step import seconds_to_first_step
+from flops import image_flops, peak_flops
+from machine import machine
+from peak import peak_bytes
+from recording import RESULTS, results_file, significant
+from train_report import draw, markdown_table
+
+from dwtriton.cli import run
+from dwtriton.config import Config
+from dwtriton.data.transforms import normalise
+from dwtriton.errors import UserError
+from dwtriton.files import make_folder, write_text
+from dwtriton.targets import pack_targets
+from dwtriton.train.compiling import GraphWatch
+from dwtriton.train.update import Updater
+from dwtriton.transfer import to_device
+
+BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, in turn; the mean of COCO is 7
+WARM_UP = 3  # steps
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = read_arguments(arguments)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
+    torch._logging.set_logs(all=logging.ERROR)  # torchvision's graph breaks fill the console
+    start = time.perf_counter()
+    size = (args.height, args.width)
+    cfg = benchmark_config(args.cfg, [size, size[::-1]], args.images, args.precision, args.mode)
+    results = {
+        "machine": machine(device),
+        "case": {"config": args.cfg, "height": size[0], "width": size[1], "images": args.images}
+        | {"precision": args.precision, "mode": args.mode},
+        "flops_image": image_flops(cfg, size, training=True),
+        "rows": [measure_row(method, cfg, size, device, args.seconds) for method in args.methods],
+    }
+    peak = peak_flops(results["machine"]["name"]) if args.precision == "bfloat16" else None
+    for row in results["rows"]:
+        if peak and row["method"] in OURS and "images_s" in row:
+            row["mfu"] = significant(results["flops_image"] * row["images_s"] / peak)
+    results["varied"] = varied_steps(cfg, device, args.varied, args.varied_seconds) if args.varied else None
+    if args.first_step:
+        results["first_step_s"] = seconds_to_first_step(args)
+    make_folder(args.out.parent)
+    write_text(args.out, json.dumps(results, indent=2) + "\n")
+    draw(results, args.out.with_suffix(".png"))
+    print(f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it, {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--cfg", default="r50_1x", help="config (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=TRAINING, help="default: all; triton only on a GPU")
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1344)
+    parser.add_argument("--images", type=int, help="in a step (default: 16 on a GPU, 2 on a CPU)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+    parser.add_argument("--mode", default="default", help="of torch.compile (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each contestant, at least three steps")
+    parser.add_argument("--varied", type=int, help="steps of varied batches, 0: none (default: 2000, 10 on a CPU)")
+    parser.add_argument("--varied-seconds", type=float, default=240.0, help="at most for these")
+    parser.add_argument("--first-step", action="store_true", help="time from launch to first step, cold and warm, too")
+    parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
+    args = parser.parse_args(arguments)
+    cuda = args.device == "cuda"
+    args.methods = args.methods or [method for method in TRAINING if cuda or method != "triton"]
+    args.images = args.images or (16 if cuda else 2)
+    args.precision = args.precision or ("bfloat16" if cuda else "float32")
+    args.varied = (2000 if cuda else 10) if args.varied is None else args.varied
+    args.out = args.out or results_file(torch.device(args.device), RESULTS / "train_step")
+    return args
+
+
+def measure_row(method: str, cfg: Config, size: tuple[int, int], device: torch.device, seconds: float) -> dict:
+    """Everything about one contestant; a baseline that fails is recorded as skipped."""
+    print(f"{TRAINING[method]} ...", flush=True)
+    torch.compiler.reset()
+    count = cfg.data.batch_size
+    boxes = [BOXES[i % len(BOXES)] for i in range(count)]
+    batch = make_batch(size, boxes, cfg.head.num_classes, pinned=device.type == "cuda")
+    row: dict = {"method": method}
+    try:
+        if method in OURS:
+            updater = make_updater(method, cfg, device, capacity=100 * count)
+            row |= measure_steps(lambda: updater.step([batch], 1.0), count, device, seconds)
+            row["parts_ms"] = measure_parts(updater, batch, row["ms"], device, seconds / 4)
+        else:
+            step = torchvision_step(cfg, batch, size, device, compiled=method.endswith("compiled"))
+            row |= measure_steps(step, count, device, seconds)
+    except Exception as error:
+        if method in ("compiled", "triton"):
+            raise
+        row["skipped"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    print(f"  {row.get('images_s', row.get('skipped'))} images/s", flush=True)
+    return row
+
+
+def measure_steps(step: Step, images: int, device: torch.device, seconds: float) -> dict:
+    """Rate and peak of the memory of steps one after another; the first ones, which may compile, are told apart."""
+    began = time.perf_counter()
+    for _ in range(WARM_UP):
+        step()
+    synchronise(device)
+    warm_up = time.perf_counter() - began
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began, steps = time.perf_counter(), 0
+    while steps < 3 or time.perf_counter() - began < seconds:
+        step()
+        steps += 1
+    synchronise(device)
+    elapsed = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes(step)
+    return {
+        "images_s": significant(steps * images / elapsed),
+        "ms": significant(1e3 * elapsed / steps),
+        "steps": steps,
+        "warm_up_s": significant(warm_up),
+        "peak_gb": significant(peak / 1e9),
+    }
+
+
+def measure_parts(updater: Updater, batch, step_ms: float, device: torch.device, seconds: float) -> dict[str, float]:
+    """Milliseconds of each part of a step; forward parts are measured by themselves, the optimiser too."""
+    cfg, detector = updater.cfg, updater.detector
+
+    def inputs():
+        images = batch.images.to(device, non_blocking=True)
+        sizes = to_device(torch.tensor(batch.image_sizes), device)
+        return normalise(images, sizes, cfg.data), pack_targets(batch.targets, device, updater.capacity)
+
+    compiled = cfg.train.compile != "off"
+    compile_with = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if compiled else (lambda f: f)
+    ends = {}
+    with autocast(cfg, device):
+        for name, step in network_parts(detector, inputs, compile_with).items():
+            ends[name] = median_ms(step, device, seconds)
+    parts, before = {}, 0.0
+    for name, end in ends.items():
+        parts[name], before = end - before, end
+    updater.step([batch], 1.0)
+    parts["optimiser"] = median_ms(updater.optimizer.step, device, seconds)
+    parts["backward"] = step_ms - before - parts["optimiser"]
+    return {name: significant(parts[name]) for name in (*ends, "backward", "optimiser")}
+
+
+def median_ms(step: Step, device: torch.device, seconds: float) -> float:
+    step()
+    synchronise(device)
+    times, stop = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < stop:
+        began = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(1e3 * (time.perf_counter() - began))
+    return median(times)
+
+
+def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) -> dict:
+    """Graphs, graph breaks and waits of the host in steps whose batches differ in size and numbers of boxes."""
+    torch.compiler.reset()
+    images, pinned = cfg.data.batch_size, device.type == "cuda"
+    updater = make_updater("compiled", cfg, device, capacity=100 * images)
+    expected = len(cfg.data.buckets)
+    watch = GraphWatch(expected)
+    with watch:
+        list(updater.compile_ahead(images))
+    pixels = [make_batch(size, [0] * images, cfg.head.num_classes, pinned) for size in cfg.data.buckets]
+    generator = torch.Generator().manual_seed(0)
+    breaks, syncs, done = graph_breaks(), 0, 0
+    began = time.perf_counter()
+    while done < count and time.perf_counter() - began < seconds:
+        batch = pixels[done % expected]
+        counts = torch.randint(101, (images,), generator=generator) * (torch.rand(images, generator=generator) > 0.2)
+        batch.targets = make_batch(batch.image_sizes[0], counts.tolist(), cfg.head.num_classes, False).targets
+        with watch:
+            syncs += count_syncs(lambda batch=batch: updater.step([batch], 1.0), device)
+        done += 1
+    synchronise(device)
+    return {
+        "steps": done,
+        "graphs": watch.graphs,
+        "graphs_expected": expected,
+        "graph_breaks": graph_breaks() - breaks,
+        "host_syncs": syncs if pinned else None,
+    }
+
+
+def count_syncs(step: Step, device: torch.device) -> int:
+    """How often the host waits for the device in a step."""
+    if device.type != "cuda":
+        step()
+        return 0
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def graph_breaks() -> int:
+    return sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    run(main)
