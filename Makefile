@@ -11,11 +11,12 @@ demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 test: .venv/installed lint  ## everything CI checks, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-kernels test-rest
 
-test-kernels:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported
+test-kernels:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported; then compiled
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
+	$(BIN)/python -m pytest tests/kernels
 
 test-rest:
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/kernels
 
 test-all: .venv/installed lint  ## the same with thousands of larger examples and every kernel binary: hours
 	DWTRITON_TEST_ALL=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu

@@ -7,10 +7,12 @@ from recording import caption
 
 from dwtriton.files import write_atomically
 
+TABLE_HEAD = "| contestant | images in a batch | images/s |"
+
 
 def markdown_table(results: dict) -> str:
     lines = [
-        "| contestant | images in a batch | images/s | ms a batch | of it selection | peak GB | first call s |",
+        f"{TABLE_HEAD} ms a batch | of it selection | peak GB | first call s |",
         "|---" * 7 + "|",
     ]
     for row in results["rows"]:

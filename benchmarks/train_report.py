@@ -7,6 +7,7 @@ from recording import caption
 
 from dwtriton.files import write_atomically
 
+TABLE_HEAD = "| contestant | images/s | times the first | ms a step |"
 PARTS = ("data", "backbone", "fpn", "head", "loss", "backward", "optimiser")
 
 
@@ -14,9 +15,7 @@ def markdown_table(results: dict) -> str:
     """Rates, memory and parts of a step; below, what varied batches showed."""
     first = next((row for row in results["rows"] if "images_s" in row), None)
     lines = [
-        "| contestant | images/s | times the first | ms a step | peak GB | model FLOPs of the peak | "
-        + " | ".join(f"{part} ms" for part in PARTS)
-        + " |",
+        f"{TABLE_HEAD} peak GB | model FLOPs of the peak | " + " | ".join(f"{part} ms" for part in PARTS) + " |",
         "|---" * (6 + len(PARTS)) + "|",
     ]
     for row in results["rows"]:
