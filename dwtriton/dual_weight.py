@@ -14,6 +14,7 @@ from dwtriton.points import STRIDES
 from dwtriton.targets import PackedTargets, check_packed, check_values, concatenate_targets
 
 ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'
+CERTAIN = 1000.0  # objectness logit whose sigmoid is one, while all that is computed from it stays finite
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 
 
@@ -48,7 +49,7 @@ class _DualWeighting(nn.Module):
         self,
         cls_logits: Sequence[Tensor],
         box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor],
+        objectness: Sequence[Tensor] | None,
         given: Targets,
     ) -> PackedTargets:
         """Raise ValueError unless everything fits together; returns the targets packed on the logits' device."""
@@ -78,20 +79,22 @@ class DualWeightLoss(_DualWeighting):
         self,
         cls_logits: Sequence[Tensor],
         box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor],
+        objectness: Sequence[Tensor] | None,
         targets: Targets,
     ) -> dict[str, Tensor]:
         """Losses of a batch: 0-d `loss_cls_pos`, `loss_loc` and `loss_cls_neg`; a detector minimises their sum.
 
         For each level l: `cls_logits[l]` (B, C, H, W); `box_distances[l]` (B, 4, H, W), left, top, right, bottom >= 0
         from the point to the predicted sides, in pixels; `objectness[l]` (B, 1, H, W) logits. Any floating dtype and
-        memory format; arithmetic is float32 (float64 where an input is), also under autocast.
+        memory format; arithmetic is float32 (float64 where an input is), also under autocast. `objectness=None` is for
+        heads without that branch: the score is then sigmoid(cls_logits) alone.
         `targets`: a list with one dict for each image as for `pack_targets`, or its result. On CPU tensors their values
         are checked; on other devices an invalid label or box makes all losses NaN.
         The normalisers are means over all ranks where torch.distributed is initialised: call it on every rank alike.
         Raises ValueError, naming level or image, for whatever does not fit.
         """
         packed = self._check(cls_logits, box_distances, objectness, targets)
+        objectness = _certain(cls_logits) if objectness is None else objectness
         with torch.autocast(cls_logits[0].device.type, enabled=False):
             sums, counts = self._backend_for(cls_logits, box_distances, objectness).dual_weight_sums(
                 cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
@@ -111,11 +114,12 @@ class DualWeightAssigner(_DualWeighting):
         self,
         cls_logits: Sequence[Tensor],
         box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor],
+        objectness: Sequence[Tensor] | None,
         targets: Targets,
     ) -> list[DualWeights]:
         """The weights of each image; inputs and errors are those of `DualWeightLoss`."""
         packed = self._check(cls_logits, box_distances, objectness, targets)
+        objectness = _certain(cls_logits) if objectness is None else objectness
         with torch.autocast(cls_logits[0].device.type, enabled=False):
             return self._backend_for(cls_logits, box_distances, objectness).dual_weights(
                 cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
@@ -147,14 +151,21 @@ def _normalisers(counts: Tensor) -> Tensor:
     return counts.clamp(min=1)
 
 
+def _certain(cls_logits: Sequence[Tensor]) -> list[Tensor]:
+    """Objectness logits of a head that has none."""
+    return [level.new_full((len(level), 1, *level.shape[2:]), CERTAIN) for level in cls_logits]
+
+
 def _check_levels(
     strides: tuple[int, ...],
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
+    objectness: Sequence[Tensor] | None,
 ) -> None:
-    """Raise ValueError unless the three inputs have one floating tensor a level, of shapes that fit, on one device."""
-    named = {"cls_logits": cls_logits, "box_distances": box_distances, "objectness": objectness}
+    """Raise ValueError unless the inputs have one floating tensor a level, of shapes that fit, on one device."""
+    named = {"cls_logits": cls_logits, "box_distances": box_distances}
+    if objectness is not None:
+        named["objectness"] = objectness
     for name, levels in named.items():
         if not isinstance(levels, list | tuple) or not all(isinstance(level, Tensor) for level in levels):
             raise ValueError(f"{name} must be a list of tensors, one for each level")

@@ -10,15 +10,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dwtriton import cli
-from dwtriton.config import override_config
+from dwtriton.cli import say
 from dwtriton.data import draw_missing_shapes, eval_loader, prepare_validation
 from dwtriton.files import make_folder, write_text
 from dwtriton.model.compiled import compile_predict
-from dwtriton.model.detector import build_detector
 from dwtriton.train import ranks
-from dwtriton.train.checkpoint import CheckpointError, load_checkpoint, load_weights
+from dwtriton.train.checkpoint import CheckpointError, load_detector
 from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
-from dwtriton.train.reporting import say
 
 EXAMPLES = """\
   python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
@@ -26,7 +24,7 @@ EXAMPLES = """\
   torchrun --nproc-per-node 8 -m dwtriton.evaluate --weights best.pt --data ~/coco    on eight GPUs"""
 
 
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.evaluate", "COCO figures of a checkpoint on the validation split.", EXAMPLES)
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
@@ -38,17 +36,21 @@ def main() -> int:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
     with ranks.joined():
-        return run(arguments, Console(quiet=not ranks.is_first()))
+        return run(arguments, cli.open_console(arguments, ranks.is_first()))
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
     with ranks.one_error():
-        checkpoint = load_checkpoint(arguments.weights)
+        detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
         out = arguments.out or arguments.weights.parent / "evaluation"
-        cfg = override_config(checkpoint.config, arguments.set, data_root=arguments.data)
+        cfg = checkpoint.config
     ranks.check_same_config(cfg)
     with ranks.one_error(), ranks.in_turn():
         draw_missing_shapes(cfg.data)
@@ -58,8 +60,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             raise CheckpointError(
                 f"{arguments.weights} knows {checkpoint.class_names}, the data has {data.class_names}"
             )
-        detector = build_detector(cfg)
-        load_weights(detector, checkpoint.weights, str(arguments.weights))
         make_folder(out)
     ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.print(class_table(evaluation))
     say(console, evaluation.table)
     say(console, f"{len(results)} detections in {out / 'detections.json'}; figures in {out / 'metrics.json'}")
+    cli.print_result(arguments, {"out": str(out), **evaluation.metrics, "class_ap": evaluation.class_ap})
     return 0
 
 

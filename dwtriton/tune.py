@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dwtriton import cli
+from dwtriton.cli import say
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder
 from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, kernel_calls, make_case
@@ -29,7 +30,6 @@ from dwtriton.kernels.tuning import (
     search_space,
     write_table,
 )
-from dwtriton.train.reporting import say
 
 EXAMPLES = """\
   python -m dwtriton.tune                                      for 80 classes and images of 800x1344, under a minute
@@ -80,7 +80,7 @@ def search(
     return Found(best, times[best], times[default], len(times), sum(map(math.isinf, times.values())))
 
 
-def parse_arguments() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.tune", "Find the fastest configs of the kernels on this GPU.", EXAMPLES)
     parser.add_argument("--classes", metavar="C", type=int, default=80)
     parser.add_argument("--size", metavar="HxW", default="800x1344", help="padded images (default: %(default)s)")
@@ -96,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
         "--check", action="store_true", help="compare with the torch backend in float64, before and after"
     )
     parser.add_argument("--dry-run", action="store_true", help="list what would be tried")
-    return parser.parse_args()
+    return parser
 
 
 def read_settings(arguments: argparse.Namespace) -> list[Setting]:
@@ -225,8 +225,8 @@ def table_entry(setting: Setting, by_kernel: dict[str, Found]) -> dict:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    console = Console()
+    arguments = build_parser().parse_args()
+    console = cli.open_console(arguments)
     settings = read_settings(arguments)
     if arguments.dry_run:
         for setting in settings:
@@ -253,6 +253,7 @@ def main() -> int:
         raise UserError(f"{gpu} has too little memory for {settings[0]}; lower --batch") from None
     new = {setting.key().name: table_entry(setting, found) for setting, found in zip(settings, results)}
     write_table(out, gpu, {**entries, **new})
+    cli.print_result(arguments, {"table": str(out), "entries": new})
     say(console, f"table: {out}" + ("" if out == cache_table(gpu) else f"; to use it, set DWTRITON_TABLE={out}"))
     return 0
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton import cli
+from dwtriton.cli import say
 from dwtriton.config import Config, dump_config, load_config
 from dwtriton.data.annotations import read_annotations
 from dwtriton.data.report import DataReport
@@ -21,7 +22,6 @@ from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet import from_mmdet, to_mmdet
 from dwtriton.model.mmdet_file import MmdetFile, config_misfits, is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dwtriton.train.reporting import say
 from dwtriton.weights_summary import some, summarise
 
 EXAMPLES = {
@@ -38,32 +38,21 @@ EXAMPLES = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
-    examples = "\n".join(EXAMPLES.values())
-    parser = cli.command("dwtriton.weights", "Look into checkpoints and convert them from and to others.", examples)
-    actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
-
-    def add(action: str, run, what: str, file: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(
-            action,
-            help=what,
-            description=f"{what[0].upper()}{what[1:]}.",
-            epilog=f"examples:\n{EXAMPLES[action]}\n\n{cli.EXIT_CODES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run)
-        sub.add_argument("file", metavar="FILE", type=Path, help=file)
-        return sub
-
-    add(
-        "show",
-        show,
-        "what a checkpoint holds",
-        "checkpoint of this package or MMDetection, or torchvision ResNet weights",
+def build_parser() -> argparse.ArgumentParser:
+    parser, add = cli.command_with_actions(
+        "dwtriton.weights", "Look into checkpoints and convert them from and to others.", EXAMPLES
     )
-    begin = add("from-mmdet", convert_from_mmdet, "a checkpoint from one of MMDetection", "MMDetection checkpoint")
-    back = add("to-mmdet", convert_to_mmdet, "a checkpoint for MMDetection", "checkpoint of this package")
-    bare = add("from-torchvision", convert_from_torchvision, "a checkpoint from a torchvision ResNet", "its state dict")
+    look = add("show", show, "what a checkpoint holds")
+    begin = add("from-mmdet", convert_from_mmdet, "a checkpoint from one of MMDetection")
+    back = add("to-mmdet", convert_to_mmdet, "a checkpoint for MMDetection")
+    bare = add("from-torchvision", convert_from_torchvision, "a checkpoint from a torchvision ResNet")
+    for sub, file in (
+        (look, "checkpoint of this package or MMDetection, or torchvision ResNet weights"),
+        (begin, "MMDetection checkpoint"),
+        (back, "checkpoint of this package"),
+        (bare, "its state dict"),
+    ):
+        sub.add_argument("file", metavar="FILE", type=Path, help=file)
     for sub in (begin, bare):
         sub.add_argument("--cfg", metavar="NAME|FILE", required=True, help="config of the detector")
         sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
@@ -73,20 +62,21 @@ def parse_arguments() -> argparse.Namespace:
     for sub in (begin, back, bare):
         sub.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
         sub.add_argument("--force", action="store_true", help="replace --out if it exists")
-    return parser.parse_args()
+    return parser
 
 
-def show(arguments: argparse.Namespace, console: Console) -> None:
-    """Print what a checkpoint holds."""
+def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+    """Print what a checkpoint holds; returns the facts."""
     facts, parts = summarise(arguments.file)
     table = Table(show_header=False)
     for key, value in facts.items():
         table.add_row(Text(key), Text(value))
     console.print(table)
     console.print(parts)
+    return facts
 
 
-def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
+def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     """Write a checkpoint with the weights of an MMDetection file, and say what became of everything in it."""
     cfg = load_config(arguments.cfg, arguments.set)
     content = read_checkpoint_file(arguments.file)
@@ -108,6 +98,7 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     for name, reason in file.left_out.items():
         say(console, f"left out: {name}, {reason}")
     say(console, f"checkpoint: {arguments.out}")
+    return {"checkpoint": str(arguments.out)}
 
 
 def rename(file: MmdetFile, cfg: Config, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -132,7 +123,7 @@ def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
+def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     """Write a checkpoint that MMDetection loads to test with or to train from."""
     checkpoint = load_checkpoint(arguments.file)
     meta = {
@@ -147,9 +138,10 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     write_atomically(arguments.out, lambda file: torch.save(state, file))
     which = "trained weights" if checkpoint.ema is None else "moving average, and the trained weights beside it"
     say(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
+    return {"checkpoint": str(arguments.out)}
 
 
-def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> None:
+def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     """Write the checkpoint from which a run with this backbone begins."""
     if not arguments.file.is_file():
         raise UserError(f"{arguments.file} does not exist")
@@ -168,6 +160,7 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
     if left_out:
         say(console, f"left out: {', '.join(left_out)}, of the classifier")
     say(console, f"checkpoint: {arguments.out}")
+    return {"checkpoint": str(arguments.out)}
 
 
 def class_list(
@@ -213,10 +206,10 @@ def check_out(out: Path, force: bool) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    arguments = build_parser().parse_args()
     if "out" in arguments:
         check_out(arguments.out, arguments.force)
-    arguments.run(arguments, Console())
+    cli.print_result(arguments, arguments.run(arguments, cli.open_console(arguments)))
     return 0
 
 

@@ -232,3 +232,16 @@ LAYOUTS = {
     "slice of channels": lambda level: torch.cat((level, level + 1), 1)[:, : level.shape[1]],
     "offset": lambda level: torch.cat((level + 1, level))[len(level) :],
 }
+
+
+def check_without_objectness(case: Case, tolerance: float, dtype: torch.dtype) -> None:
+    """`objectness=None` against the oracle with an objectness of one; some logits are far from zero."""
+    case.z[:, ::7] = np.sign(case.z[:, ::7]) * 60
+    truth = replace(case, u=np.full_like(case.u, 1000.0)).truth()
+    z, d, _ = case.tensors(dtype)
+    losses = DualWeightLoss(case.strides, case.soft_prior, case.backend)(z, d, None, case.targets())
+    values = np.array([losses[name].item() for name in LOSSES])
+    np.testing.assert_allclose(values, truth.losses, rtol=tolerance / 10)
+    sum(losses.values()).backward()
+    grads = [join([level.grad for level in kind]) for kind in (z, d)]
+    assert_gradients(grads, truth_gradients(truth)[:2], tolerance)

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dwtriton import cli
+from dwtriton.cli import say
 from dwtriton.config import Config, load_config
 from dwtriton.config_files import config_names
 from dwtriton.data import prepare_data
@@ -17,7 +18,6 @@ from dwtriton.errors import UserError
 from dwtriton.train import ranks
 from dwtriton.train.loop import NonFiniteLossError, Trainer
 from dwtriton.train.plan import plan
-from dwtriton.train.reporting import say
 from dwtriton.train.stopping import Interrupted
 
 LET_OTHERS_END = 10  # seconds: torchrun's report calls the process that ended first the cause
@@ -33,7 +33,7 @@ EXAMPLES = """\
   python -m dwtriton.train --cfg list                          the configs and their published AP"""
 
 
-def parse_arguments() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.train", "Train a Dual Weighting detector on data in COCO layout.", EXAMPLES)
     parser.add_argument("--cfg", metavar="NAME|FILE", help="a config by name or TOML file; `list` prints the names")
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (sets data.root)")
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
-    return parser.parse_args()
+    return parser
 
 
 def read_config(arguments: argparse.Namespace) -> Config:
@@ -72,13 +72,14 @@ def config_table() -> Table:
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    arguments = build_parser().parse_args()
     if arguments.cfg == "list":
-        Console().print(config_table())
+        cli.open_console(arguments).print(config_table())
+        cli.print_result(arguments, {name: load_config(name).published_ap for name in config_names()})
         return 0
     run = record(train) if ranks.under_torchrun() else train  # so that torchrun's report has the traceback
     with ranks.joined():
-        return run(arguments, Console(quiet=not ranks.is_first()))
+        return run(arguments, cli.open_console(arguments, ranks.is_first()))
 
 
 def train(arguments: argparse.Namespace, console: Console) -> int:
@@ -123,6 +124,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         console, f"trained and evaluated in {minutes:.1f} minutes; {trainer.left_out()} images and annotations left out"
     )
     say(console, f"pictures: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
+    cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
     return 0
 
 

@@ -1,15 +1,16 @@
 """Checkpoints: one file with everything a run needs to go on, written whole or not at all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from dwtriton.config import Config, dump_config, flatten, parse_toml
+from dwtriton.config import Config, dump_config, flatten, override_config, parse_toml
 from dwtriton.errors import UserError
 from dwtriton.files import write_atomically
-from dwtriton.model.detector import DualWeightDetector
+from dwtriton.model.detector import DualWeightDetector, build_detector
 from dwtriton.model.mmdet_file import is_mmdet, read_checkpoint_file
 from dwtriton.model.state_dict import check_tensors
 
@@ -39,6 +40,11 @@ class Checkpoint(NamedTuple):
     optimizer: dict | None = None  # None in a converted checkpoint, which cannot be resumed
     scaler: dict | None = None  # of float16
     ema: dict[str, torch.Tensor] | None = None  # moving average of `model`
+
+    @property
+    def labels(self) -> list[str]:
+        """What to call the classes: their names, or their category ids where the checkpoint has no names."""
+        return self.class_names or [str(id_) for id_ in self.category_ids]
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -90,6 +96,20 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
     """Copy `weights` into the model. Raises UserError listing every tensor that does not fit."""
     check_tensors(model.state_dict(), weights, source)
     model.load_state_dict(weights)
+
+
+def load_detector(
+    path: Path, overrides: Sequence[str] = (), data_root: Path | None = None
+) -> tuple[DualWeightDetector, Checkpoint]:
+    """The detector of a checkpoint on the CPU, in evaluation mode, and the checkpoint with its config overridden.
+
+    Raises UserError for a file that is no checkpoint, and for overrides that do not fit it.
+    """
+    checkpoint = load_checkpoint(path)
+    checkpoint = checkpoint._replace(config=override_config(checkpoint.config, overrides, data_root))
+    detector = build_detector(checkpoint.config).eval()
+    load_weights(detector, checkpoint.weights, str(path))
+    return detector, checkpoint
 
 
 def start_from(detector: DualWeightDetector, path: Path, class_names: list[str]) -> str:

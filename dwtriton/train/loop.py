@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
+from dwtriton.cli import say
 from dwtriton.config import Config, dump_config
 from dwtriton.data import DataError, draw_missing_shapes, eval_loader, prepare_data, train_loader
 from dwtriton.data.batching import Batch
@@ -35,7 +36,7 @@ from dwtriton.train.compiling import GraphWatch
 from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
 from dwtriton.train.optimizer import lr_factor
 from dwtriton.train.pictures import draw_curves, draw_predictions
-from dwtriton.train.reporting import Display, MetricsFile, Speed, say
+from dwtriton.train.reporting import Display, MetricsFile, Speed
 from dwtriton.train.stopping import Interrupted, stopping_on_signals
 from dwtriton.train.update import StepLosses, Updater
 

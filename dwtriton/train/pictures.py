@@ -10,10 +10,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from pycocotools.coco import COCO
 
+from dwtriton.annotate import COLOURS
 from dwtriton.data import BrokenImageError, read_image
 from dwtriton.files import write_atomically
-
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d")
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:

@@ -10,13 +10,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dwtriton.cli import say
 from dwtriton.files import write_text
 from dwtriton.train.evaluation import Evaluation
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: not wrapped, so that scripts and logs can read it, and without colours for its numbers."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class MetricsFile:

@@ -16,6 +16,7 @@ from generated_cases import (
 from kernel_cases import on_kernels, using
 from loss_cases import (
     assert_gradients,
+    check_without_objectness,
     crowded,
     overlapping,
     random_case,
@@ -330,3 +331,7 @@ def test_same_bits_from_the_same_input():
     first, second = (run_loss(case, case.tensors()) for _ in range(2))
     assert np.array_equal(first[0], second[0])
     assert all(np.array_equal(one, other) for one, other in zip(first[1], second[1]))
+
+
+def test_without_objectness_the_score_is_that_of_the_class_alone(device):
+    check_without_objectness(on_kernels(random_case(31, [4, 0, 3])), 1e-4, torch.float32)

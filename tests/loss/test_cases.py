@@ -8,6 +8,7 @@ import torch
 from loss_cases import (
     LOSSES,
     assert_gradients,
+    check_without_objectness,
     crowded,
     overlapping,
     random_case,
@@ -16,6 +17,7 @@ from loss_cases import (
     truth_gradients,
 )
 
+from dwtriton.dual_weight import DualWeightAssigner
 from dwtriton.reference import dual_weight_sums
 from dwtriton.targets import pack_targets
 
@@ -193,3 +195,19 @@ def test_gradients_reach_a_model_through_the_losses():
         for grad, value in zip(truth_gradients(truth), (case.z, case.d, case.u))
     )
     assert scale.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_without_objectness_the_score_is_that_of_the_class_alone(dtype, tolerance):
+    check_without_objectness(random_case(31, [4, 0, 3]), tolerance, dtype)
+
+
+def test_without_objectness_the_weights_are_those_of_a_certain_one():
+    case = random_case(32, [3, 2])
+    z, d, u = case.tensors()
+    certain = [torch.full_like(level, 1000.0) for level in u]
+    assigner = DualWeightAssigner(case.strides)
+    pairs = zip(assigner(z, d, None, case.targets()), assigner(z, d, certain, case.targets()), strict=True)
+    for image, (ours, other) in enumerate(pairs):
+        assert torch.equal(ours.score, torch.cat([level[image].flatten(1).T for level in z]).sigmoid())
+        assert all(torch.equal(one, two) for one, two in zip(ours, other))
