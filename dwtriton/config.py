@@ -176,6 +176,9 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = Field(
         1000, description="iterations between two checkpoints; every epoch ends with one"
     )
+    keep_every: NonNegativeInt = Field(
+        0, description="epochs between two checkpoints that are kept as epoch-N.pt; 0: none is"
+    )
     evaluate_every: PositiveInt = Field(1, description="epochs between two evaluations; the last epoch always has one")
 
 

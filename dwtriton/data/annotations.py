@@ -4,8 +4,9 @@ import contextlib
 import io
 import json
 import math
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycocotools.coco import COCO
 
@@ -18,6 +19,16 @@ KEYS = {
 }
 
 
+class Records(NamedTuple):
+    """What a COCO detection file holds, by id; where `fatal` says why a training refuses it, not quite all."""
+
+    content: dict[str, Any]
+    images: dict[int, dict[str, Any]]
+    categories: dict[int, dict[str, Any]]
+    annotations: dict[int, dict[str, Any]]
+    fatal: list[str]
+
+
 def read_annotations(path: Path, report: DataReport) -> COCO:
     """Read and check a COCO detection file.
 
@@ -26,20 +37,10 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
     COCOeval needs both; segmentations are dropped, they would only fill the memory.
     Raises DataError for a file that is not COCO detection JSON, for missing keys and for duplicate ids or names.
     """
-    content = _parse(path)
-    images, categories, annotations = (_by_id(content, section, path) for section in KEYS)
-    if not categories:
-        raise DataError(f"{path}: 'categories' is empty; a detector needs at least one")
-    for image in images.values():
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
-            raise DataError(f"{path}: image {image['id']}: width and height must be positive whole numbers")
-        if not isinstance(image["file_name"], str):
-            raise DataError(f"{path}: image {image['id']}: file_name must be a string")
-    names = [str(category["name"]) for category in categories.values()]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{path}: two categories have the name {twice!r}; give each its own")
-
+    content, images, categories, annotations, fatal = read_records(path)
+    if fatal:
+        more = f" (and {len(fatal) - 1} more: python -m dwtriton.data check)" if len(fatal) > 1 else ""
+        raise DataError(f"{path}: {fatal[0]}{more}")
     kept = [a for a in annotations.values() if _usable(a, images, categories, report)]
     for annotation in kept:
         annotation.pop("segmentation", None)
@@ -54,6 +55,26 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def read_records(path: Path) -> Records:
+    """The images, categories and annotations of a file, and everything for which a training refuses it.
+
+    Raises DataError for a file that is not COCO detection JSON.
+    """
+    content = _parse(path)
+    fatal: list[str] = []
+    images, categories, annotations = (_by_id(content, section, fatal) for section in KEYS)
+    if not categories:
+        fatal.append("'categories' is empty; a detector needs at least one")
+    for image in images.values():
+        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
+            fatal.append(f"image {image['id']}: width and height must be positive whole numbers")
+        if not isinstance(image["file_name"], str):
+            fatal.append(f"image {image['id']}: file_name must be a string")
+    names = Counter(str(category["name"]) for category in categories.values())
+    fatal += [f"two categories have the name {name!r}; give each its own" for name, n in names.items() if n > 1]
+    return Records(content, images, categories, annotations, fatal)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -71,19 +92,20 @@ def _parse(path: Path) -> dict[str, Any]:
     return content
 
 
-def _by_id(content: dict[str, Any], section: str, path: Path) -> dict[int, dict[str, Any]]:
-    """Records of a section by id. Raises DataError for missing keys, ids that are not whole numbers, duplicates."""
+def _by_id(content: dict[str, Any], section: str, fatal: list[str]) -> dict[int, dict[str, Any]]:
+    """Records of a section by id; missing keys, ids that are not whole numbers and duplicates are added to `fatal`."""
     records = {}
     for position, record in enumerate(content[section]):
         missing = [key for key in KEYS[section] if not isinstance(record, dict) or key not in record]
         if missing:
             name = record["id"] if isinstance(record, dict) and "id" in record else f"number {position}"
-            raise DataError(f"{path}: {section} entry {name} has no {', '.join(map(repr, missing))}")
-        if not isinstance(record["id"], int):
-            raise DataError(f"{path}: {section} entry has id {record['id']!r}; ids must be whole numbers")
-        if record["id"] in records:
-            raise DataError(f"{path}: two entries of {section} have the id {record['id']}; ids must be unique")
-        records[record["id"]] = record
+            fatal.append(f"{section} entry {name} has no {', '.join(map(repr, missing))}")
+        elif not isinstance(record["id"], int):
+            fatal.append(f"{section} entry has id {record['id']!r}; ids must be whole numbers")
+        elif record["id"] in records:
+            fatal.append(f"two entries of {section} have the id {record['id']}; ids must be unique")
+        else:
+            records[record["id"]] = record
     return records
 
 
@@ -99,7 +121,7 @@ def _usable(annotation: dict, images: dict, categories: dict, report: DataReport
         report.add("unknown category, annotation skipped", f"category {annotation['category_id']} in {name}")
         return False
     box = annotation["bbox"]
-    if not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
+    if not is_box(box):
         report.add("box is not four finite numbers, annotation skipped", name)
         return False
     x, y, width, height = box
@@ -107,6 +129,11 @@ def _usable(annotation: dict, images: dict, categories: dict, report: DataReport
     if outside:
         report.add("box outside the image, annotation skipped", name)
     return not outside
+
+
+def is_box(value: Any) -> bool:
+    """Whether this is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
 def _is_finite(value: Any) -> bool:

@@ -129,9 +129,13 @@ class CocoDataset(Dataset):
             if group
         ]
 
+    def box_count(self, index: int) -> int:
+        """Boxes in the targets of an item."""
+        return len(self._targets_by_item[index]["labels"])
+
     def most_boxes(self, images: int) -> int:
         """The most boxes that so many images can have together."""
-        counts = sorted((len(target["labels"]) for target in self._targets_by_item), reverse=True)
+        counts = sorted(map(self.box_count, range(len(self))), reverse=True)
         return sum(counts[:images]) + counts[0] * max(0, images - len(counts))
 
     def _augmentation(self, sample: Sample) -> tuple[int, int, bool]:

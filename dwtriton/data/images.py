@@ -3,12 +3,26 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
+
+ORIENTATION = 0x0112  # EXIF's tag
+ROTATED = {5, 6, 7, 8}  # its values for which width and height change places
 
 
 class BrokenImageError(Exception):
     """An image file that cannot be used; the text names the file and says why."""
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file turned as its EXIF orientation says, without decoding it.
+
+    Raises OSError if it cannot be opened.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION) in ROTATED else (width, height)
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> torch.Tensor:

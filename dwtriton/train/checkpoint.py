@@ -18,9 +18,13 @@ FORMAT = 1
 MAY_CHANGE = {
     "data.root",
     "data.workers",
+    "inference.compile",
     "train.activation_checkpointing",
     "train.checkpoint_every",
+    "train.compile",
+    "train.compile_ahead",
     "train.evaluate_every",
+    "train.keep_every",
     "train.log_every",
 }
 

@@ -198,6 +198,8 @@ class Trainer:
             if self.iteration % self.cfg.train.checkpoint_every == 0:
                 self.save()
         self.save()
+        if self.cfg.train.keep_every and (epoch + 1) % self.cfg.train.keep_every == 0 and ranks.is_first():
+            self._copy_last(f"epoch-{epoch + 1:03}.pt")
 
     def step(self, batches: Sequence[Batch], epoch: int) -> None:
         """One optimiser step. Its losses are read once the next one is on its way: the device always has work."""
@@ -263,7 +265,7 @@ class Trainer:
             evaluation = evaluate(self.val_set.coco, results)
             self.metrics.evaluation(self.iteration, epoch, evaluation)
             if evaluation.metrics["AP"] >= max(row["AP"] for row in self.metrics.evaluations()):
-                write_atomically(self.out / "best.pt", lambda file: shutil.copyfile(self.out / "last.pt", file))
+                self._copy_last("best.pt")
             draw_curves(self.metrics.rows, self.out / "curves.png")
             spread = range(0, len(self.val_set), max(1, len(self.val_set) // PICTURED))
             pictured = [(self.val_set.image_ids[i], Path(self.val_set.paths[i])) for i in spread][:PICTURED]
@@ -290,6 +292,9 @@ class Trainer:
         if ranks.any_rank(self.stop_requested):
             raise Interrupted
         return results
+
+    def _copy_last(self, name: str) -> None:
+        write_atomically(self.out / name, lambda file: shutil.copyfile(self.out / "last.pt", file))
 
     def _request_stop(self) -> None:
         self.stop_requested = True
