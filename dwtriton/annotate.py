@@ -9,17 +9,19 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#7f6fc9")  # by label, in turn
-READABLE = 640  # pixels that the short side of a picture may be enlarged to
+READABLE = 640  # pixels
 FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
-def draw_boxes(image: Tensor, boxes: Tensor, labels: Sequence[int], texts: Sequence[str]) -> Tensor:
+def draw_boxes(
+    image: Tensor, boxes: Tensor, labels: Sequence[int], texts: Sequence[str], enlarge_to: int = READABLE
+) -> Tensor:
     """A copy of the image, uint8 [3, H, W], with boxes [N, 4] xyxy in its pixels; the first ones are drawn on top.
 
-    A small image is enlarged by a whole factor, so that texts leave something to be seen; lines and letters grow with
-    it. A label has the same colour everywhere.
+    A small image is enlarged by a whole factor, its short side up to `enlarge_to` pixels, so that texts leave something
+    to be seen; lines and letters grow with it. A label has the same colour everywhere.
     """
-    factor = max(1, READABLE // min(image.shape[1:]))
+    factor = max(1, enlarge_to // min(image.shape[1:]))
     image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     if not len(boxes):
         return image

@@ -14,6 +14,7 @@ from dwtriton.cli import say
 from dwtriton.data import draw_missing_shapes, eval_loader, prepare_validation
 from dwtriton.files import make_folder, write_text
 from dwtriton.model.compiled import compile_predict
+from dwtriton.report import report_html
 from dwtriton.train import ranks
 from dwtriton.train.checkpoint import CheckpointError, load_detector
 from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
@@ -85,6 +86,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     write_text(out / "detections.json", json.dumps(results))
     write_text(out / "metrics.json", json.dumps({**evaluation.metrics, "class_ap": evaluation.class_ap}))
+    paths = dict(zip(data.image_ids, data.paths))
+    title = f"{arguments.weights} on {cfg.data.root}"
+    write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title))
     which = "weights" if checkpoint.ema is None else "moving average of the weights"
     say(console, f"{arguments.weights}: {which} after iteration {checkpoint.iteration}")
     for line in data.report.summary():
@@ -94,6 +98,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.print(class_table(evaluation))
     say(console, evaluation.table)
     say(console, f"{len(results)} detections in {out / 'detections.json'}; figures in {out / 'metrics.json'}")
+    say(console, f"report: {out / 'report.html'}")
     cli.print_result(arguments, {"out": str(out), **evaluation.metrics, "class_ap": evaluation.class_ap})
     return 0
 

@@ -17,6 +17,13 @@ from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import Detections
 from dwtriton.train import ranks
 
+CLASS_METRICS = {  # where they stand in COCOeval's precisions: IoUs, area
+    "AP": (slice(None), 0),
+    "AP50": (slice(0, 1), 0),
+    "APs": (slice(None), 1),
+    "APm": (slice(None), 2),
+    "APl": (slice(None), 3),
+}
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -25,8 +32,13 @@ class Evaluation:
     """COCOeval's box figures; -1 where there is nothing to measure, as COCO writes it."""
 
     metrics: dict[str, float]  # METRICS, in 0..1
-    class_ap: dict[str, float]  # AP of every class by name
+    classes: dict[str, dict[str, float]]  # CLASS_METRICS of every class by name
     table: str  # COCOeval's own summary
+
+    @property
+    def class_ap(self) -> dict[str, float]:
+        """AP of every class by name."""
+        return {name: figures["AP"] for name, figures in self.classes.items()}
 
 
 def detect(
@@ -76,11 +88,16 @@ def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
     table = io.StringIO()
     with contextlib.redirect_stdout(table):
         evaluator.summarize()
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoUs, recalls, classes], all areas, 100 detections
+    precision = evaluator.eval["precision"][..., -1]  # [IoUs, recalls, classes, areas], 100 detections
     names = [truth.cats[category]["name"] for category in evaluator.params.catIds]
     return Evaluation(
         metrics=dict(zip(METRICS, evaluator.stats.tolist())),
-        class_ap={name: _mean_precision(precision[:, :, k]) for k, name in enumerate(names)},
+        classes={
+            name: {
+                metric: _mean_precision(precision[ious, :, k, area]) for metric, (ious, area) in CLASS_METRICS.items()
+            }
+            for k, name in enumerate(names)
+        },
         table=table.getvalue().rstrip(),
     )
 
