@@ -1,11 +1,4 @@
-"""Floating-point operations of a detector, and how many a GPU can do in a second."""
-
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
-
-from dwtriton.config import Config
-from dwtriton.model.detector import build_detector
+"""Floating-point operations that a GPU can do in a second."""
 
 PEAK_TFLOPS = {  # dense bfloat16 with tensor cores, by NVIDIA's data sheets; the first name found in the GPU's counts
     "B200": 2250,
@@ -23,16 +16,3 @@ PEAK_TFLOPS = {  # dense bfloat16 with tensor cores, by NVIDIA's data sheets; th
 def peak_flops(gpu: str) -> float | None:
     """Operations a second of dense bfloat16; None for a GPU that is not listed."""
     return next((1e12 * peak for name, peak in PEAK_TFLOPS.items() if name in gpu), None)
-
-
-def image_flops(cfg: Config, size: tuple[int, int], training: bool) -> int:
-    """Operations of the network for one image of (h, w): convolutions, forward and, in training, backward.
-
-    Counted on fake tensors; a multiplication and an addition are two. Frozen layers have no backward pass.
-    """
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        detector = build_detector(cfg).train(training)
-        outputs = detector.head_outputs(torch.empty(1, 3, *size))
-        if training:
-            sum(level.float().sum() for kind in outputs for level in kind).backward()
-    return counter.get_total_flops()

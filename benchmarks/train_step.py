@@ -32,7 +32,7 @@ from detectors import (
     torchvision_step,
 )
 from first_step import seconds_to_first_step
-from flops import image_flops, peak_flops
+from flops import peak_flops
 from machine import machine
 from peak import peak_bytes
 from recording import RESULTS, results_file, significant
@@ -43,6 +43,7 @@ from dwtriton.config import Config
 from dwtriton.data.transforms import normalise
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_text
+from dwtriton.model.flops import image_flops
 from dwtriton.targets import pack_targets
 from dwtriton.train.compiling import GraphWatch
 from dwtriton.train.update import Updater

@@ -29,6 +29,7 @@ from timing import measure
 from dwtriton import load_config, reference
 from dwtriton.data.transforms import resized_size
 from dwtriton.errors import UserError
+from dwtriton.model.flops import image_flops
 from dwtriton.points import STRIDES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -260,7 +261,7 @@ def test_operations_of_a_network_are_counted():
     size, counts = (64, 96), {}
     for convs in (1, 2):
         cfg = load_config("shapes", [f"head.convs={convs}"])
-        counts[convs] = [flops.image_flops(cfg, size, training) for training in (False, True)]
+        counts[convs] = [image_flops(cfg, size, training) for training in (False, True)]
     points = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in STRIDES)
     added = 2 * points * 2 * 64 * 64 * 9  # in both towers
     assert counts[2][0] - counts[1][0] == added
