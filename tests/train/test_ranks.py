@@ -1,5 +1,6 @@
 """Jobs of two processes, as torchrun starts them, on CPUs: what one process gives, and one clear end when one fails."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from dwtriton.train.reporting import read_metrics
 
 JOB = [str(Path(__file__).with_name("rank_job.py"))]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
+MARK = ("DWTRITON_TEST_JOB", str(os.getpid()))  # in the environment of every process that a test starts
 
 SETTINGS = [  # of runs that are compared between numbers of processes
     "backbone.frozen_statistics=true",  # batch norms that train see the images of their own process
@@ -42,6 +43,23 @@ def start_job(folder, cfg, scenario, torchrun=TORCHRUN, out="run", environment=(
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def marked():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*MARK)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(marked):
+    """A test that fails leaves no process behind: torchrun gives each of its own a session, loaders leave theirs."""
+    yield
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
+            if "=".join(MARK).encode() in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 @pytest.fixture
