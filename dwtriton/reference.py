@@ -144,9 +144,12 @@ def _save(ctx, inputs, output) -> None:
     ctx.levels = len(cls_logits)
     ctx.save_for_backward(poison, *cls_logits, *box_distances, *objectness, *maps)
     ctx.mark_non_differentiable(counts, poison, *maps)
+    ctx.set_materialize_grads(False)  # or else zeros as large as the maps come in for them
 
 
 def _backward(ctx, grad_sums, *_):
+    if grad_sums is None:
+        return *([None] * ctx.levels for _ in range(3)), *[None] * 7
     if torch.is_grad_enabled():
         raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
     poison, *saved = ctx.saved_tensors

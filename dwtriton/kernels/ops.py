@@ -95,9 +95,12 @@ def _save(ctx, inputs, output) -> None:
         boxes, labels, offsets, iscrowd, poison, ranked, parts, *cls_logits, *box_distances, *objectness
     )
     ctx.mark_non_differentiable(counts, poison, ranked, parts)
+    ctx.set_materialize_grads(False)  # or else zeros come in for these
 
 
 def _backward(ctx, grad_losses, *_):
+    if grad_losses is None:
+        return *([None] * ctx.levels for _ in range(3)), *[None] * 6
     if torch.is_grad_enabled():
         raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
     boxes, labels, offsets, iscrowd, poison, ranked, parts, *levels = ctx.saved_tensors

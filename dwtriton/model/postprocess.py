@@ -21,7 +21,7 @@ class Candidates(NamedTuple):
 def postprocess(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
+    objectness: Sequence[Tensor] | None,
     image_sizes: Sequence[tuple[int, int]] | Tensor,
     scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
     strides: Sequence[int] = STRIDES,
@@ -35,8 +35,9 @@ def postprocess(
     cls_logits[l] [B, C, H_l, W_l], box_distances[l] [B, 4, H_l, W_l] ltrb in pixels, objectness[l] [B, 1, H_l, W_l] for
     the levels of `strides`; image_sizes[b] = (height, width) of the image before padding; scale_factors[b] = (sx, sy),
     network pixels per original pixel: boxes are divided by them before suppression.
-    A (point, class) pair scores the product of its two sigmoids. Candidates are the best `candidates_per_level` pairs
-    of each level that score above `score_threshold`; their boxes are clipped to the image.
+    A (point, class) pair scores the product of its two sigmoids; with `objectness=None`, for heads without that branch,
+    sigmoid(cls_logits) alone. Candidates are the best `candidates_per_level` pairs of each level that score above
+    `score_threshold`; their boxes are clipped to the image.
     Returns for each image {"boxes": [N, 4] xyxy in pixels, "scores": [N], "labels": [N] int64}, N <= max_detections;
     boxes and scores are float32, or float64 for distances in float64.
     Raises ValueError for shapes, lengths or sizes that do not fit together.
@@ -49,7 +50,7 @@ def postprocess(
 def best_candidates(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
+    objectness: Sequence[Tensor] | None,
     strides: Sequence[int] = STRIDES,
     candidates_per_level: int = 1000,
 ) -> Candidates:
@@ -60,7 +61,7 @@ def best_candidates(
     _check_levels(cls_logits, box_distances, objectness, strides)
     levels = [
         _level_candidates(*maps, stride, candidates_per_level)
-        for *maps, stride in zip(cls_logits, box_distances, objectness, strides)
+        for *maps, stride in zip(cls_logits, box_distances, objectness or [None] * len(strides), strides)
     ]
     return Candidates(*(torch.cat(parts, 1) for parts in zip(*levels)))
 
@@ -99,13 +100,17 @@ def select(
 
 
 def _level_candidates(
-    cls_logits: Tensor, distances: Tensor, objectness: Tensor, stride: int, count: int
+    cls_logits: Tensor, distances: Tensor, objectness: Tensor | None, stride: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` best (point, class) pairs of one level: boxes [B, K, 4] unclipped, scores [B, K], labels [B, K]."""
     height, width = cls_logits.shape[-2:]
     dtype = torch.promote_types(distances.dtype, torch.float32)
-    scores = (cls_logits.to(dtype).sigmoid() * objectness.to(dtype).sigmoid()).flatten(1)  # [B, C*H*W]
-    scores, index = scores.topk(min(count, scores.shape[1]), 1)  # [B, K]
+    scores = cls_logits.to(dtype).sigmoid()  # [B, C, H, W]
+    if objectness is not None:
+        scores = scores * objectness.to(dtype).sigmoid()
+    scores = scores.flatten(1)  # [B, C*H*W]
+    least = torch.sym_min if torch.compiler.is_exporting() else min  # one graph for any size; Dynamo takes min alone
+    scores, index = scores.topk(least(count, scores.shape[1]), 1)  # [B, K]
     labels, point = index // (height * width), index % (height * width)
 
     points = level_points(height, width, stride, distances.device, dtype)[point]  # [B, K, 2]
@@ -115,22 +120,27 @@ def _level_candidates(
 
 
 def _check_levels(
-    cls_logits: Sequence[Tensor], box_distances: Sequence[Tensor], objectness: Sequence[Tensor], strides: Sequence[int]
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor] | None,
+    strides: Sequence[int],
 ) -> None:
-    if not len(cls_logits) == len(box_distances) == len(objectness) == len(strides) > 0:
+    named = {"cls_logits": cls_logits, "box_distances": box_distances}
+    if objectness is not None:
+        named["objectness"] = objectness
+    counts = [len(levels) for levels in named.values()]
+    if not strides or any(count != len(strides) for count in counts):
         raise ValueError(
-            f"{len(cls_logits)} levels of cls_logits, {len(box_distances)} of box_distances and {len(objectness)} of "
-            f"objectness for {len(strides)} strides: there must be one of each for every stride"
+            f"{', '.join(named)} have {counts} levels for {len(strides)} strides: there must be one of each for every "
+            f"stride"
         )
-    num_classes, batch = cls_logits[0].shape[1], len(cls_logits[0])
-    for level, (classes, distances, objects) in enumerate(zip(cls_logits, box_distances, objectness)):
-        size = classes.shape[-2:]
-        expected = [(batch, channels, *size) for channels in (num_classes, 4, 1)]
-        shapes = [tuple(tensor.shape) for tensor in (classes, distances, objects)]
+    batch, num_classes = cls_logits[0].shape[:2]  # not len(), which torch.export takes for a constant
+    for level, maps in enumerate(zip(*named.values())):
+        size = maps[0].shape[-2:]
+        expected = [(batch, channels, *size) for channels, _ in zip((num_classes, 4, 1), named)]
+        shapes = [tuple(tensor.shape) for tensor in maps]
         if shapes != expected:
-            raise ValueError(
-                f"level {level}: cls_logits, box_distances and objectness have the shapes {shapes}, expected {expected}"
-            )
+            raise ValueError(f"level {level}: {', '.join(named)} have the shapes {shapes}, expected {expected}")
 
 
 def _per_image(name: str, pairs: Sequence[tuple[float, float]] | Tensor, batch: int) -> list[tuple[float, float]]:

@@ -140,6 +140,27 @@ def test_inputs_changed_in_place_before_backward_are_noticed(device):
         total.backward()
 
 
+class Unused(torch.autograd.Function):
+    """Hands its input on and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_losses_that_get_no_gradient_give_none(device):
+    inputs, flat = flat_inputs(small_case(), device)
+    losses = DualWeightLoss(STRIDES, backend="triton")(*inputs, small_case().targets())
+    total = Unused.apply(losses["loss_loc"]) + 2 * flat[0].sum()
+    grads = torch.autograd.grad(total, flat, allow_unused=True)
+    assert torch.equal(grads[0], torch.full_like(flat[0], 2))
+    assert grads[1:] == (None,) * (len(flat) - 1)
+
+
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_only_what_needs_gradients_gets_them(device, kind):
     case = small_case()

@@ -35,6 +35,30 @@ def test_the_operator_of_the_gradients_keeps_its_contract(dtype):
     torch.library.opcheck(reference._backward_operator, (torch.ones_like(sums), *levels, poison, maps))
 
 
+class Unused(torch.autograd.Function):
+    """Hands its input on and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_sums_that_get_no_gradient_give_none():
+    """As where whatever comes after the loss does not pass one on."""
+    case = small_case()
+    inputs = case.tensors()
+    sums, _ = case.sums(inputs)
+    flat = [level for kind in inputs for level in kind]
+    used = 2 * flat[0].sum()
+    grads = torch.autograd.grad(Unused.apply(sums).sum() + used, flat, allow_unused=True)
+    assert torch.equal(grads[0], torch.full_like(flat[0], 2))
+    assert grads[1:] == (None,) * (len(flat) - 1)
+
+
 class Head(nn.Module):
     """A small head and the loss, as a detector compiles them."""
 

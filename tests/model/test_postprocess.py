@@ -140,6 +140,22 @@ def test_half_precision_maps_are_taken_as_float32(dtype):
         assert torch.equal(half[name], full[name])
 
 
+def test_without_objectness_the_class_logit_alone_is_the_score():
+    torch.manual_seed(0)
+    levels = [(torch.randn(2, 3, *size), 20 * torch.rand(2, 4, *size)) for size in ((4, 6), (2, 3))]
+    cls_logits, distances = (list(kind) for kind in zip(*levels))
+    certain = [torch.full((2, 1, *level.shape[2:]), 1000.0) for level in cls_logits]
+    sizes = [(32, 48), (20, 31)]
+    without, with_certain = (
+        postprocess(cls_logits, distances, objectness, sizes, strides=(8, 16)) for objectness in (None, certain)
+    )
+    for result, expected in zip(without, with_certain):
+        assert result["scores"][0] in torch.cat([level.sigmoid().flatten() for level in cls_logits])
+        assert len(result["boxes"]) > 0
+        for name in expected:
+            assert torch.equal(result[name], expected[name])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -152,6 +168,9 @@ def test_half_precision_maps_are_taken_as_float32(dtype):
         ({"strides": (8, 16)}, "for 2 strides"),
         ({"objectness": [torch.zeros(2, 1, 4, 5)]}, r"level 0: .*\(2, 1, 4, 5\).*expected"),
         ({"box_distances": [torch.zeros(2, 3, 4, 4)]}, r"level 0: .*\(2, 3, 4, 4\).*expected"),
+        ({"objectness": None, "strides": (8, 16)}, r"cls_logits, box_distances have \[1, 1\] levels for 2 strides"),
+        ({"objectness": []}, r"objectness have \[1, 1, 0\] levels"),
+        ({"objectness": None, "box_distances": [torch.zeros(2, 3, 4, 4)]}, r"level 0: .*\(2, 3, 4, 4\).*expected"),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_named(change, message):
