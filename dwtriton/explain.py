@@ -1,28 +1,36 @@
 """`python -m dwtriton.explain`: the positive and negative weights of an image's objects, as pictures."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
 
 from dwtriton import cli
 from dwtriton.cli import say
-from dwtriton.data import CocoDataset, collate, draw_missing_shapes, normalise
-from dwtriton.data.layout import check_layout
+from dwtriton.data import CocoDataset, Example, collate, normalise, prepare_validation
 from dwtriton.dual_weight import DualWeightAssigner
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically
+from dwtriton.model.detector import DualWeightDetector
 from dwtriton.points import STRIDES
-from dwtriton.train.checkpoint import Checkpoint, load_checkpoint, load_detector
-from dwtriton.weight_pictures import Explanation, draw_object, draw_objects, draw_strip
+from dwtriton.train.checkpoint import Checkpoint, CheckpointError, load_detector
+from dwtriton.weight_maps import Explanation
+from dwtriton.weight_pictures import SHOWN, check_box, describe_strongest, draw_object, draw_objects, draw_strip
 
 __all__ = ["Explanation", "draw", "draw_strip", "explain"]
 
-DPI = 150
+FORMATS = ("png", "pdf", "svg")
+DPI = 200  # of a PNG, and of the images in a PDF or SVG
 EXAMPLES = """\
   python -m dwtriton.explain --weights runs/shapes-1/last.pt                      all objects of the first image
-  python -m dwtriton.explain --weights best.pt --data ~/coco --image 000000000139.jpg --object 2
+  python -m dwtriton.explain --weights best.pt --data ~/coco --image 000000000139.jpg --object 2 --format pdf
   python -m dwtriton.explain --weights runs/shapes-1/epoch-*.pt --object 0        how an object's weights changed"""
 
 
@@ -34,33 +42,35 @@ def draw(explanation: Explanation, box: int | None = None) -> Figure:
     return draw_objects(explanation) if box is None else draw_object(explanation, box)
 
 
-def explain(weights: Path, dataset: CocoDataset, index: int) -> Explanation:
-    """What the network of a checkpoint and the label assignment make of an image of a data set.
+def explain(detector: DualWeightDetector, checkpoint: Checkpoint, example: Example) -> Explanation:
+    """What a detector, in evaluation mode and on its device, and the label assignment make of an image of a data set.
 
-    Raises UserError for a file that is no checkpoint and for an image that cannot be read.
+    Detector and checkpoint are those of `load_detector`. Raises UserError for an image that could not be read.
     """
-    detector, checkpoint = load_detector(weights)
+    objects = real_objects(example)
     cfg = checkpoint.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device, memory_format=torch.channels_last)
-    example = dataset[index]
-    if example.image is None:
-        raise UserError(f"the image cannot be used: {example.broken[0]}")
-    batch = collate([example], len(checkpoint.category_ids), cfg.data.size_divisor)
+    device = next(detector.parameters()).device
+    batch = collate([example], cfg.head.num_classes, cfg.data.size_divisor)
     images = normalise(batch.images.to(device), batch.image_sizes, cfg.data)
     with torch.no_grad():
         outputs = detector.head_outputs(images)
-    assigner = DualWeightAssigner(STRIDES, cfg.loss.soft_prior, cfg.loss.backend)
-    (found,) = assigner(*outputs, [{name: value.to(device) for name, value in example.target.items()}])
-    crowd = example.target.get("iscrowd", torch.zeros(len(example.target["labels"]), dtype=torch.bool))
+    (weights,) = DualWeightAssigner(STRIDES, cfg.loss.soft_prior)(*outputs, batch.targets)
     return Explanation(
         image=example.image.permute(1, 2, 0).numpy(),
-        weights=type(found)(*(part.cpu() for part in found)),
-        boxes=example.target["boxes"][~crowd],
-        labels=example.target["labels"][~crowd],
+        weights=weights,
+        boxes=example.target["boxes"][objects],
+        labels=example.target["labels"][objects],
         level_sizes=[tuple(level.shape[2:]) for level in outputs[0]],
         names=checkpoint.labels,
     )
+
+
+def real_objects(example: Example) -> Tensor:
+    """Which boxes of an example are objects and not crowds, (G,) bool. Raises UserError if its image is unreadable."""
+    if example.image is None:
+        raise UserError(f"the image cannot be used: {example.broken[0]}")
+    crowd = example.target.get("iscrowd", torch.zeros_like(example.target["labels"]))
+    return ~crowd.bool()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,16 +81,30 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         required=True,
-        help="checkpoint, or several of one run (train.keep_every keeps them) to see how an object's weights changed",
+        help="checkpoint, or several (train.keep_every keeps them) to see how an object's weights changed",
     )
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the run's data.root)")
     parser.add_argument("--image", metavar="NAME|ID", help="of the validation split (default: the first with objects)")
     parser.add_argument(
-        "--object", metavar="N", type=int, help="number of an object, in the order of the annotations from 0"
+        "--object", metavar="N", type=int, help="one object, by its number from 0 in the picture of all and in the list"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("explanation"), help="for the pictures")
-    parser.add_argument("--force", action="store_true", help="replace pictures that exist")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("explanation"), help="for the picture (default: %(default)s)"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the picture (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace a picture that exists")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
+    )
     return parser
+
+
+class Step(NamedTuple):
+    """What one checkpoint makes of the image."""
+
+    weights: Path
+    iteration: int
+    explained: Explanation
 
 
 def main() -> int:
@@ -88,54 +112,121 @@ def main() -> int:
     console = cli.open_console(arguments)
     if len(arguments.weights) > 1 and arguments.object is None:
         raise UserError("several checkpoints show how one object's weights changed: choose it with --object N")
-    checkpoint = load_checkpoint(arguments.weights[0])
-    dataset = open_data(checkpoint, arguments.data)
-    index = find_image(dataset, arguments.image)
-    steps = [(weights.stem, explain(weights, dataset, index)) for weights in arguments.weights]
-    name = Path(dataset.paths[index]).stem
-    if len(steps) > 1:
-        file, figure = f"{name}-object-{arguments.object}-strip.png", draw_strip(steps, arguments.object)
-    elif arguments.object is not None:
-        file, figure = f"{name}-object-{arguments.object}.png", draw(steps[0][1], arguments.object)
-    else:
-        file, figure = f"{name}.png", draw(steps[0][1])
-    picture = arguments.out / file
+    first = load_detector(arguments.weights[0], arguments.set, arguments.data)
+    dataset = prepare_validation(first[1].config)
+    check_classes(arguments.weights[0], first[1], dataset)
+    example = dataset[find_image(dataset, arguments.image)]
+    picture = arguments.out / picture_name(example.path, arguments)
     if picture.exists() and not arguments.force:
         raise UserError(f"{picture} already exists: add --force to replace it, or choose another --out")
+    numbers = choose_objects(example, arguments.object)
     make_folder(arguments.out)
-    write_atomically(picture, lambda path: figure.savefig(path, dpi=DPI))
-    explained = steps[0][1]
-    for number in range(len(explained.boxes)):
-        say(console, f"object {explained.title(number)}, box {[round(x) for x in explained.boxes[number].tolist()]}")
+
+    steps = []
+    shows_progress = console.is_terminal and len(arguments.weights) > 1
+    for file in track(arguments.weights, "checkpoints", console=console, transient=True, disable=not shows_progress):
+        loaded = first if file == arguments.weights[0] else load_detector(file, arguments.set, arguments.data)
+        check_classes(file, loaded[1], dataset)
+        steps.append(explain_step(file, *loaded, example, console))
+    steps.sort(key=lambda step: step.iteration)  # a shell sorts epoch-10 before epoch-9
+    if len(steps) > 1:
+        titles = [f"{step.weights.stem}\niteration {step.iteration}" for step in steps]
+        figure = draw_strip([(title, step.explained) for title, step in zip(titles, steps)], arguments.object)
+    else:
+        figure = draw(steps[0].explained, arguments.object)
+    write_atomically(picture, lambda path: save(figure, path))
+    tell(steps, numbers, example, console)
     say(console, f"picture: {picture}")
+    if arguments.object is None and len(numbers) > SHOWN:
+        say(console, f"it shows the {SHOWN} largest objects; --object N draws any")
+    checkpoints = [
+        {
+            "weights": str(step.weights),
+            "iteration": step.iteration,
+            "objects": [step.explained.summary(number) for number in numbers],
+        }
+        for step in steps
+    ]
     cli.print_result(
-        arguments, {"picture": str(picture), "image": dataset.paths[index], "objects": len(explained.boxes)}
+        arguments,
+        {"picture": str(picture), "image": example.path, "image_id": example.image_id, "checkpoints": checkpoints},
     )
     return 0
 
 
-def open_data(checkpoint: Checkpoint, root: Path | None) -> CocoDataset:
-    """The validation split that the checkpoint's run was evaluated on, or the one at `root`."""
-    data = checkpoint.config.data if root is None else checkpoint.config.data.model_copy(update={"root": root})
-    draw_missing_shapes(data)
-    check_layout(data, ("val",))
-    dataset = CocoDataset(data, "val", keep_crowd=checkpoint.config.loss.ignore_crowd)
-    if len(dataset.class_names) != len(checkpoint.category_ids):
-        raise UserError(
-            f"the checkpoint knows {len(checkpoint.category_ids)} classes, the data in {data.root} has "
-            f"{len(dataset.class_names)}"
-        )
-    return dataset
-
-
 def find_image(dataset: CocoDataset, wanted: str | None) -> int:
-    """The item with this file name or image id; without one the first that has objects. Raises UserError."""
+    """The item with this image id or whose path ends so; without one the first that has objects. Raises UserError."""
     if wanted is None:
-        return next((index for index in range(len(dataset)) if dataset.box_count(index)), 0)
+        with_objects = (
+            index
+            for index, image_id in enumerate(dataset.image_ids)
+            if dataset.box_count(index) and dataset.coco.getAnnIds([image_id], iscrowd=False)
+        )
+        return next(with_objects, 0)
+    parts = Path(wanted).parts
     for index, (path, image_id) in enumerate(zip(dataset.paths, dataset.image_ids)):
-        if wanted in (Path(path).name, str(image_id)):
+        if wanted == str(image_id) or Path(path).parts[-len(parts) :] == parts:
             return index
     raise UserError(f"the validation split has no image {wanted!r}, neither as a file name nor as an id")
+
+
+def picture_name(image: str, arguments: argparse.Namespace) -> str:
+    """IMAGE, IMAGE-object-N or IMAGE-object-N-strip, with the suffix of the format."""
+    name = Path(image).stem
+    if arguments.object is not None:
+        name += f"-object-{arguments.object}"
+    if len(arguments.weights) > 1:
+        name += "-strip"
+    return f"{name}.{arguments.format}"
+
+
+def choose_objects(example: Example, wanted: int | None) -> list[int]:
+    """Numbers of the objects that are asked for. Raises UserError if the image has no such object."""
+    count = int(real_objects(example).sum())
+    if not count:
+        raise UserError(f"{example.path} has no objects: choose another image with --image")
+    if wanted is None:
+        return list(range(count))
+    check_box(count, wanted)
+    return [wanted]
+
+
+def check_classes(file: Path, checkpoint: Checkpoint, dataset: CocoDataset) -> None:
+    """Raise CheckpointError if the classes of a checkpoint, by name if it has names, are not those of the data."""
+    names = checkpoint.class_names or dataset.class_names
+    if len(checkpoint.category_ids) != len(dataset.category_ids) or names != dataset.class_names:
+        raise CheckpointError(f"{file} knows {checkpoint.labels}, the data has {dataset.class_names}")
+
+
+def explain_step(
+    file: Path, detector: DualWeightDetector, checkpoint: Checkpoint, example: Example, console: Console
+) -> Step:
+    """Explain the image with one checkpoint, on the GPU if there is one."""
+    if not checkpoint.class_names:
+        say(console, f"{file} has no class names; category ids are shown", "yellow")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector.to(device, memory_format=torch.channels_last)
+    return Step(file, checkpoint.iteration, explain(detector, checkpoint, example))
+
+
+def tell(steps: Sequence[Step], numbers: Sequence[int], example: Example, console: Console) -> None:
+    """Print what every checkpoint makes of the objects."""
+    height, width = example.image.shape[1:]
+    say(console, f"{example.path}, {width} x {height} pixels in the network")
+    for step in steps:
+        say(console, f"{step.weights}, iteration {step.iteration}")
+        for number in numbers:
+            summary = step.explained.summary(number)
+            box = ", ".join(f"{side:.0f}" for side in summary["box"])
+            what = f"box ({box}), {summary['points']} points, positive weights together {summary['positive_sum']:.2f}"
+            say(console, f"  object {step.explained.title(number)}: {what}")
+            say(console, f"    {describe_strongest(step.explained, number)}")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the text of a PDF stays text, in fonts that journals accept."""
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path, dpi=DPI)
 
 
 if __name__ == "__main__":
