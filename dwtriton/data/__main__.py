@@ -1,17 +1,31 @@
 """`python -m dwtriton.data`: look through a data set in COCO format, or make one from YOLO's or Pascal VOC's layout."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dwtriton import cli
 from dwtriton.cli import say
-from dwtriton.data.check import Findings, check_split, draw_sheet, find_splits, training_settings
-from dwtriton.data.convert import convert, read_voc, read_yolo
+from dwtriton.data.check import (
+    Findings,
+    check_split,
+    choose_splits,
+    different_categories,
+    draw_sheet,
+    find_splits,
+    training_command,
+)
+from dwtriton.data.convert import Source, convert, listed
+from dwtriton.data.voc import read_voc
+from dwtriton.data.yolo import read_yolo
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically
+
+LISTED = 10  # of the reasons for which a training refuses a split, and of files that are left aside
 
 EXAMPLES = {
     "check": """\
@@ -19,10 +33,11 @@ EXAMPLES = {
   python -m dwtriton.data check my-data --out checked --json""",
     "convert-yolo": """\
   python -m dwtriton.data convert-yolo my-yolo-data --out my-data
-  python -m dwtriton.data convert-yolo my-yolo-data --names classes.txt --out my-data --skip-broken""",
+  python -m dwtriton.data convert-yolo coco128.yaml --out my-data --skip-broken
+  python -m dwtriton.data convert-yolo my-yolo-data --names classes.txt --out my-data""",
     "convert-voc": """\
   python -m dwtriton.data convert-voc VOCdevkit/VOC2012 --out voc2012
-  python -m dwtriton.data convert-voc VOCdevkit/VOC2007 --train trainval --val test --out voc2007""",
+  python -m dwtriton.data convert-voc VOCdevkit --train VOC2007/trainval VOC2012/train --val VOC2012/val --out voc""",
 }
 
 
@@ -36,77 +51,101 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--force", action="store_true", help="replace sheets that exist")
     yolo = add("convert-yolo", run_yolo, "COCO format from YOLO's layout")
-    voc = add("convert-voc", run_voc, "COCO format from Pascal VOC's layout")
-    for sub in (yolo, voc):
-        sub.add_argument("root", metavar="DIR", type=Path, help="folder to read")
-        sub.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write, absent or empty")
-        sub.add_argument("--skip-broken", action="store_true", help="leave out broken lines and images")
+    yolo.add_argument("root", metavar="DIR", type=Path, help="folder with data.yaml, or a YAML file")
     yolo.add_argument("--names", metavar="FILE", type=Path, help="classes, one a line (default: those of data.yaml)")
-    voc.add_argument("--train", metavar="LIST", default="train", help="of ImageSets/Main (default: %(default)s)")
-    voc.add_argument("--val", metavar="LIST", default="val", help="of ImageSets/Main (default: %(default)s)")
+    voc = add("convert-voc", run_voc, "COCO format from Pascal VOC's layout")
+    voc.add_argument("root", metavar="DIR", type=Path, help="folder with ImageSets, or with a folder for each year")
+    for split in ("train", "val"):
+        what = f"lists of ImageSets/Main, or YEAR/LIST (default: {split})"
+        voc.add_argument(f"--{split}", metavar="LIST", nargs="+", default=[split], help=what)
+    for sub in (yolo, voc):
+        sub.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write, absent or empty")
+        sub.add_argument("--force", action="store_true", help="replace an earlier conversion in --out")
+        sub.add_argument("--skip-broken", action="store_true", help="leave out broken lines and images")
     return parser
 
 
 def main() -> int:
     arguments = build_parser().parse_args()
-    return arguments.run(arguments, cli.open_console(arguments))
+    console = cli.open_console(arguments)
+    return arguments.run(arguments, console, Console(stderr=True, quiet=console.quiet))
 
 
-def run_check(arguments: argparse.Namespace, console: Console) -> int:
-    """Print findings and write a sheet of samples for each split; 2 if a training would be refused."""
-    splits = find_splits(arguments.root)
-    sheets = {split.name: arguments.out / f"{split.name}.png" for split in splits}
+def run_check(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
+    """Print findings and write a sheet of samples for each split. Raises UserError if a training would refuse them."""
+    root, out = arguments.root, arguments.out
+    splits, others = find_splits(root)
+    sheets = {split.name: out / f"{split.name}.png" for split in splits}
     existing = [str(sheet) for sheet in sheets.values() if sheet.exists()]
     if existing and not arguments.force:
         raise UserError(f"{', '.join(existing)} already exists: add --force to replace it, or choose another --out")
-    findings = [check_split(split) for split in splits]
-    for found in findings:
+    make_folder(out)
+    for line in others[:LISTED]:
+        say(console, f"left aside: {line}")
+    if len(others) > LISTED:
+        say(console, f"and {len(others) - LISTED} more")
+    findings = {split.name: check_split(split, waiting) for split in splits}
+    for name, found in findings.items():
         show(found, console)
-    make_folder(arguments.out)
-    for found in findings:
         if not found.fatal:
             figure = draw_sheet(found.split)
-            write_atomically(sheets[found.split.name], lambda path, figure=figure: figure.savefig(path, dpi=110))
-            say(console, f"samples: {sheets[found.split.name]}")
-    usable = not any(found.fatal for found in findings)
-    if usable:
-        settings = training_settings(splits, arguments.root, len(findings[0].classes))
-        sets = " ".join(f"--set {setting}" for setting in settings)
-        say(console, f"train on it: python -m dwtriton.train --cfg r50_1x --data {arguments.root} {sets}")
-    cli.print_result(arguments, {"usable": usable, "splits": [as_json(found) for found in findings]})
-    return 0 if usable else 2
-
-
-def run_yolo(arguments: argparse.Namespace, console: Console) -> int:
-    return report_conversion(
-        arguments, console, convert(read_yolo(arguments.root, arguments.names), arguments.out, arguments.skip_broken)
+            write_atomically(sheets[name], lambda path, figure=figure: figure.savefig(path, dpi=110))
+            say(console, f"samples: {sheets[name]}")
+    train, val = choose_splits(splits)
+    fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
+    fatal = fatal or different_categories(train, val)
+    command = None if fatal else training_command(train, val, root)
+    cli.print_result(
+        arguments,
+        {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command},
     )
+    if fatal:
+        more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
+        raise UserError(f"{root} cannot be trained on as it is: {fatal[0]}{more}")
+    if train is val:
+        say(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
+    say(console, f"train on it: {command}")
+    return 0
 
 
-def run_voc(arguments: argparse.Namespace, console: Console) -> int:
-    source = read_voc(arguments.root, arguments.train, arguments.val)
-    return report_conversion(arguments, console, convert(source, arguments.out, arguments.skip_broken))
+def run_yolo(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
+    return run_conversion(arguments, console, waiting, read_yolo(arguments.root, arguments.names))
 
 
-def report_conversion(arguments: argparse.Namespace, console: Console, counts: dict[str, int]) -> int:
-    say(console, f"{arguments.out}: {counts['images']} images, {counts['boxes']} boxes, {counts['broken']} left out")
-    say(console, f"look at it: python -m dwtriton.data check {arguments.out}")
-    cli.print_result(arguments, {"out": str(arguments.out), **counts})
+def run_voc(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
+    return run_conversion(arguments, console, waiting, read_voc(arguments.root, arguments.train, arguments.val))
+
+
+def run_conversion(arguments: argparse.Namespace, console: Console, waiting: Console, source: Source) -> int:
+    out = arguments.out
+    converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
+    if converted.left_out:
+        say(console, f"left out: {listed(converted.left_out)}", "yellow")
+    say(
+        console,
+        f"{out}: {converted.images} images, {converted.background} of them without a box, {converted.boxes} boxes, "
+        f"{len(converted.classes)} classes",
+    )
+    say(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
+    cli.print_result(arguments, {"out": str(out), **converted._asdict()})
     return 0
 
 
 def show(found: Findings, console: Console) -> None:
     """The findings of a split, for people."""
     say(console, f"{found.split.name}: {found.split.annotations}, images in {found.split.images}")
-    for line in found.fatal:
+    for line in found.fatal[:LISTED]:
         say(console, f"cannot be trained on: {line}", "red")
     if found.fatal:
+        if len(found.fatal) > LISTED:
+            say(console, f"and {len(found.fatal) - LISTED} more", "red")
         return
     table = Table("what", "least", "middle", "most")
     for name, spread in (
         ("image sides, pixels", found.image_sides),
         ("boxes an image", found.boxes_per_image),
         ("box sides, pixels", found.box_sides),
+        ("box width / height", found.box_aspects),
     ):
         table.add_row(name, *(f"{value:g}" for value in spread))
     console.print(table)
@@ -114,7 +153,7 @@ def show(found: Findings, console: Console) -> None:
     say(console, f"{found.images} images, {found.boxes} boxes ({sizes}), {found.crowds} of them crowd")
     classes = Table("class", "boxes")
     for name, count in found.classes.items():
-        classes.add_row(name, str(count))
+        classes.add_row(Text(name), str(count))
     console.print(classes)
     for line in found.problems.summary():
         say(console, line, "yellow")
@@ -126,7 +165,8 @@ def as_json(found: Findings) -> dict:
     """The findings as plain values."""
     examples = found.problems.examples
     values = dict(vars(found))
-    values["split"] = {key: str(value) for key, value in found.split._asdict().items()}
+    values["split"] = found.split.name
+    values["annotations"], values["image_folder"] = str(found.split.annotations), str(found.split.images)
     values["problems"] = {kind: {"count": n, "examples": examples[kind]} for kind, n in found.problems.counts.items()}
     return values
 

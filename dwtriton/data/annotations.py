@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-import math
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,10 @@ KEYS = {
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
+
+
+class OtherFormatError(DataError):
+    """JSON that is no COCO detection file, such as COCO's captions or a detector's results."""
 
 
 class Records(NamedTuple):
@@ -41,7 +45,7 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
     if fatal:
         more = f" (and {len(fatal) - 1} more: python -m dwtriton.data check)" if len(fatal) > 1 else ""
         raise DataError(f"{path}: {fatal[0]}{more}")
-    kept = [a for a in annotations.values() if _usable(a, images, categories, report)]
+    kept = [a for a in annotations.values() if is_usable(a, images, categories, report)]
     for annotation in kept:
         annotation.pop("segmentation", None)
         annotation.setdefault("iscrowd", 0)
@@ -60,9 +64,11 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
 def read_records(path: Path) -> Records:
     """The images, categories and annotations of a file, and everything for which a training refuses it.
 
-    Raises DataError for a file that is not COCO detection JSON.
+    Raises DataError for a file that is not valid JSON, and OtherFormatError for JSON of another kind.
     """
     content = _parse(path)
+    if content["annotations"] and not any("bbox" in a for a in content["annotations"] if isinstance(a, dict)):
+        raise OtherFormatError(f"{path} is not COCO detection JSON: none of its annotations has a 'bbox'")
     fatal: list[str] = []
     images, categories, annotations = (_by_id(content, section, fatal) for section in KEYS)
     if not categories:
@@ -85,10 +91,10 @@ def _parse(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); is the file truncated?") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is not COCO detection JSON: it holds a {type(content).__name__}, not an object")
+        raise OtherFormatError(f"{path} is not COCO detection JSON: it holds a {type(content).__name__}, not an object")
     missing = [section for section in KEYS if not isinstance(content.get(section), list)]
     if missing:
-        raise DataError(f"{path} is not COCO detection JSON: it has no list {', '.join(map(repr, missing))}")
+        raise OtherFormatError(f"{path} is not COCO detection JSON: it has no list {', '.join(map(repr, missing))}")
     return content
 
 
@@ -109,7 +115,7 @@ def _by_id(content: dict[str, Any], section: str, fatal: list[str]) -> dict[int,
     return records
 
 
-def _usable(annotation: dict, images: dict, categories: dict, report: DataReport) -> bool:
+def is_usable(annotation: dict, images: dict, categories: dict, report: DataReport) -> bool:
     """Whether an annotation can be used; if not, it is reported."""
     name = f"annotation {annotation['id']} of image {annotation['image_id']}"
     if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
@@ -121,7 +127,7 @@ def _usable(annotation: dict, images: dict, categories: dict, report: DataReport
         report.add("unknown category, annotation skipped", f"category {annotation['category_id']} in {name}")
         return False
     box = annotation["bbox"]
-    if not is_box(box):
+    if not _is_box(box):
         report.add("box is not four finite numbers, annotation skipped", name)
         return False
     x, y, width, height = box
@@ -131,10 +137,9 @@ def _usable(annotation: dict, images: dict, categories: dict, report: DataReport
     return not outside
 
 
-def is_box(value: Any) -> bool:
-    """Whether this is a list of four finite numbers."""
+def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

@@ -134,9 +134,11 @@ class CocoDataset(Dataset):
         return len(self._targets_by_item[index]["labels"])
 
     def most_boxes(self, images: int) -> int:
-        """The most boxes that so many images can have together."""
-        counts = sorted(map(self.box_count, range(len(self))), reverse=True)
-        return sum(counts[:images]) + counts[0] * max(0, images - len(counts))
+        """The most boxes, crowd regions among them, that so many images of a batch can have together.
+
+        One image may stand for all: few of an orientation repeat, and unreadable files have others in their place.
+        """
+        return images * max(map(self.box_count, range(len(self))))
 
     def _augmentation(self, sample: Sample) -> tuple[int, int, bool]:
         """Limits of the short and of the long side in pixels, and whether to flip."""

@@ -3,12 +3,20 @@
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
 ORIENTATION = 0x0112  # EXIF's tag
 ROTATED = {5, 6, 7, 8}  # its values for which width and height change places
+DECODED = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+)  # Pillow's names of what `read_image` reads; MPO is a kind of JPEG
+TURNED = ("JPEG", "MPO", "PNG")  # those whose orientation `read_image` heeds
 
 
 class BrokenImageError(Exception):
@@ -16,13 +24,31 @@ class BrokenImageError(Exception):
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file turned as its EXIF orientation says, without decoding it.
+    """(width, height) that `read_image` gives an image, from the beginning of its file: nothing is decoded.
 
-    Raises OSError if it cannot be opened.
+    Raises BrokenImageError if the file is missing, is no image, or is one that `read_image` refuses by its kind.
     """
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION) in ROTATED else (width, height)
+    try:
+        with Image.open(path) as image:
+            kind, (width, height), exif = image.format, image.size, image.info.get("exif")
+            frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # OSError, and for broken headers whatever Pillow's readers stumble over
+        reason = "cannot be identified as an image" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenImageError(f"{path}: {getattr(error, 'strerror', None) or reason}") from None
+    if kind not in DECODED:
+        raise BrokenImageError(f"{path}: is a {kind} file; save it as JPEG or PNG")
+    if frames > 1 and kind != "MPO":
+        raise BrokenImageError(f"{path}: has {frames} frames")
+    return (height, width) if kind in TURNED and _is_rotated(exif) else (width, height)
+
+
+def _is_rotated(exif: bytes | None) -> bool:
+    tags = Image.Exif()
+    try:
+        tags.load(exif or b"")
+        return tags.get(ORIENTATION) in ROTATED
+    except Exception:  # damaged tags: decoders ignore them
+        return False
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> torch.Tensor:

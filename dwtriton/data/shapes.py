@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
+from rich.console import Console
 from rich.progress import track
 
 from dwtriton.config import ShapesConfig
@@ -83,7 +84,8 @@ def _info(train_images: int, val_images: int, seed: int) -> dict[str, Any]:
 def _draw_split(folder: Path, split: str, count: int, seed: int, pool: Any, info: dict[str, Any]) -> None:
     (folder / split).mkdir()
     draw = partial(_draw_file, folder / split, seed, split)
-    drawn = track(pool.imap(draw, range(count), chunksize=8), f"drawing {split} shapes", total=count)
+    console = Console(stderr=True)  # standard output belongs to the command
+    drawn = track(pool.imap(draw, range(count), chunksize=8), f"drawing {split} shapes", count, console=console)
     images, annotations = [], []
     for image, objects in drawn:
         images.append(image)

@@ -136,12 +136,24 @@ def test_a_broken_image_is_replaced_by_one_that_fits(many):
     assert first.paths[0] != victim
 
 
-def test_the_most_boxes_that_images_can_have_together(tiny):
-    dataset = CocoDataset(tiny.write(), "train")
-    counts = sorted((len(dataset[i].target["labels"]) for i in range(len(dataset))), reverse=True)
-    assert [dataset.most_boxes(images) for images in (1, 2, 4)] == [2, 3, 5]
-    assert counts == [2, 1, 1, 1]
-    assert dataset.most_boxes(6) == 5 + 2 * 2  # images may repeat where a batch is filled up
+@pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_no_pass_has_more_boxes_than_the_most_that_its_images_can_have(crowd, world_size, accumulate, tiny):
+    """Two landscape images fill batches of eight, which then hold each of them four times, or one alone eight times."""
+    tiny.add(bbox=[2, 2, 9, 9], area=81, iscrowd=1)
+    data = tiny.write().model_copy(update={"batch_size": 8})
+    cfg = Config(data=data, head={"num_classes": 3}, train={"accumulate": accumulate})
+    dataset = CocoDataset(data, "train", keep_crowd=crowd)
+    images = 8 // (world_size * accumulate)
+    assert dataset.most_boxes(images) == images * (3 if crowd else 2)
+
+    def most() -> int:
+        loaders = [train_loader(dataset, cfg, rank, world_size) for rank in range(world_size)]
+        return max(sum(len(target["labels"]) for target in batch.targets) for loader in loaders for batch in loader)
+
+    assert images * (2 if crowd else 1.5) <= most() <= dataset.most_boxes(images)
+    tiny.image_path("train", "wide_two.jpg").write_bytes(b"broken")
+    assert most() == dataset.most_boxes(images)
 
 
 def test_the_fingerprint_differs_for_other_images_and_targets(tiny):
