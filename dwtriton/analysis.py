@@ -1,10 +1,11 @@
-"""What is behind an AP: matches, kinds of error and what each costs, confusions, curves and the worst mistakes.
+"""What is behind an AP50: matches, kinds of error and what each costs, confusions, curves and the worst mistakes.
 
 The kinds of error and their costs are those of TIDE (Bolya, Foley, Hays, Hoffman, ECCV 2020, arXiv 2008.08115): every
-false positive has one cause, and its cost is what AP50 would gain if an oracle mended just that.
+false positive has one cause, and the cost of a cause is what AP50 would gain if an oracle mended it and nothing else.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,39 +14,44 @@ from pycocotools.coco import COCO
 from pycocotools.mask import iou as mask_iou
 
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoUs: enough for a match; too little to mean an object
-MOST_DETECTIONS = 100  # of an image, as COCOeval counts
+MOST_DETECTIONS = 100  # of a class in an image, as COCOeval counts
 RECALLS = np.linspace(0, 1, 101)  # at which COCO reads a precision
 ERRORS = {
     "classification": "right place, another class",
     "localisation": "right class, IoU from 0.1 to 0.5",
     "both": "another class, IoU from 0.1 to 0.5",
-    "duplicate": "an object that was found already",
+    "duplicate": "an object that a surer detection has found",
     "background": "no object there",
     "missed": "objects that no detection comes near",
+}
+TOTALS = {  # TIDE's special errors
+    "false positives": "all wrong detections together",
+    "false negatives": "all objects that are not found",
 }
 
 
 class Truth(NamedTuple):
-    """One object."""
+    """One object that is no crowd."""
 
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # xywh, pixels
-    area: float
+    area: float  # of the annotation, pixels
     found: bool  # matched by a detection of its class
-    near: bool  # found, or else some detection would be right if its class or its box were
+    near: bool  # found, or some detection would be right if its class or its box were
 
 
-class Found(NamedTuple):
-    """One detection that counts: those on crowd regions do not."""
+class Detection(NamedTuple):
+    """One detection that counts: COCO leaves out those without a match that lie on a crowd of their class."""
 
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[float, float, float, float]  # xywh, pixels
     score: float
     error: str | None  # one of ERRORS but "missed"; None for a true positive
     truth: int | None  # number of the object that it matches, or would match but for its error
     truth_category: int | None  # class of that object
+    mendable: bool  # the surest classification or localisation error of an object that is not found
 
 
 @dataclass(frozen=True)
@@ -53,40 +59,48 @@ class Analysis:
     """Everything about the detections of a data set at an IoU of 0.5."""
 
     truths: list[Truth]
-    found: list[Found]  # best first
-    ap50: float
-    costs: dict[str, float]  # by kind of error: what AP50 would gain without it
-    counts: dict[str, int]  # by kind of error
+    detections: list[Detection]  # best first
+    ap50: float  # as COCOeval has it: -1 if there are no objects
+    costs: dict[str, float]  # by ERRORS and TOTALS: what AP50 would gain without them
+    counts: dict[str, int]  # by ERRORS and TOTALS
 
 
 def analyse(coco: COCO, results: list[dict]) -> Analysis:
-    """Match the detections (COCO results) with the ground truth image by image and find the cause of every mistake."""
-    by_image: dict[int, list[dict]] = {image_id: [] for image_id in coco.imgs}
+    """Match detections (COCO results) with the ground truth image by image and find the cause of every mistake."""
+    of_image: dict[int, list[dict]] = defaultdict(list)
     for result in results:
-        by_image[result["image_id"]].append(result)
+        of_image[result["image_id"]].append(result)
     truths: list[Truth] = []
-    found: list[Found] = []
-    for image_id, detections in by_image.items():
-        _match_image(coco, image_id, detections, truths, found)
-    found.sort(key=lambda detection: -detection.score)
-    categories = sorted(coco.cats)
-    ap50 = _mean_ap(truths, found, categories)
-    counts = {error: sum(detection.error == error for detection in found) for error in ERRORS}
+    detections: list[Detection] = []
+    for image_id in sorted(coco.imgs):  # COCOeval's order decides between equal scores
+        _match_image(coco.imgToAnns[image_id], of_image[image_id], truths, detections)
+    detections.sort(key=lambda detection: -detection.score)
+
+    counts = {error: sum(detection.error == error for detection in detections) for error in ERRORS}
     counts["missed"] = sum(not truth.near for truth in truths)
-    costs = {error: max(0.0, _mean_ap(*_mended(truths, found, error), categories) - ap50) for error in ERRORS}
-    return Analysis(truths, found, ap50, costs, counts)
+    counts["false positives"] = sum(detection.error is not None for detection in detections)
+    counts["false negatives"] = sum(not truth.found for truth in truths)
+    kinds = [*ERRORS, *TOTALS]
+    if not truths:
+        return Analysis(truths, detections, -1.0, dict.fromkeys(kinds, 0.0), counts)
+    categories = sorted({truth.category_id for truth in truths})
+    ap50 = _mean_ap(truths, detections, categories)
+    costs = {kind: max(0.0, _mean_ap(*_mended(truths, detections, kind), categories) - ap50) for kind in kinds}
+    return Analysis(truths, detections, ap50, costs, counts)
 
 
-def confusion_matrix(analysis: Analysis, categories: list[int], threshold: float) -> np.ndarray:
-    """Counts [C + 1, C + 1], objects by rows, detections scoring at least `threshold` by columns; the last is nothing.
+def confusion_matrix(analysis: Analysis, categories: Sequence[int], threshold: float) -> np.ndarray:
+    """Counts [C + 1, C + 1] of the detections that score at least `threshold`.
 
-    A detection counts for the object of its cause: the one it matches, or would but for its class.
+    Rows are the classes of objects, columns those of detections, in the order of `categories`; the last row is no
+    object, the last column no detection. An object counts once, in the column of the surest detection that is in the
+    right place, so a row of a class sums to its objects; all other detections stand in the last row.
     """
     place = {category: number for number, category in enumerate(categories)}
     nothing = len(categories)
     matrix = np.zeros((nothing + 1, nothing + 1), dtype=int)
     claimed: set[int | None] = set()
-    for detection in analysis.found:
+    for detection in analysis.detections:
         if detection.score < threshold:
             break
         column = place[detection.category_id]
@@ -101,70 +115,112 @@ def confusion_matrix(analysis: Analysis, categories: list[int], threshold: float
     return matrix
 
 
-def worst_misses(analysis: Analysis, count: int) -> list[Truth]:
-    """The largest objects that no detection found."""
-    return sorted((truth for truth in analysis.truths if not truth.found), key=lambda truth: -truth.area)[:count]
+def worst_misses(analysis: Analysis, count: int) -> list[tuple[Truth, Detection | None]]:
+    """The largest objects that were not found, each with the surest detection that nearly found it, if one did."""
+    nearest = {detection.truth: detection for detection in analysis.detections if detection.mendable}
+    missed = [(truth, nearest.get(number)) for number, truth in enumerate(analysis.truths) if not truth.found]
+    return sorted(missed, key=lambda pair: -pair[0].area)[:count]
 
 
-def worst_false_positives(analysis: Analysis, count: int) -> list[Found]:
-    """The surest detections that are wrong."""
-    return [detection for detection in analysis.found if detection.error is not None][:count]
+def worst_false_positives(analysis: Analysis, count: int) -> list[Detection]:
+    """The surest detections that are wrong; of those that concern one object the surest alone."""
+    worst: list[Detection] = []
+    shown: set[int] = set()
+    for detection in analysis.detections:
+        if detection.error is None or detection.truth in shown:
+            continue
+        if detection.truth is not None:
+            shown.add(detection.truth)
+        worst.append(detection)
+    return worst[:count]
 
 
-def _match_image(coco: COCO, image_id: int, detections: list[dict], truths: list[Truth], found: list[Found]) -> None:
-    """Add the objects and the detections of an image. Matching is COCO's: best score first, each to its best object."""
-    annotations = coco.imgToAnns[image_id]
-    objects = [a for a in annotations if not a["iscrowd"]]
-    crowds = [a for a in annotations if a["iscrowd"]]
-    detections = sorted(detections, key=lambda d: -d["score"])[:MOST_DETECTIONS]
+def precision_curves(truths: list[Truth], detections: list[Detection]) -> dict[int, np.ndarray]:
+    """The `precision_curve` of every category that has objects or detections; detections are sorted, best first."""
+    totals = Counter(truth.category_id for truth in truths)
+    classes = np.array([detection.category_id for detection in detections], dtype=np.int64)
+    right = np.array([detection.error is None for detection in detections], dtype=bool)
+    categories = sorted(totals.keys() | set(classes.tolist()))
+    return {category: precision_curve(right[classes == category], totals[category]) for category in categories}
+
+
+def precision_curve(right: np.ndarray, total: int) -> np.ndarray:
+    """Precision at each of RECALLS: the largest at that recall or beyond, 0 where it is never reached.
+
+    `right` [D] bool says which detections are true positives, best first; `total` is the number of objects.
+    """
+    if total == 0:
+        return np.zeros(len(RECALLS))
+    hits = right.cumsum()
+    recall, precision = hits / total, hits / np.arange(1, len(right) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    reached = np.searchsorted(recall, RECALLS, side="left")
+    return np.append(envelope, 0.0)[reached]
+
+
+def _match_image(
+    annotations: list[dict], results: list[dict], truths: list[Truth], detections: list[Detection]
+) -> None:
+    """Match one image as COCOeval does, and add its objects to `truths` and its detections to `detections`."""
+    objects = [annotation for annotation in annotations if not annotation["iscrowd"]]
+    crowds = [annotation for annotation in annotations if annotation["iscrowd"]]
+    results = _best_of_class(results)
     first = len(truths)
-    ious = _ious(detections, objects, crowd=False)  # [D, G]
-    same = np.array([[d["category_id"] == o["category_id"] for o in objects] for d in detections], bool)
-    same = same.reshape(ious.shape)
-    matched = _match(ious, same)
-    taken = {truth for truth in matched if truth is not None}
-    in_crowd = _ious(detections, crowds, crowd=True)  # [D, K]
+    ious, same = _ious(results, objects, crowd=False), _same_class(results, objects)  # [D, G] each
+    matches = _match(ious, same)
+    on_crowd = (_same_class(results, crowds) & (_ious(results, crowds, crowd=True) >= FOREGROUND)).any(1)  # [D]
 
+    taken = {match for match in matches if match is not None}
     near = set(taken)
-    for number, detection in enumerate(detections):
-        truth = matched[number]
+    for number, result in enumerate(results):
+        error, truth, mendable = None, matches[number], False
         if truth is None:
-            of_class = np.array([c["category_id"] == detection["category_id"] for c in crowds], bool)
-            if (in_crowd[number] * of_class >= FOREGROUND).any():
+            if on_crowd[number]:
                 continue
             error, truth = _cause(ious[number], same[number])
-            if error in ("classification", "localisation"):
+            if error in ("classification", "localisation") and truth not in near:
                 near.add(truth)
-        else:
-            error = None
-        found.append(
-            Found(
-                image_id,
-                detection["category_id"],
-                tuple(detection["bbox"]),
-                detection["score"],
+                mendable = True
+        detections.append(
+            Detection(
+                result["image_id"],
+                result["category_id"],
+                tuple(result["bbox"]),
+                result["score"],
                 error,
                 None if truth is None else first + truth,
                 None if truth is None else objects[truth]["category_id"],
+                mendable,
             )
         )
     truths += [
-        Truth(image_id, o["category_id"], tuple(o["bbox"]), o["area"], number in taken, number in near)
+        Truth(o["image_id"], o["category_id"], tuple(o["bbox"]), o["area"], number in taken, number in near)
         for number, o in enumerate(objects)
     ]
 
 
+def _best_of_class(results: list[dict]) -> list[dict]:
+    """The results of an image that count, best first; of equal scores the first."""
+    seen: Counter[int] = Counter()
+    kept = []
+    for result in sorted(results, key=lambda result: -result["score"]):
+        seen[result["category_id"]] += 1
+        if seen[result["category_id"]] <= MOST_DETECTIONS:
+            kept.append(result)
+    return kept
+
+
 def _match(ious: np.ndarray, same: np.ndarray) -> list[int | None]:
     """The object of each detection, in their order: of its class, free, with the largest IoU from FOREGROUND on."""
-    free = np.ones(ious.shape[1], bool)
-    matched: list[int | None] = []
-    for of_detection, of_class in zip(ious, same):
-        possible = np.where(free & of_class & (of_detection >= FOREGROUND), of_detection, -1.0)
-        best = int(possible.argmax()) if possible.size and possible.max() >= 0 else None
-        if best is not None:
-            free[best] = False
-        matched.append(best)
-    return matched
+    possible = np.where(same & (ious >= FOREGROUND), ious, -1.0)  # [D, G]
+    matches: list[int | None] = []
+    for of_detection in possible:
+        best = None
+        if of_detection.size and of_detection.max() >= 0:
+            best = int(np.flatnonzero(of_detection == of_detection.max())[-1])  # COCOeval takes the last of equal ones
+            possible[:, best] = -1.0
+        matches.append(best)
+    return matches
 
 
 def _cause(ious: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
@@ -176,59 +232,50 @@ def _cause(ious: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
         ("both", ~same, BACKGROUND, FOREGROUND),
     ):
         if mask.any():
-            number = int(np.where(mask, ious, -1.0).argmax())
-            if least <= ious[number] < most:
-                return error, number
+            best = int(np.where(mask, ious, -1.0).argmax())
+            if least <= ious[best] < most:
+                return error, best
     return "background", None
 
 
-def _mended(truths: list[Truth], found: list[Found], error: str) -> tuple[list[Truth], list[Found]]:
-    """Objects and detections as they would be without one kind of error.
+def _mended(truths: list[Truth], detections: list[Detection], kind: str) -> tuple[list[Truth], list[Detection]]:
+    """Objects and detections as they would be without one of ERRORS or TOTALS.
 
-    Wrong classes and boxes are put right, and of several detections of an object the surest stays; other false
-    positives vanish; missed objects are taken out.
+    A wrong class or box is put right if its object then has this detection alone; otherwise the detection vanishes,
+    as other false positives do. Missed objects are taken out.
     """
-    if error == "missed":
-        return [truth for truth in truths if truth.near], found
-    if error not in ("classification", "localisation"):
-        return truths, [detection for detection in found if detection.error != error]
-    claimed, mended = set(), []
-    for detection in found:  # best first
-        if detection.error in (None, error):
-            if detection.truth in claimed:
-                continue
-            claimed.add(detection.truth)
-            detection = detection._replace(error=None, category_id=detection.truth_category)
-        mended.append(detection)
+    if kind == "missed":
+        return [truth for truth in truths if truth.near], detections
+    if kind == "false negatives":
+        return [truth for truth in truths if truth.found], detections
+    mended = []
+    for detection in detections:
+        if detection.error == kind and detection.mendable:
+            mended.append(detection._replace(error=None, category_id=detection.truth_category))
+        elif detection.error != kind and (detection.error is None or kind != "false positives"):
+            mended.append(detection)
     return truths, mended
 
 
-def _mean_ap(truths: list[Truth], found: list[Found], categories: list[int]) -> float:
-    """AP at an IoU of 0.5, averaged over the classes that have objects, as COCOeval computes it."""
-    curves = precision_curves(truths, found, categories)
-    return float(np.mean([curve.mean() for curve in curves.values()])) if curves else 0.0
+def _mean_ap(truths: list[Truth], detections: list[Detection], categories: list[int]) -> float:
+    """AP at an IoU of 0.5, averaged over those of `categories` that still have objects or detections.
+
+    1 if none has: nothing is wrong any more.
+    """
+    curves = precision_curves(truths, detections)
+    means = [curves[category].mean() for category in categories if category in curves]
+    return float(np.mean(means)) if means else 1.0
 
 
-def precision_curves(truths: list[Truth], found: list[Found], categories: list[int]) -> dict[int, np.ndarray]:
-    """The `precision_curve` of every category that has objects; detections are sorted, best first."""
-    totals = Counter(truth.category_id for truth in truths)
-    of_detection = np.array([detection.category_id for detection in found], dtype=np.int64)
-    right = np.array([detection.error is None for detection in found], bool)
-    return {c: precision_curve(right[of_detection == c], totals[c]) for c in categories if totals[c]}
+def _same_class(results: list[dict], annotations: list[dict]) -> np.ndarray:
+    """[D, G] bool"""
+    classes, others = ([record["category_id"] for record in records] for records in (results, annotations))
+    return np.array(classes, dtype=np.int64)[:, None] == np.array(others, dtype=np.int64)
 
 
-def precision_curve(right: np.ndarray, total: int) -> np.ndarray:
-    """Precision at each of RECALLS: the largest at that recall or beyond, 0 where it is never reached."""
-    hits = right.cumsum()
-    recall, precision = hits / total, hits / np.arange(1, len(right) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    place = np.searchsorted(recall, RECALLS, side="left")
-    return np.array([envelope[i] if i < len(envelope) else 0.0 for i in place])
-
-
-def _ious(detections: list[dict], annotations: list[dict], crowd: bool) -> np.ndarray:
+def _ious(results: list[dict], annotations: list[dict], crowd: bool) -> np.ndarray:
     """IoUs [D, G]; for a crowd the share of the detection that lies in the region."""
-    if not detections or not annotations:
-        return np.zeros((len(detections), len(annotations)))
-    boxes, others = ([record["bbox"] for record in records] for records in (detections, annotations))
+    if not results or not annotations:
+        return np.zeros((len(results), len(annotations)))
+    boxes, others = ([record["bbox"] for record in records] for records in (results, annotations))
     return np.asarray(mask_iou(boxes, others, [int(crowd)] * len(others)))

@@ -6,34 +6,40 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from dwtriton import cli
 from dwtriton.cli import say
+from dwtriton.config import Config
 from dwtriton.data import draw_missing_shapes, eval_loader, prepare_validation
+from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_text
 from dwtriton.model.compiled import compile_predict
+from dwtriton.progress import progress
 from dwtriton.report import report_html
 from dwtriton.train import ranks
 from dwtriton.train.checkpoint import CheckpointError, load_detector
 from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
 
+FILES = ("detections.json", "metrics.json", "report.html")
 EXAMPLES = """\
   python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
   python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set test.nms_iou=0.5
+  python -m dwtriton.evaluate --weights best.pt --force --json    replace earlier results; for scripts
   torchrun --nproc-per-node 8 -m dwtriton.evaluate --weights best.pt --data ~/coco    on eight GPUs"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.evaluate", "COCO figures of a checkpoint on the validation split.", EXAMPLES)
+    parser = cli.command("dwtriton.evaluate", "COCO figures, detections and a report of a checkpoint.", EXAMPLES)
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
     )
-    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the run's data.root)")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the data of the run)")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="for the results (default: `evaluation` beside the weights)"
     )
+    parser.add_argument("--force", action="store_true", help="replace the results of an earlier evaluation")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
@@ -48,10 +54,11 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
+    out = arguments.out or arguments.weights.parent / "evaluation"
     with ranks.one_error():
+        check_out(out, arguments.force)
         detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
-        out = arguments.out or arguments.weights.parent / "evaluation"
-        cfg = checkpoint.config
+        cfg = checkpoint.config if arguments.data is None else without_generation(checkpoint.config)
     ranks.check_same_config(cfg)
     with ranks.one_error(), ranks.in_turn():
         draw_missing_shapes(cfg.data)
@@ -68,46 +75,62 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
     broken = set()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("detecting", total=len(loader))
+    with progress(console, "batches", len(loader)) as advance:
         own = detect(
             compile_predict(detector, cfg.inference.compile),
             device,
             loader,
             cfg.data,
             data.category_ids,
-            lambda batch: (broken.update(batch.broken), bar.advance(task)),
+            lambda batch: (broken.update(batch.broken), advance()),
         )
     gathered = gather_results(own, broken)
     if gathered is None:
         return 0
     results, broken = gathered
-    evaluation = evaluate(data.coco, results)
-
+    if len(broken) == len(data):
+        raise UserError(f"none of the {len(data)} images can be read; the first: {min(broken)}")
     write_text(out / "detections.json", json.dumps(results))
-    write_text(out / "metrics.json", json.dumps({**evaluation.metrics, "class_ap": evaluation.class_ap}))
+    say(console, f"{len(results)} detections in {out / 'detections.json'}")
+    evaluation = evaluate(data.coco, results)
+    figures = {**evaluation.metrics, "class_ap": evaluation.class_ap}
+    write_text(out / "metrics.json", json.dumps(figures))
+
+    which = "weights" if checkpoint.ema is None else "moving average of the weights"
+    notes = [f"{arguments.weights}: {which} after iteration {checkpoint.iteration}"]
+    notes += [f"validation data: {line}" for line in data.report.summary()]
+    notes += [f"left out, its objects count as missed: {line}" for line in sorted(broken)]
     paths = dict(zip(data.image_ids, data.paths))
     title = f"{arguments.weights} on {cfg.data.root}"
-    write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title))
-    which = "weights" if checkpoint.ema is None else "moving average of the weights"
-    say(console, f"{arguments.weights}: {which} after iteration {checkpoint.iteration}")
-    for line in data.report.summary():
-        say(console, f"validation data: {line}")
-    for line in sorted(broken):
-        say(console, f"left out, its objects count as missed: {line}")
+    write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title, notes))
+    for line in notes:
+        say(console, line)
     console.print(class_table(evaluation))
     say(console, evaluation.table)
-    say(console, f"{len(results)} detections in {out / 'detections.json'}; figures in {out / 'metrics.json'}")
-    say(console, f"report: {out / 'report.html'}")
-    cli.print_result(arguments, {"out": str(out), **evaluation.metrics, "class_ap": evaluation.class_ap})
+    say(console, f"figures in {out / 'metrics.json'}, report in {out / 'report.html'}")
+    cli.print_result(arguments, {"out": str(out), **figures})
     return 0
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise UserError if the folder holds results that may not be replaced."""
+    held = [name for name in FILES if (out / name).exists()]
+    if held and not force:
+        raise UserError(
+            f"{out} already holds {', '.join(held)}: add --force to replace the results, or choose another --out"
+        )
+
+
+def without_generation(cfg: Config) -> Config:
+    """The config for data that are given: nothing is drawn, and they need not be those that the run would draw."""
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"shapes": None})})
 
 
 def class_table(evaluation: Evaluation) -> Table:
     """AP of every class; a dash for one without ground truth."""
     table = Table("class", "AP")
     for name, ap in evaluation.class_ap.items():
-        table.add_row(name, "-" if ap < 0 else f"{ap:.3f}")
+        table.add_row(Text(name), "-" if ap < 0 else f"{ap:.3f}")
     return table
 
 

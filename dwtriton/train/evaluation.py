@@ -24,6 +24,11 @@ CLASS_METRICS = {  # where they stand in COCOeval's precisions: IoUs, area
     "APm": (slice(None), 2),
     "APl": (slice(None), 3),
 }
+AREAS = {  # COCO's sizes of objects: name, and areas in pixels from and to
+    "s": ("small", (0, 32**2)),
+    "m": ("medium", (32**2, 96**2)),
+    "l": ("large", (96**2, 1e10)),
+}
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
