@@ -5,12 +5,14 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from PIL import ImageColor, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#7f6fc9")  # by label, in turn
 READABLE = 640  # pixels
 FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+LIGHT = 140  # of 255: on a colour lighter than this, letters are black
 
 
 def draw_boxes(
@@ -19,24 +21,28 @@ def draw_boxes(
     """A copy of the image, uint8 [3, H, W], with boxes [N, 4] xyxy in its pixels; the first ones are drawn on top.
 
     A small image is enlarged by a whole factor, its short side up to `enlarge_to` pixels, so that texts leave something
-    to be seen; lines and letters grow with it. A label has the same colour everywhere.
+    to be seen; lines and letters grow with it. A label has the same colour everywhere. A text stands on its box, or
+    inside it where the image ends, and is moved left where it would be cut off.
     """
     factor = max(1, enlarge_to // min(image.shape[1:]))
     image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    if not len(boxes):
-        return image
     height, width = image.shape[1:]
-    side = min(height, width)
     limits = torch.tensor([width - 1, height - 1] * 2)
-    on_top = range(len(boxes) - 1, -1, -1)
-    return draw_bounding_boxes(
-        image,
-        (boxes.cpu() * factor).round().clamp(min=0).minimum(limits)[list(on_top)],
-        labels=[texts[i] for i in on_top],
-        colors=[COLOURS[labels[i] % len(COLOURS)] for i in on_top],
-        width=max(1, side // 200),
-        font=FONT,
-        font_size=max(9, side // 40),
-        label_colors="white",
-        fill_labels=True,
-    )
+    corners = (boxes.cpu() * factor).round().clamp(min=0).minimum(limits).long().tolist()
+
+    picture = to_pil_image(image)
+    draw = ImageDraw.Draw(picture)
+    line = max(1, min(height, width) // 200)
+    font = ImageFont.truetype(FONT, max(9, min(height, width) // 40))
+    colours = [COLOURS[label % len(COLOURS)] for label in labels]
+    for box, colour in reversed(list(zip(corners, colours))):
+        draw.rectangle(box, outline=colour, width=line)
+    text_height = sum(font.getmetrics())
+    for (x, y, _, _), colour, text in reversed(list(zip(corners, colours, texts))):  # no line crosses a text
+        text_width = round(font.getlength(text)) + 4
+        left = max(0, min(x, width - text_width))
+        top = min(y - text_height + 1 if y >= text_height else y, height - text_height)
+        draw.rectangle((left, top, left + text_width - 1, top + text_height - 1), fill=colour)
+        light = ImageColor.getcolor(colour, "L") > LIGHT
+        draw.text((left + 2, top), text, fill="black" if light else "white", font=font)
+    return pil_to_tensor(picture)

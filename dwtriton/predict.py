@@ -3,52 +3,58 @@
 import argparse
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 from torchvision.ops import box_convert
 
 from dwtriton import cli
 from dwtriton.annotate import draw_boxes
 from dwtriton.cli import say
-from dwtriton.config import Config
 from dwtriton.data.batching import collate
-from dwtriton.data.buckets import padded_size
 from dwtriton.data.coco import Example
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.inputs import ImageFiles, find_inputs, test_example
-from dwtriton.data.transforms import normalise
-from dwtriton.data.video import import_av, video_frames, video_rate, write_video
+from dwtriton.data.inputs import batches_of_one_size, find_inputs, image_loader, picture_names, test_example
+from dwtriton.data.video import Video, import_av, write_video
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically, write_text
 from dwtriton.model.compiled import compile_predict
+from dwtriton.progress import progress
 from dwtriton.train.checkpoint import load_detector
+from dwtriton.train.evaluation import detect
 
 EXAMPLES = """\
-  python -m dwtriton.predict --weights runs/shapes-1/best.pt image.jpg photos/ "more/*.png"
+  python -m dwtriton.predict --weights runs/shapes-1/last.pt image.jpg photos/ "more/*.png"
   python -m dwtriton.predict --weights best.pt street.mp4 --threshold 0.4 --out street
   python -m dwtriton.predict --weights best.pt photos/ --no-pictures --json"""
+QUALITY = 92  # of JPEG files
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.predict", "Detect in images and videos.", EXAMPLES)
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, video, folder or glob")
-    parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a run")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help='image, video, folder, or pattern such as "a/*.jpg"')
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("predictions"), help="for pictures and detections.json"
+        "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
     )
-    parser.add_argument("--threshold", type=float, default=0.3, help="least score (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("predictions"),
+        help="for pictures and detections.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold", metavar="SCORE", type=float, default=0.3, help="scores above it count (default: %(default)s)"
+    )
     parser.add_argument("--batch", metavar="N", type=int, default=8, help="images at a time (default: %(default)s)")
     parser.add_argument("--no-pictures", action="store_true", help="write detections.json alone")
-    parser.add_argument("--force", action="store_true", help="replace what --out holds")
+    parser.add_argument("--force", action="store_true", help="write into --out although it is not empty")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
@@ -65,147 +71,181 @@ def main() -> int:
     images, videos = find_inputs(arguments.inputs)
     if videos:
         import_av()
-    if arguments.out.is_dir() and any(arguments.out.iterdir()) and not arguments.force:
-        raise UserError(f"{arguments.out} is not empty: add --force to replace what it holds, or choose another --out")
-    results_file = arguments.out / "detections.json"
-    predictor = Predictor(arguments, console)
+    check_out(arguments.out, arguments.force, [*images, *videos])
+    predictor = Predictor(arguments, [*images, *videos], console)
     make_folder(arguments.out)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        predictor.images(images, bar)
+    results_file = arguments.out / "detections.json"
+    try:
+        predictor.images(images)
         for video in videos:
-            predictor.video(video, bar)
-    write_text(results_file, json.dumps(predictor.coco()))
-    for line in predictor.broken:
-        say(console, f"skipped, cannot be used: {line}", "yellow")
-    what = f"{len(predictor.pictures)} pictures or frames, {len(predictor.found)} detections"
-    say(console, f"{what}, {len(predictor.broken)} files skipped; {results_file}")
-    cli.print_result(
-        arguments,
-        {
-            "detections": str(results_file),
-            "pictures": len(predictor.pictures),
-            "found": len(predictor.found),
-            "skipped": predictor.broken,
-        },
-    )
-    return 0 if predictor.pictures else 1
+            predictor.video(video)
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"the GPU has too little memory for {arguments.batch} images at a time; lower --batch"
+        ) from None
+    except KeyboardInterrupt:
+        say(console, "interrupted; what was found so far is kept", "yellow")
+        raise
+    finally:
+        predictor.report()
+        if predictor.pictures:
+            write_text(results_file, json.dumps(predictor.coco()))
+            say(console, f"detections: {results_file}")
+    if not predictor.pictures:
+        raise UserError(f"none of {len(images) + len(videos)} files could be used; the first: {predictor.skipped[0]}")
+    cli.print_result(arguments, {"out": str(arguments.out), **predictor.counts()})
+    return 0
+
+
+def check_out(out: Path, force: bool, inputs: Sequence[Path]) -> None:
+    """Raise UserError if something may be replaced that must not be, inputs above all."""
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{path} lies in --out {out}, where pictures of the same name may go: choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise UserError(f"{out} is not empty: add --force to write into it all the same, or choose another --out")
 
 
 class Predictor:
-    """Detects in one input after another and gathers what was found, under COCO's names."""
+    """Detects in one input after another, draws, and gathers what was found under COCO's names."""
 
-    def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
-        self.out, self.batch = arguments.out, arguments.batch
-        self.threshold, self.draws = arguments.threshold, not arguments.no_pictures
+    def __init__(self, arguments: argparse.Namespace, inputs: Sequence[Path], console: Console) -> None:
+        """Load the detector; raises UserError if it cannot be. `inputs` are all that will come."""
+        self.console, self.batch, self.weights = console, arguments.batch, arguments.weights
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        threshold = f"test.score_threshold={arguments.threshold}"
-        detector, self.checkpoint = load_detector(arguments.weights, [threshold, *arguments.set])
-        self.cfg: Config = self.checkpoint.config
+        overrides = [f"test.score_threshold={arguments.threshold}", *arguments.set]
+        detector, self.checkpoint = load_detector(arguments.weights, overrides)
+        self.cfg = self.checkpoint.config
         detector.to(self.device, memory_format=torch.channels_last)
         self.predict = compile_predict(detector, self.cfg.inference.compile)
-        self.names = self.checkpoint.labels
         if not self.checkpoint.class_names:
-            say(console, f"{arguments.weights} has no class names; numbers are shown", "yellow")
-        self.pictures: list[dict[str, Any]] = []  # COCO's images
+            say(console, f"{arguments.weights} has no class names; category ids are shown instead", "yellow")
+        names = {} if arguments.no_pictures else picture_names(inputs)
+        self.draw_to = {path: arguments.out / name for path, name in names.items()}
+        self.pictures: list[dict[str, Any]] = []  # COCO's images: files, and frames of videos
         self.found: list[dict[str, Any]] = []  # COCO's annotations, with scores
-        self.broken: list[str] = []
+        self.skipped: list[str] = []  # "PATH: reason" of inputs in which nothing could be read
+        self.incomplete: list[str] = []  # and of videos that could not be read to their end
 
-    def images(self, paths: list[Path], bar: Progress) -> None:
-        """Detect in image files; their pictures go to --out under the same name, or numbered if that is taken."""
+    def images(self, paths: Sequence[Path]) -> None:
+        """Detect in image files."""
         if not paths:
             return
-        task = bar.add_task("images", total=len(paths))
-        loader = DataLoader(ImageFiles(paths, self.cfg.data), batch_size=None, num_workers=self.cfg.data.workers)
-        taken: set[Path] = set()
-        for example, detections in self._detect(self._readable(loader)):
-            self._keep(example.path, original_size(example), detections)
-            if self.draws:
+        with progress(self.console, "images", len(paths)) as advance:
+            for example, found in self._detect(self._readable(paths, advance)):
+                self._keep(example, original_size(example), found)
                 path = Path(example.path)
-                picture = self.out / f"{path.stem}.jpg"
-                if picture in taken:
-                    picture = self.out / f"{path.stem}-{example.image_id}.jpg"
-                taken.add(picture)
-                drawn = self._draw(read_image(path), detections)
-                write_atomically(picture, lambda file, drawn=drawn: write_jpeg(drawn, str(file), quality=92))
-            bar.advance(task)
+                if path in self.draw_to:
+                    picture = self._draw(read_image(path), found)
+                    write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), QUALITY))
+                    self.pictures[-1]["drawn"] = self.draw_to[path].name
+                advance()
 
-    def video(self, path: Path, bar: Progress) -> None:
-        """Detect in every frame; the video with boxes goes to --out as MP4."""
-        task = bar.add_task(path.name, total=None)
-        frames: deque[Tensor] = deque()
+    def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Example]:
+        for example in image_loader(paths, self.cfg.data):
+            if example.image is not None:
+                yield example
+            else:
+                self.skipped += example.broken
+                advance()
+
+    def video(self, path: Path) -> None:
+        """Detect in every frame of a video. What was read before it broke off counts, and is drawn."""
+        try:
+            video = Video(path)
+        except BrokenImageError as error:
+            self.skipped.append(str(error))
+            return
+        before = len(self.pictures)
+        with video, progress(self.console, path.name, video.length) as advance:
+            frames = self._frames(video, advance)
+            first = next(frames, None)
+            if first is not None and path in self.draw_to:
+                shown = chain([first], frames)
+                write_atomically(self.draw_to[path], lambda file: write_video(file, shown, video.rate))
+                for picture in self.pictures[before:]:
+                    picture["drawn"] = self.draw_to[path].name
+            deque(frames, maxlen=0)  # the rest, where nothing is drawn
+
+    def _frames(self, video: Video, advance: Callable[[], None]) -> Iterator[Tensor]:
+        """Detect in the frames of a video one batch after another; yields what to show of each."""
+        first_id = max((picture["id"] for picture in self.pictures), default=0) + 1
+        on_their_way: deque[Tensor] = deque()
 
         def examples() -> Iterator[Example]:
             try:
-                for number, frame in enumerate(video_frames(path)):
-                    frames.append(frame)
-                    yield test_example(frame, self.cfg.data, number, str(path))
+                for image_id, frame in enumerate(video.frames(), first_id):
+                    on_their_way.append(frame)
+                    yield test_example(frame, self.cfg.data, image_id, str(video.path))
             except BrokenImageError as error:
-                self.broken.append(str(error))
+                (self.incomplete if video.read else self.skipped).append(str(error))
 
-        def drawn() -> Iterator[Tensor]:
-            for example, detections in self._detect(examples()):
-                frame = frames.popleft()
-                self._keep(str(path), tuple(frame.shape[1:]), detections, frame=example.image_id)
-                bar.advance(task)
-                yield self._draw(frame, detections) if self.draws else frame
-
-        pictures = drawn()
-        first = next(pictures, None)
-        if self.draws and first is not None:
-            video = self.out / f"{path.stem}.mp4"
-            write_atomically(video, lambda file: write_video(file, chain([first], pictures), video_rate(path)))
-        deque(pictures, maxlen=0)  # what is left of them, where nothing is drawn
+        for example, found in self._detect(examples()):
+            frame = on_their_way.popleft()
+            self._keep(example, tuple(frame.shape[1:]), found, frame_id=example.image_id - first_id)
+            advance()
+            yield self._draw(frame, found) if video.path in self.draw_to else frame
 
     def coco(self) -> dict[str, Any]:
-        """All that was found, as COCO JSON."""
-        categories = [{"id": id_, "name": name} for id_, name in zip(self.checkpoint.category_ids, self.names)]
-        return {"images": self.pictures, "annotations": self.found, "categories": categories}
+        """All that was found, as COCO JSON, in the order of the inputs."""
+        annotations = sorted(self.found, key=lambda annotation: annotation["image_id"])  # stable: best first in each
+        classes = zip(self.checkpoint.category_ids, self.checkpoint.labels)
+        return {
+            "info": {
+                "description": f"detections of {self.weights}",
+                "score_threshold": self.cfg.test.score_threshold,
+                "skipped": self.skipped,
+                "incomplete": self.incomplete,
+            },
+            "images": sorted(self.pictures, key=lambda picture: picture["id"]),
+            "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+            "categories": [{"id": id_, "name": name} for id_, name in classes],
+        }
 
-    def _readable(self, examples: Iterable[Example]) -> Iterator[Example]:
-        for example in examples:
-            self.broken += example.broken
-            if example.image is not None:
-                yield example
+    def counts(self) -> dict[str, Any]:
+        """How much was done, and what could not be."""
+        frames = sum("frame_id" in picture for picture in self.pictures)
+        return {
+            "images": len(self.pictures) - frames,
+            "frames": frames,
+            "detections": len(self.found),
+            "skipped": self.skipped,
+            "incomplete": self.incomplete,
+        }
 
-    def _detect(self, examples: Iterable[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
-        """Detections of each example, in batches of one padded size: what is found in an image depends on it alone."""
-        waiting: dict[tuple[int, int], list[Example]] = defaultdict(list)
-        for example in examples:
-            size = padded_size([tuple(example.image.shape[1:])], self.cfg.data.size_divisor)
-            waiting[size].append(example)
-            if len(waiting[size]) == self.batch:
-                yield from self._detect_batch(waiting.pop(size))
-        for batch in waiting.values():
-            yield from self._detect_batch(batch)
+    def report(self) -> None:
+        """Say what was found and what was not read."""
+        for line in self.skipped:
+            say(self.console, f"skipped: {line}", "yellow")
+        for line in self.incomplete:
+            say(self.console, f"incomplete: {line}", "yellow")
+        line = "{images} images and {frames} video frames: {detections} detections".format(**self.counts())
+        say(self.console, f"{line}; {len(self.skipped)} files skipped")
 
-    def _detect_batch(self, examples: list[Example]) -> Iterator[tuple[Example, dict[str, Tensor]]]:
-        batch = collate(examples, self.cfg.head.num_classes, self.cfg.data.size_divisor)
-        images = normalise(batch.images.to(self.device), batch.image_sizes, self.cfg.data)
-        detections = self.predict(images, batch.image_sizes, batch.scale_factors)
-        for example, found in zip(examples, detections):
-            yield example, {name: values.cpu() for name, values in found.items()}
+    def _detect(self, examples: Iterable[Example]) -> Iterator[tuple[Example, list[dict[str, Any]]]]:
+        """Each example with what is found in it, as COCO results, best first."""
+        for batch in batches_of_one_size(examples, self.batch, self.cfg.data.size_divisor):
+            loaded = collate(batch, self.cfg.head.num_classes, self.cfg.data.size_divisor)
+            of_image = defaultdict(list)
+            ids = self.checkpoint.category_ids
+            for result in detect(self.predict, self.device, [loaded], self.cfg.data, ids, lambda batch: None):
+                of_image[result["image_id"]].append(result)
+            yield from ((example, of_image[example.image_id]) for example in batch)
 
-    def _keep(self, name: str, size: tuple[int, int], detections: dict[str, Tensor], frame: int | None = None) -> None:
-        picture = {"id": len(self.pictures) + 1, "file_name": name, "height": size[0], "width": size[1]}
-        self.pictures.append(picture if frame is None else {**picture, "frame_index": frame})
-        boxes = box_convert(detections["boxes"].double(), "xyxy", "xywh").tolist()
-        for box, score, label in zip(boxes, detections["scores"].tolist(), detections["labels"].tolist()):
-            self.found.append(
-                {
-                    "id": len(self.found) + 1,
-                    "image_id": picture["id"],
-                    "category_id": self.checkpoint.category_ids[label],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
+    def _keep(self, example: Example, size: tuple[int, int], found: list[dict[str, Any]], **more: int) -> None:
+        """Note an image of the given (h, w) and what was found in it."""
+        height, width = size
+        picture = {"id": example.image_id, "file_name": example.path, "height": height, "width": width, **more}
+        self.pictures.append(picture)
+        for result in found:
+            _, _, width, height = result["bbox"]
+            self.found.append({**result, "area": width * height, "iscrowd": 0})
 
-    def _draw(self, image: Tensor, detections: dict[str, Tensor]) -> Tensor:
-        labels, scores = detections["labels"].tolist(), detections["scores"].tolist()
-        texts = [f"{self.names[label]} {score:.2f}" for label, score in zip(labels, scores)]
-        return draw_boxes(image, detections["boxes"], labels, texts)
+    def _draw(self, image: Tensor, found: list[dict[str, Any]]) -> Tensor:
+        labels = [self.checkpoint.category_ids.index(result["category_id"]) for result in found]
+        texts = [f"{self.checkpoint.labels[label]} {result['score']:.2f}" for label, result in zip(labels, found)]
+        xywh = torch.tensor([result["bbox"] for result in found]).reshape(-1, 4)
+        return draw_boxes(image, box_convert(xywh, "xywh", "xyxy"), labels, texts)
 
 
 def original_size(example: Example) -> tuple[int, int]:
