@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,22 @@ def open_console(arguments: argparse.Namespace, speaks: bool = True) -> Console:
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is: not wrapped, so that scripts and logs can read it, and without colours for its numbers."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def report_failure(problem: str) -> int:
+    """Print why a run failed, as one line on standard error, whatever else is printed; returns the exit code."""
+    print(f"error: {problem}", file=sys.stderr)
+    return 1
+
+
+def read_size(text: str, divisor: int = 1) -> tuple[int, int]:
+    """(h, w) of the option `--size HxW`. Raises UserError unless both are positive multiples of `divisor`."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    height, width = map(int, match.groups()) if match else (0, 0)
+    if not (height and width) or height % divisor or width % divisor:
+        unit = "pixels" if divisor == 1 else f"multiples of {divisor} pixels"
+        raise UserError(f"--size is height x width in {unit}, such as 800x1344, not {text!r}")
+    return height, width
 
 
 def print_result(arguments: argparse.Namespace, result: dict[str, Any]) -> None:

@@ -180,6 +180,9 @@ class TrainConfig(Section):
         0, description="epochs between two checkpoints that are kept as epoch-N.pt; 0: none is"
     )
     evaluate_every: PositiveInt = Field(1, description="epochs between two evaluations; the last epoch always has one")
+    tensorboard: bool = Field(
+        False, description="event files for TensorBoard in the run folder, beside metrics.jsonl; needs its package"
+    )
 
 
 class InferenceConfig(Section):

@@ -30,3 +30,12 @@ def make_folder(path: Path) -> None:
         raise UserError(f"the folder {path} cannot be made: {error.strerror}") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"the folder {path} cannot be written to")
+
+
+def check_new_file(path: Path, force: bool) -> None:
+    """Raise UserError if `path`, given as --out, exists and may not be replaced, or if its folder cannot be made."""
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file")
+    if path.exists() and not force:
+        raise UserError(f"{path} already exists: add --force to replace it, or choose another --out")
+    make_folder(path.parent)

@@ -1,15 +1,14 @@
 """`python -m dwtriton.summary`: the parts of a config's network, their parameters, operations and outputs."""
 
 import argparse
-import re
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 from dwtriton import cli
 from dwtriton.cli import say
 from dwtriton.config import load_config
-from dwtriton.errors import UserError
+from dwtriton.data.buckets import padded_size
 from dwtriton.model.detector import SIZE_DIVISOR, build_detector
 from dwtriton.model.flops import PARTS, part_flops
 from dwtriton.points import STRIDES
@@ -22,7 +21,9 @@ EXAMPLES = """\
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.summary", "Parameters and operations of each part of a network.", EXAMPLES)
     parser.add_argument("--cfg", metavar="NAME|FILE", required=True, help="a config by name or TOML file")
-    parser.add_argument("--size", metavar="HxW", default="800x1344", help="of an image (default: %(default)s)")
+    parser.add_argument(
+        "--size", metavar="HxW", help="of the images, multiples of 32 (default: those of testing, landscape)"
+    )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
     )
@@ -33,11 +34,14 @@ def main() -> int:
     arguments = build_parser().parse_args()
     console = cli.open_console(arguments)
     cfg = load_config(arguments.cfg, arguments.set)
-    size = read_size(arguments.size)
+    size = arguments.size and cli.read_size(arguments.size, SIZE_DIVISOR)
+    size = size or padded_size([(cfg.data.test_short_side, cfg.data.test_long_side)], SIZE_DIVISOR)
     with torch.device("meta"):
         detector = build_detector(cfg)
     flops = part_flops(cfg, size)
-    table = Table("part", "parameters", "trainable", "GFLOPs an image")
+    numbers = [Column(name, justify="right") for name in ("parameters", "trainable", "GFLOPs an image")]
+    caption = "of convolutions; a multiplication and an addition are two operations"
+    table = Table("part", *numbers, title=f"images of {size[0]}x{size[1]}", caption=caption)
     rows = {}
     for part in PARTS:
         parameters = list(getattr(detector, part).parameters())
@@ -56,15 +60,6 @@ def main() -> int:
     say(console, f"levels {cells}: {points} points, {points * cfg.head.num_classes} class logits an image")
     cli.print_result(arguments, {"size": list(size), "points": points, "parts": rows})
     return 0
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """(h, w) of "HxW". Raises UserError unless both are multiples of 32."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    size = tuple(map(int, match.groups())) if match else (0, 0)
-    if not all(side and side % SIZE_DIVISOR == 0 for side in size):
-        raise UserError(f"--size is height x width in multiples of {SIZE_DIVISOR}, such as 800x1344, not {text!r}")
-    return size
 
 
 if __name__ == "__main__":

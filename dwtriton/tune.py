@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -82,7 +81,7 @@ def search(
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.tune", "Find the fastest configs of the kernels on this GPU.", EXAMPLES)
-    parser.add_argument("--classes", metavar="C", type=int, default=80)
+    parser.add_argument("--classes", metavar="C", type=int, default=80, help="of the logits (default: %(default)s)")
     parser.add_argument("--size", metavar="HxW", default="800x1344", help="padded images (default: %(default)s)")
     parser.add_argument("--batch", metavar="B", type=int, default=16, help="images (default: %(default)s)")
     parser.add_argument("--boxes", metavar="G", type=int, default=7, help="boxes an image (default: %(default)s)")
@@ -101,14 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read_settings(arguments: argparse.Namespace) -> list[Setting]:
     """One for each dtype and layout. Raises UserError for an argument out of range."""
-    size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
-    if not size or 0 in map(int, size.groups()):
-        raise UserError(f"--size is height x width in pixels, such as 800x1344, not {arguments.size!r}")
+    size = cli.read_size(arguments.size)
     for name, least in (("classes", 1), ("batch", 1), ("boxes", 1), ("seconds", 0)):
         value = getattr(arguments, name)
         if not value >= least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
-    shape = arguments.classes, (int(size[1]), int(size[2])), arguments.batch, arguments.boxes
+    shape = arguments.classes, size, arguments.batch, arguments.boxes
     return [Setting(DTYPES[dtype], layout, *shape) for dtype in arguments.dtype for layout in arguments.layout]
 
 
@@ -188,15 +185,14 @@ def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 
-def check(settings: Sequence[Setting], configs: Sequence[KernelConfigs], console: Console) -> bool:
-    """Whether each setting's configs agree with the torch backend in float64; says the first that do not."""
+def check(settings: Sequence[Setting], configs: Sequence[KernelConfigs]) -> str | None:
+    """The first disagreement of a setting's configs with the torch backend in float64, if there is one."""
     for setting, chosen in zip(settings, configs):
         small = setting._replace(batch=min(setting.batch, CHECKED_IMAGES))
         problem = disagreement(make_case(small, "cuda"), chosen)
         if problem:
-            say(console, f"error: {setting.key().name}: {problem}, with {chosen}", "red")
-            return False
-    return True
+            return f"{setting.key().name}: {problem}, with {chosen}"
+    return None
 
 
 def describe(config: Config) -> str:
@@ -229,12 +225,16 @@ def main() -> int:
     console = cli.open_console(arguments)
     settings = read_settings(arguments)
     if arguments.dry_run:
+        space = search_space(arguments.classes)
         for setting in settings:
             say(console, f"key {setting.key().name}: {setting}")
-        for kernel, configs in search_space(arguments.classes).items():
+        for kernel, configs in space.items():
             say(console, f"{kernel}: {len(configs)} configs, the default first")
             for config in configs:
                 say(console, f"  {describe(config)}")
+        keys = [setting.key().name for setting in settings]
+        listed = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
+        cli.print_result(arguments, {"keys": keys, "configs": listed})
         return 0
     gpu = require_gpu()
     out = arguments.out or cache_table(gpu)
@@ -242,13 +242,13 @@ def main() -> int:
     make_folder(out.parent)
     defaults = [default_configs(setting.classes) for setting in settings]
     try:
-        if arguments.check and not check(settings, defaults, console):
-            return 1
+        if arguments.check and (problem := check(settings, defaults)):
+            return cli.report_failure(problem)
         results = tune(settings, gpu_timers, arguments.seconds, console)
         console.print(result_table(settings, results))
         best = [KernelConfigs(*(found.config for found in by_kernel.values())) for by_kernel in results]
-        if arguments.check and not check(settings, best, console):
-            return 1
+        if arguments.check and (problem := check(settings, best)):
+            return cli.report_failure(problem)
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"{gpu} has too little memory for {settings[0]}; lower --batch") from None
     new = {setting.key().name: table_entry(setting, found) for setting, found in zip(settings, results)}

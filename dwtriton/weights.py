@@ -16,7 +16,7 @@ from dwtriton.config import Config, dump_config, load_config
 from dwtriton.data.annotations import read_annotations
 from dwtriton.data.report import DataReport
 from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_atomically
+from dwtriton.files import check_new_file, write_atomically
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet import from_mmdet, to_mmdet
@@ -196,19 +196,10 @@ def coco_categories() -> dict[int, str]:
     return {id_: name for id_, name in enumerate(names) if name not in ("__background__", "N/A")}
 
 
-def check_out(out: Path, force: bool) -> None:
-    """Raise UserError if the file is there and may not be replaced, or if its folder cannot be made."""
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file")
-    if out.exists() and not force:
-        raise UserError(f"{out} already exists: add --force to replace it, or choose another --out")
-    make_folder(out.parent)
-
-
 def main() -> int:
     arguments = build_parser().parse_args()
     if "out" in arguments:
-        check_out(arguments.out, arguments.force)
+        check_new_file(arguments.out, arguments.force)
     cli.print_result(arguments, arguments.run(arguments, cli.open_console(arguments)))
     return 0
 

@@ -109,7 +109,7 @@ def _level_candidates(
     if objectness is not None:
         scores = scores * objectness.to(dtype).sigmoid()
     scores = scores.flatten(1)  # [B, C*H*W]
-    least = torch.sym_min if torch.compiler.is_exporting() else min  # one graph for any size; Dynamo takes min alone
+    least = min if torch.compiler.is_dynamo_compiling() else torch.sym_min  # which exports as one graph for any size
     scores, index = scores.topk(least(count, scores.shape[1]), 1)  # [B, K]
     labels, point = index // (height * width), index % (height * width)
 

@@ -13,7 +13,7 @@ from dwtriton import cli
 from dwtriton.cli import say
 from dwtriton.config import Config, load_config
 from dwtriton.config_files import config_names
-from dwtriton.data import prepare_data
+from dwtriton.data import OrientedBatchSampler, prepare_data, training_buckets
 from dwtriton.errors import UserError
 from dwtriton.train import ranks
 from dwtriton.train.loop import NonFiniteLossError, Trainer
@@ -29,13 +29,14 @@ EXAMPLES = """\
   python -m dwtriton.train --cfg r50_1x --data ~/coco --weights r50_refine.pt    start from a checkpoint
   python -m dwtriton.train --resume --out runs/shapes-1        go on where a run stopped
   torchrun --nproc-per-node 8 -m dwtriton.train --cfg r50_1x --data ~/coco --out runs/r50    on eight GPUs
+  python -m dwtriton.train --cfg shapes --set train.tensorboard=true    with event files for TensorBoard
   python -m dwtriton.train --cfg r50_1x --data ~/coco --plan   batches, padding and graphs of that run
   python -m dwtriton.train --cfg list                          the configs and their published AP"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("dwtriton.train", "Train a Dual Weighting detector on data in COCO layout.", EXAMPLES)
-    parser.add_argument("--cfg", metavar="NAME|FILE", help="a config by name or TOML file; `list` prints the names")
+    parser.add_argument("--cfg", metavar="NAME|FILE|list", help="a config by name or TOML file; list prints the names")
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (sets data.root)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -88,7 +89,12 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         cfg = read_config(arguments)
     if arguments.plan:
         with ranks.one_error(), ranks.in_turn():
-            console.print(plan(cfg, prepare_data(cfg)[0]))
+            train_set = prepare_data(cfg)[0]
+            console.print(plan(cfg, train_set))
+        if ranks.is_first():
+            steps = OrientedBatchSampler(train_set.landscape, cfg.data.batch_size, cfg.train.seed).steps
+            buckets = training_buckets(train_set, cfg)
+            cli.print_result(arguments, {"epochs": cfg.schedule.epochs, "steps": steps, "buckets": buckets})
         return 0
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     ranks.check_same({"--out": str(out), "--resume": arguments.resume})
@@ -103,8 +109,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         say(console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}")
         return 130
     except NonFiniteLossError as error:
-        say(console, f"error: {error}", "red")
-        return 1
+        return cli.report_failure(str(error)) if ranks.is_first() else 1
     except RuntimeError as error:
         if not ranks.is_lost_contact(error):
             raise

@@ -26,6 +26,7 @@ MAY_CHANGE = {
     "train.evaluate_every",
     "train.keep_every",
     "train.log_every",
+    "train.tensorboard",
 }
 
 

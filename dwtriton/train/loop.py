@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from dwtriton.train.optimizer import lr_factor
 from dwtriton.train.pictures import draw_curves, draw_predictions
 from dwtriton.train.reporting import Display, MetricsFile, Speed
 from dwtriton.train.stopping import Interrupted, stopping_on_signals
+from dwtriton.train.tensorboard import TensorBoard, import_writer
 from dwtriton.train.update import StepLosses, Updater
 
 PICTURED = 6  # validation images in predictions.png
@@ -69,6 +71,8 @@ class Trainer:
         cfg = self.cfg = settle_for_device(cfg, self.device)
         ranks.check_same_config(cfg)
         with ranks.one_error():
+            if cfg.train.tensorboard:
+                import_writer()
             with ranks.in_turn():
                 draw_missing_shapes(cfg.data)
             self.train_set, self.val_set = prepare_data(cfg)
@@ -84,6 +88,7 @@ class Trainer:
         self.images_in_a_pass = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
         self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
         self.pending: Pending | None = None
+        self.tensorboard: TensorBoard | None = None  # of the first process
         self.predict: Callable[..., Detections] | None = None  # of the detector that is evaluated
         self.broken: set[str] = set()
         self.stop_requested = False
@@ -128,6 +133,8 @@ class Trainer:
                 make_folder(self.out)
                 write_text(self.out / "config.toml", dump_config(self.cfg))
                 self.metrics = MetricsFile(self.out / "metrics.jsonl", self.iteration)
+                if self.cfg.train.tensorboard:
+                    self.tensorboard = TensorBoard(self.out, self.iteration, self.metrics.rows)
 
     def summary(self) -> str:
         """What is about to run, and what the data sets left out."""
@@ -144,6 +151,8 @@ class Trainer:
         ]
         for split, data in (("training", self.train_set), ("validation", self.val_set)):
             lines += [f"{split} data: {line}" for line in data.report.summary()]
+        if self.cfg.train.tensorboard:
+            lines.append(f"TensorBoard: tensorboard --logdir {self.out}")
         return "\n".join(lines)
 
     def left_out(self) -> int:
@@ -158,7 +167,7 @@ class Trainer:
         """
         self.speed = Speed(ranks.world_size())
         display = Display(self.console, self.total, self.iteration, self.cfg.train.log_every)
-        with stopping_on_signals(self._request_stop), display as self.display:
+        with stopping_on_signals(self._request_stop), display as self.display, self.tensorboard or nullcontext():
             self.compile_ahead()
             if self._evaluation_due():  # resumed at the end of an epoch
                 result = self.evaluate()
@@ -228,6 +237,10 @@ class Trainer:
             raise NonFiniteLossError(self._explain_failure(" and ".join(bad), pending, suspects))
         if ranks.is_first():
             self.metrics.step(pending.iteration, pending.epoch, pending.lr, losses)
+        if self.tensorboard:
+            self.tensorboard.row(self.metrics.rows[-1])
+            if pending.iteration % self.cfg.train.log_every == 0:
+                self.tensorboard.speed(pending.iteration, *self.speed.read())
         self.display.step(pending.iteration, pending.epoch, losses, self.speed)
 
     def save(self) -> None:
@@ -249,6 +262,8 @@ class Trainer:
                     **self.updater.checkpoint_state(),
                 ),
             )
+        if self.tensorboard:
+            self.tensorboard.flush()
 
     def evaluate(self) -> Evaluation | None:
         """COCO figures of the validation split; records them, keeps `best.pt`, draws the pictures.
@@ -270,6 +285,9 @@ class Trainer:
             spread = range(0, len(self.val_set), max(1, len(self.val_set) // PICTURED))
             pictured = [(self.val_set.image_ids[i], Path(self.val_set.paths[i])) for i in spread][:PICTURED]
             draw_predictions(self.val_set.coco, results, pictured, self.out / "predictions.png")
+            if self.tensorboard:
+                self.tensorboard.row(self.metrics.rows[-1])
+                self.tensorboard.predictions(self.iteration, self.out / "predictions.png")
         figures = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         say(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {figures}")
         return evaluation

@@ -150,9 +150,10 @@ def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, c
 
     monkeypatch.setattr(command, "make_case", lambda *_: None)
     monkeypatch.setattr(command, "disagreement", disagreement)
-    code, printed, _ = call("--check")
+    code, _, error = call("--check", "--quiet")
     assert code == 1
-    assert sum(line.startswith(f"error: {KEY.name}: the sum is 2, not 1, with") for line in printed.splitlines()) == 1
+    assert error.startswith(f"error: {KEY.name}: the sum is 2, not 1, with")
+    assert error.count("\n") == 1
     assert not cache.exists()
 
 

@@ -1,0 +1,85 @@
+"""`dwtriton completion`: the script with which a shell completes commands, options, configs, keys and files."""
+
+import argparse
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+from dwtriton import cli
+from dwtriton.__main__ import COMMANDS, module_name
+from dwtriton.config import Config, flatten
+from dwtriton.config_files import config_names
+from dwtriton.errors import UserError
+
+SHELLS = ("bash", "zsh", "tcsh")
+EXAMPLES = """\
+  source <(dwtriton completion bash)                                  in this shell; or put the line into ~/.bashrc
+  dwtriton completion zsh > ~/.zfunc/_dwtriton                        with ~/.zfunc in zsh's fpath
+  dwtriton completion tcsh > ~/.dwtriton.csh                          to be sourced in ~/.tcshrc"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.command("dwtriton.completion", "Print the completion script of `dwtriton` for a shell.", EXAMPLES)
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or tcsh")
+    return parser
+
+
+def import_shtab() -> ModuleType:
+    """shtab, an optional dependency. Raises UserError if it is not installed."""
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise UserError("completion scripts need shtab: pip install 'dwtriton[completion]'") from None
+    return shtab
+
+
+def all_commands() -> argparse.ArgumentParser:
+    """One parser with every command as a subcommand."""
+    parser = argparse.ArgumentParser(prog="dwtriton")
+    subcommands = parser.add_subparsers()
+    for name, what in COMMANDS.items():
+        own = import_module(module_name(name)).build_parser()
+        subcommands.add_parser(name, help=what, parents=[own], add_help=False)
+    return parser
+
+
+def completion_script(shell: str) -> str:
+    """The script, of `shtab`. What an option completes to follows from its metavar. Raises UserError without shtab."""
+    shtab = import_shtab()
+    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "INPUT": shtab.FILE}
+    configs = config_names()
+    words = {
+        "NAME|FILE": configs,
+        "NAME|FILE|list": [*configs, "list"],
+        "KEY=VALUE": [f"{key}=" for key in flatten(Config())],
+    }
+    parser = all_commands()
+    for action in _arguments(parser):
+        if action.metavar in files:
+            action.complete = files[action.metavar]
+        elif action.metavar in words:
+            action.choices = words[action.metavar]
+    return shtab.complete(parser, shell)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every argument of a parser and of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subcommand in action.choices.values():
+                yield from _arguments(subcommand)
+        else:
+            yield action
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
+    script = completion_script(arguments.shell)
+    cli.print_result(arguments, {"script": script})
+    if not (arguments.quiet or arguments.json):
+        print(script)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,275 @@
+"""`python -m dwtriton.export`: a checkpoint's network as one file of torch.export or ONNX, to run without dwtriton.
+
+The network in the file goes from images to decoded candidates; suppression (`dwtriton.model.postprocess.select`) is
+left to the caller, as its result has no fixed shape.
+"""
+
+import argparse
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from dwtriton import cli
+from dwtriton.cli import say
+from dwtriton.config import DataConfig
+from dwtriton.data.buckets import padded_size
+from dwtriton.errors import UserError
+from dwtriton.files import check_new_file, write_atomically
+from dwtriton.model.detector import SIZE_DIVISOR, DualWeightDetector
+from dwtriton.model.postprocess import Candidates, best_candidates
+from dwtriton.points import STRIDES, level_points
+from dwtriton.train.checkpoint import Checkpoint, load_detector
+
+SCORE_TOLERANCE = 5e-5
+BOX_TOLERANCE = 1e-4  # of the longer side of the image
+SMALLEST = 5  # times 32 pixels, with --dynamic-size: from there on P7 has more than one row and column
+OPSET = 20  # of ONNX
+METADATA = "metadata.json"  # in a .pt2 file
+OUTPUTS = ("boxes", "scores", "labels")
+
+EXAMPLES = """\
+  python -m dwtriton.export --weights runs/shapes-1/best.pt --out shapes.pt2
+  python -m dwtriton.export --weights best.pt --size 640x640 --out detector.onnx
+  python -m dwtriton.export --weights best.pt --dynamic-size --out detector.pt2"""
+
+
+Run = Callable[[Tensor], Sequence[Tensor]]  # images to OUTPUTS
+
+
+class DisagreementError(RuntimeError):
+    """A file does not compute what the detector does."""
+
+
+class ExportedDetector(nn.Module):
+    """What is exported: the detector from images as they are decoded to its best candidates."""
+
+    def __init__(self, detector: DualWeightDetector, cfg: DataConfig) -> None:
+        super().__init__()
+        self.detector = detector
+        self.register_buffer("mean", torch.tensor(cfg.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(cfg.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images float32 [B, 3, H, W], RGB in 0..255, padding filled with the mean, which the network sees as 0.
+
+        Returns boxes [B, K, 4] xyxy in pixels, not clipped, scores [B, K], and labels [B, K] int64.
+        """
+        return tuple(self.detector.candidates(self.normalise(images)))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.command("dwtriton.export", "Export a network to one file, checked against the original.", EXAMPLES)
+    parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a run")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="file to write: .pt2 (torch.export) or .onnx"
+    )
+    parser.add_argument(
+        "--size", metavar="HxW", help="of the images, multiples of 32 (default: those of testing, landscape)"
+    )
+    parser.add_argument(
+        "--dynamic-size", action="store_true", help="take images of any size from 160x160 on; .pt2 only"
+    )
+    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
+    )
+    return parser
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise UserError for options that do not fit together, before any work."""
+    out = arguments.out
+    if out.suffix not in (".pt2", ".onnx"):
+        raise UserError(f"--out {out} must end in .pt2 (torch.export) or .onnx")
+    if out.suffix == ".onnx":
+        if arguments.dynamic_size:
+            raise UserError("--dynamic-size is for .pt2 files; an ONNX file takes images of one size: give --size")
+        require_onnx()
+    if arguments.dynamic_size and arguments.size:
+        raise UserError("give --size or --dynamic-size, not both")
+    check_new_file(out, arguments.force)
+
+
+def require_onnx() -> None:
+    """Raise UserError unless everything that ONNX needs is installed."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX files need {', '.join(missing)}: pip install 'dwtriton[onnx]'")
+
+
+def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, Any]:
+    """What a user of the file must know, and `dwtriton` no longer tells; `size` is None if it is free."""
+    cfg = checkpoint.config
+    return {
+        "class_names": checkpoint.labels,
+        "category_ids": checkpoint.category_ids,
+        "size": size and list(size),
+        "size_divisor": SIZE_DIVISOR,
+        "short_side": cfg.data.test_short_side,
+        "long_side": cfg.data.test_long_side,
+        "mean": list(cfg.data.mean),
+        "std": list(cfg.data.std),
+        "strides": list(STRIDES),
+        "score_threshold": cfg.test.score_threshold,
+        "nms_iou": cfg.test.nms_iou,
+        "max_detections": cfg.test.max_detections,
+        "iteration": checkpoint.iteration,
+    }
+
+
+@torch.no_grad()
+def export_program(model: ExportedDetector, size: tuple[int, int], dynamic_size: bool = False) -> ExportedProgram:
+    """The model as a graph for any number of images of `size`, or, with `dynamic_size`, of any size from 160x160 on."""
+    dims = {0: Dim("batch", min=1)}
+    if dynamic_size:
+        dims |= {2: SIZE_DIVISOR * Dim("rows", min=SMALLEST), 3: SIZE_DIVISOR * Dim("columns", min=SMALLEST)}
+    images = torch.zeros(2, 3, *size)  # a batch of one would make the graph one for single images
+    return torch.export.export(model, (images,), dynamic_shapes={"images": dims})
+
+
+def write_pt2(program: ExportedProgram, facts: dict[str, Any], file: Path) -> Run:
+    """Write a file of torch.export; returns what runs it."""
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(facts)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about read-only memory, which nobody writes to
+        return torch.export.load(file).module()
+
+
+def write_onnx(program: ExportedProgram, facts: dict[str, Any], file: Path) -> Run:
+    """Write an ONNX file of standard operators alone; returns what runs it, with ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, about each other
+        onnx = torch.onnx.export(
+            program,
+            input_names=["images"],
+            output_names=OUTPUTS,
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.torchvision.deform_conv2d.default: _deformable_convolution},
+            verbose=False,
+        )
+    onnx.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
+    onnx.save(file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
+
+
+def _deformable_convolution(
+    x,
+    weight,
+    offset,
+    mask,
+    bias,
+    stride_y,
+    stride_x,
+    pad_y,
+    pad_x,
+    dilation_y,
+    dilation_x,
+    groups,
+    offset_groups,
+    _masked,
+):
+    """torchvision's operator as ONNX's own, for the converter."""
+    from onnxscript import opset20
+
+    return opset20.DeformConv(
+        x,
+        weight,
+        offset,
+        bias,
+        mask,
+        strides=[stride_y, stride_x],
+        pads=[pad_y, pad_x, pad_y, pad_x],
+        dilations=[dilation_y, dilation_x],
+        group=groups,
+        offset_group=offset_groups,
+    )
+
+
+@torch.no_grad()
+def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> str | None:
+    """How the candidates that a file gives for images differ from the detector's, or None.
+
+    Scores must be the detector's best, and every candidate a box, a score and a label that the detector has at a point:
+    candidates of nearly equal scores may change places.
+    """
+    maps = model.detector.head_outputs(model.normalise(images))
+    expected = best_candidates(*maps, STRIDES, model.detector.test_cfg.candidates_per_level)
+    for name, own, other in zip(OUTPUTS, found, expected):
+        if (own.shape, own.dtype) != (other.shape, other.dtype):
+            return f"{name} are {own.dtype} {tuple(own.shape)}, not {other.dtype} {tuple(other.shape)}"
+    worst = (found.scores - expected.scores).abs().max()
+    if not worst <= SCORE_TOLERANCE:
+        return f"scores differ by up to {worst:.2g}"
+    if found.labels.min() < 0 or found.labels.max() >= maps[0][0].shape[1]:
+        return "labels are out of range"
+    tolerance = BOX_TOLERANCE * max(images.shape[2:])
+    start = 0
+    for classes, distances, objectness, stride in zip(*maps, STRIDES):
+        points = level_points(*classes.shape[2:], stride)  # [P, 2]
+        left_top, right_bottom = distances.flatten(2).mT.chunk(2, -1)  # [B, P, 2]
+        boxes = torch.cat([points - left_top, points + right_bottom], -1)  # [B, P, 4]
+        scores = (classes.sigmoid() * objectness.sigmoid()).flatten(2)  # [B, C, P]
+        count = min(model.detector.test_cfg.candidates_per_level, scores[0].numel())
+        for image, level in enumerate(zip(*(values[:, start : start + count] for values in found))):
+            near = torch.cdist(level[0], boxes[image], p=math.inf) <= tolerance  # [K, P]
+            equal = (scores[image, level[2]] - level[1][:, None]).abs() <= SCORE_TOLERANCE  # [K, P]
+            wrong = int((~(near & equal).any(1)).sum())
+            if wrong:
+                return f"{wrong} of {count} candidates of stride {stride} are none of the detector's"
+        start += count
+    return None
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
+    console, out = cli.open_console(arguments), arguments.out
+    check_arguments(arguments)
+    size = arguments.size and cli.read_size(arguments.size, SIZE_DIVISOR)
+    detector, checkpoint = load_detector(arguments.weights, arguments.set)
+    data = checkpoint.config.data
+    size = size or padded_size([(data.test_short_side, data.test_long_side)], SIZE_DIVISOR)
+    if arguments.dynamic_size:
+        size = tuple(max(side, SMALLEST * SIZE_DIVISOR) for side in size)
+    facts = describe(checkpoint, None if arguments.dynamic_size else size)
+    model = ExportedDetector(detector, data).eval()
+
+    say(console, f"exporting for images of {'any size' if arguments.dynamic_size else f'{size[0]}x{size[1]}'}")
+    program = export_program(model, size, arguments.dynamic_size)
+    sizes = [size, size[::-1]] if arguments.dynamic_size else [size]
+
+    def write(file: Path) -> None:
+        """Write and check: an error leaves no file."""
+        run = (write_onnx if out.suffix == ".onnx" else write_pt2)(program, facts, file)
+        say(console, "comparing what the file computes with the detector")
+        for batch, image_size in enumerate(sizes, 1):
+            images = 255 * torch.rand(batch, 3, *image_size, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                found = Candidates(*run(images))
+            if problem := disagreement(found, model, images):
+                raise DisagreementError(problem)
+
+    try:
+        write_atomically(out, write)
+    except DisagreementError as error:
+        return cli.report_failure(f"what was exported differs from the detector: {error}. {out} was not written")
+    say(console, f"{out}: {out.stat().st_size / 1e6:.1f} MB, agrees with the detector")
+    cli.print_result(arguments, {"file": str(out), **facts})
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
