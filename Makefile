@@ -46,9 +46,9 @@ gpu-kernels:  ## the first half: tests, tuning, the loss
 	$(GPU_PYTHON) -m dwtriton.tune --check
 	$(GPU_PYTHON) benchmarks/loss.py --device cuda
 
-gpu-detector:  ## the second half: training steps and inference of whole detectors
-	$(GPU_PYTHON) benchmarks/train_step.py --device cuda --first-step
-	$(GPU_PYTHON) benchmarks/predict.py --device cuda
+gpu-detector:  ## the second half: training steps and inference of whole detectors; if the first fails, both are run
+	$(GPU_PYTHON) benchmarks/train_step.py --device cuda --first-step; code=$$?; \
+	$(GPU_PYTHON) benchmarks/predict.py --device cuda && exit $$code
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dwtriton needs Python 3.11 or newer; name one with PYTHON=...")'

@@ -1,15 +1,27 @@
-"""The contestants of the benchmarks of whole detectors: the same batches, at the same precision."""
+"""The contestants of the benchmarks of whole detectors, as alike as they can be made.
+
+All start from the same bytes in (on a GPU page-locked) main memory, with the same boxes, and run under the same
+autocast, in channels_last. Their networks are R-50, a pyramid of 256 channels and two towers of four convolutions;
+conv1 and layer1 are frozen, batch norms of the other layers train their factors on stored statistics. All take fused
+SGD with the same groups, and the same loss scale where there is one.
+
+Left of the differences: torchvision has no factor for each level (5 numbers), normalises image by image, and matches
+and takes the losses of its own method, for which it waits for the device. What its `fcos_resnet50_fpn` does with
+pretrained weights besides is not taken over, since it would cost it time: it resizes images even to their own size, and
+its FrozenBatchNorm2d, whose factors do not train, turns bfloat16 into float32.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
+from typing import Self
 
 import torch
 from released import released_loss
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.fcos import FCOS
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from dwtriton.config import Config, load_config
@@ -19,11 +31,12 @@ from dwtriton.points import STRIDES
 from dwtriton.targets import PackedTargets
 from dwtriton.train.optimizer import build_optimizer
 from dwtriton.train.update import AUTOCAST, Updater
+from dwtriton.transfer import Fetched
 
 Step = Callable[[], object]
 
 TRAINING = {
-    "compiled": "compiled, with the Triton loss",
+    "compiled": "compiled, with the Triton loss (on a CPU the reference)",
     "triton": "eager, with the Triton loss",
     "eager": "eager, with the PyTorch reference",
     "released": "eager, with the released algorithm",
@@ -105,47 +118,76 @@ def make_updater(method: str, cfg: Config, device: torch.device, capacity: int) 
     return Updater(detector, cfg, device, capacity)
 
 
-def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -> nn.Module:
-    """torchvision's FCOS with R-50, frozen as ours is, for images of one size, which it leaves as they are."""
-    backbone = resnet_fpn_backbone(  # as fcos_resnet50_fpn has it with pretrained weights
-        backbone_name="resnet50",
-        weights=None,
-        norm_layer=FrozenBatchNorm2d,
-        trainable_layers=3,
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
-    )
-    detector = FCOS(
-        backbone,
-        num_classes=cfg.head.num_classes,
-        min_size=min(size),
-        max_size=max(size),
-        score_thresh=cfg.test.score_threshold,
-        nms_thresh=cfg.test.nms_iou,
-        detections_per_img=cfg.test.max_detections,
-        topk_candidates=cfg.test.candidates_per_level,
-    )
-    return detector.to(device, memory_format=torch.channels_last)
+class TorchvisionDetector(FCOS):
+    """torchvision's FCOS with the R-50 of r50_1x, for images of one size, which it leaves as they are."""
+
+    def __init__(self, cfg: Config, size: tuple[int, int]) -> None:
+        backbone = resnet_fpn_backbone(  # as fcos_resnet50_fpn has it, but for the batch norms
+            backbone_name="resnet50",
+            weights=None,
+            norm_layer=nn.BatchNorm2d,
+            trainable_layers=3,
+            returned_layers=[2, 3, 4],
+            extra_blocks=LastLevelP6P7(256, 256),
+        )
+        super().__init__(
+            backbone,
+            num_classes=cfg.head.num_classes,
+            min_size=min(size),
+            max_size=max(size),
+            score_thresh=cfg.test.score_threshold,
+            nms_thresh=cfg.test.nms_iou,
+            detections_per_img=cfg.test.max_detections,
+            topk_candidates=cfg.test.candidates_per_level,
+        )
+        self.transform = Unresized(min(size), max(size), self.transform.image_mean, self.transform.image_std)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; batch norms stay on their stored statistics in both."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class Unresized(GeneralizedRCNNTransform):
+    """torchvision's preparation of images, all of which have the right size, into a batch in channels_last."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        return super().batch_images(images, size_divisible).contiguous(memory_format=torch.channels_last)
+
+
+def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -> TorchvisionDetector:
+    return TorchvisionDetector(cfg, size).to(device, memory_format=torch.channels_last)
 
 
 def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
-    """A training step of torchvision's FCOS, from the bytes of a batch to the update."""
+    """A training step of torchvision's FCOS, from the bytes of a batch to the update; as `Updater.step` but for DDP."""
     torch.manual_seed(0)
     detector = make_torchvision(cfg, size, device).train()
     forward = torch.compile(detector) if compiled else detector
     optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
+    on_host = [  # page-locked, as a loader hands them out
+        {name: value.pin_memory() if device.type == "cuda" else value for name, value in target.items()}
+        for target in batch.targets
+    ]
 
-    def step() -> dict[str, Tensor]:
+    def step() -> Fetched:
         optimizer.zero_grad(set_to_none=True)
         images = batch.images.to(device, non_blocking=True).float().div_(255)
-        targets = [
-            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch.targets
-        ]
+        targets = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in on_host]
         with autocast(cfg, device):
             losses = forward(list(images), targets)
-        sum(losses.values()).backward()
-        optimizer.step()
-        return losses
+        total = sum(losses.values())
+        scaler.scale(total).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return Fetched(torch.stack([total, *losses.values()]))
 
     return step
 

@@ -17,7 +17,10 @@ LAUNCHED = "BENCHMARK_LAUNCHED"
 
 
 def seconds_to_first_step(args: argparse.Namespace) -> dict[str, float]:
-    """{"cold": ..., "warm": ...} for the config, sizes, precision and mode of the benchmark's arguments."""
+    """{"cold": ..., "warm": ...} for the config, sizes, precision and mode of the benchmark's arguments.
+
+    Raises RuntimeError if a start fails.
+    """
     names = ("cfg", "height", "width", "images", "precision", "mode", "device")
     command = [sys.executable, str(Path(__file__))]
     command += [part for name in names for part in (f"--{name}", str(getattr(args, name)))]
@@ -26,7 +29,9 @@ def seconds_to_first_step(args: argparse.Namespace) -> dict[str, float]:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
         for state in ("cold", "warm"):
             environment = {**os.environ, **caches, LAUNCHED: str(time.time())}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{state} start failed: {done.stderr.strip().rpartition(chr(10))[2]}")
             seconds[state] = float(done.stdout.splitlines()[-1])
     return seconds
 

@@ -42,7 +42,7 @@ def _cpu() -> dict:
 
 
 def _software() -> dict:
-    changes = _output("git", "status", "--porcelain")
+    changes = _output("git", "status", "--porcelain", ":(top)", ":(top,exclude)benchmarks/results")
     return {
         "torch": torch.__version__,
         "commit": _output("git", "rev-parse", "HEAD"),

@@ -16,7 +16,7 @@ def markdown_table(results: dict) -> str:
         "|---" * 7 + "|",
     ]
     for row in results["rows"]:
-        if "skipped" in row:
+        if "images_s" not in row:
             lines.append(f"| {row['method']} | {row['batch']} | {row['skipped']} |" + " |" * 4)
             continue
         select = f"{row['select_ms']:g}" if "select_ms" in row else ""

@@ -1,8 +1,13 @@
 """Where figures are recorded, with how many digits, and what is said of the machine they come from."""
 
+import json
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from dwtriton.files import make_folder, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -14,6 +19,20 @@ def results_file(device: torch.device, folder: Path = RESULTS) -> Path:
     from dwtriton.kernels.tuning import table_name  # needs Triton
 
     return folder / table_name(torch.cuda.get_device_name(device))
+
+
+def record(results: dict, path: Path, draw: Callable[[dict, Path], None]) -> None:
+    """Write what has been measured so far, and its plot beside it: whatever ends the benchmark, this is kept."""
+    make_folder(path.parent)
+    write_text(path, json.dumps(results, indent=2) + "\n")
+    if any("images_s" in row for row in results["rows"]):
+        draw(results, path.with_suffix(".png"))
+
+
+def reason(error: Exception) -> str:
+    """A failure in a line, as it is recorded in place of figures; the traceback goes to standard error."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def caption(results: dict) -> str:

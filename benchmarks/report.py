@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import losses_report
 import matplotlib
 import predict_report
 import train_report
@@ -115,6 +116,7 @@ VIEWS = {  # by the folder of the results: their table and their plot
     "results": (markdown_table, draw),
     "train_step": (train_report.markdown_table, train_report.draw),
     "predict": (predict_report.markdown_table, predict_report.draw),
+    "losses_on_shapes": (losses_report.markdown_table, losses_report.draw),
 }
 
 

@@ -15,23 +15,33 @@ def markdown_table(results: dict) -> str:
     """Rates, memory and parts of a step; below, what varied batches showed."""
     first = next((row for row in results["rows"] if "images_s" in row), None)
     lines = [
-        f"{TABLE_HEAD} peak GB | model FLOPs of the peak | " + " | ".join(f"{part} ms" for part in PARTS) + " |",
-        "|---" * (6 + len(PARTS)) + "|",
+        f"{TABLE_HEAD} peak GB | model FLOPs of the peak | loss, share of a step | "
+        + " | ".join(f"{part} ms" for part in PARTS)
+        + " |",
+        "|---" * (7 + len(PARTS)) + "|",
     ]
     for row in results["rows"]:
-        if "skipped" in row:
-            lines.append(f"| {row['method']} | {row['skipped']} |" + " |" * (4 + len(PARTS)))
+        if "images_s" not in row:
+            lines.append(f"| {row['method']} | {row['skipped']} |" + " |" * (5 + len(PARTS)))
             continue
-        share = f"{row['mfu']:.0%}" if "mfu" in row else ""
+        shares = [f"{row[name]:.{digits}%}" if name in row else "" for name, digits in (("mfu", 0), ("loss_share", 1))]
         parts = [f"{row['parts_ms'][part]:g}" if "parts_ms" in row else "" for part in PARTS]
         ratio = f"{row['images_s'] / first['images_s']:.2f}"
-        figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}", share, *parts]
+        figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}", *shares, *parts]
         lines.append(f"| {row['method']} | {' | '.join(figures)} |")
-    return "\n".join([*lines, "", *varied_lines(results["varied"]), *first_step_lines(results)])
+    return "\n".join([*lines, "", *failure_lines(results), *varied_lines(results), *first_step_lines(results)])
 
 
-def varied_lines(varied: dict | None) -> list[str]:
-    if varied is None:
+def failure_lines(results: dict) -> list[str]:
+    """Of contestants that failed once their steps were measured, and of what was to be measured after them all."""
+    late = {row["method"]: row for row in results["rows"] if "images_s" in row}
+    parts = late | {"varied batches": results["varied"], "the first step": results.get("first_step_s")}
+    return [f"Failed, {name}: {part['skipped']}." for name, part in parts.items() if part and "skipped" in part]
+
+
+def varied_lines(results: dict) -> list[str]:
+    varied = results["varied"]
+    if varied is None or "skipped" in varied:
         return []
     syncs = "" if varied["host_syncs"] is None else f", {varied['host_syncs']} waits of the host"
     return [
@@ -41,9 +51,9 @@ def varied_lines(varied: dict | None) -> list[str]:
 
 
 def first_step_lines(results: dict) -> list[str]:
-    if "first_step_s" not in results:
+    seconds = results.get("first_step_s")
+    if seconds is None or "skipped" in seconds:
         return []
-    seconds = results["first_step_s"]
     return [
         f"From launch to the end of the first step: {seconds['cold']:g} s, {seconds['warm']:g} s with a warm cache."
     ]

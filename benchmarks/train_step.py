@@ -3,19 +3,25 @@
     python benchmarks/train_step.py
 
 times steps of r50_1x from the bytes of a batch in main memory to the updated weights, against the same with other
-losses and torchvision's FCOS (see detectors.py), and writes benchmarks/results/train_step/MACHINE.json and .png.
+losses and torchvision's FCOS (see detectors.py), and writes benchmarks/results/train_step/MACHINE.json and .png,
+again after each contestant. One that fails is recorded with its error; if it is a compiled or a Triton one of ours, the
+exit code is 1 at the end.
 
 Steps follow each other without waiting; images/s come from the wall clock over all of them. Parts are differences
-between forward passes that end earlier and later, each compiled for itself where the contestant is compiled; the
-loader has a benchmark of its own. `varied` are steps of compiled training on batches of all buckets with 0 to 100
-boxes an image and some without any, in which graphs, graph breaks and waits of the host are counted.
+between forward passes that end earlier and later, each compiled for itself (in the mode default) where the contestant
+is compiled; the loader has a benchmark of its own. The share of the loss is the profiler's (loss_share.py). Memory is
+the peak of all that the contestant holds on a GPU, and on a CPU of what a step holds beyond weights and momenta.
+`varied` are steps of compiled training on batches of all buckets with 0 to 100 boxes an image and some without any, in
+which graphs, graph breaks and waits of the host are counted.
 """
 
 import argparse
-import json
+import gc
 import logging
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,28 +33,30 @@ from detectors import (
     autocast,
     benchmark_config,
     make_batch,
+    make_target,
     make_updater,
     network_parts,
     torchvision_step,
 )
 from first_step import seconds_to_first_step
 from flops import peak_flops
+from loss_share import loss_share
 from machine import machine
 from peak import peak_bytes
-from recording import RESULTS, results_file, significant
+from recording import RESULTS, reason, record, results_file, significant
 from train_report import draw, markdown_table
 
 from dwtriton.cli import run
 from dwtriton.config import Config
 from dwtriton.data.transforms import normalise
 from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_text
 from dwtriton.model.flops import image_flops
 from dwtriton.targets import pack_targets
 from dwtriton.train.compiling import GraphWatch
 from dwtriton.train.update import Updater
 from dwtriton.transfer import to_device
 
+MUST_RUN = ("compiled", "triton")  # the others are baselines
 BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, in turn; the mean of COCO is 7
 WARM_UP = 3  # steps
 
@@ -67,20 +75,27 @@ def main(arguments: list[str] | None = None) -> int:
         "case": {"config": args.cfg, "height": size[0], "width": size[1], "images": args.images}
         | {"precision": args.precision, "mode": args.mode},
         "flops_image": image_flops(cfg, size, training=True),
-        "rows": [measure_row(method, cfg, size, device, args.seconds) for method in args.methods],
+        "rows": [],
+        "varied": None,
     }
     peak = peak_flops(results["machine"]["name"]) if args.precision == "bfloat16" else None
-    for row in results["rows"]:
-        if peak and row["method"] in OURS and "images_s" in row:
+    for method in args.methods:
+        row = measure_row(method, cfg, size, device, args.seconds)
+        if peak and method in OURS and "images_s" in row:
             row["mfu"] = significant(results["flops_image"] * row["images_s"] / peak)
-    results["varied"] = varied_steps(cfg, device, args.varied, args.varied_seconds) if args.varied else None
+        results["rows"].append(row)
+        record(results, args.out, draw)
+    start_afresh(device)
+    if args.varied:
+        results["varied"] = attempt(lambda: varied_steps(cfg, device, args.varied, args.varied_seconds))
+        record(results, args.out, draw)
+    start_afresh(device)
     if args.first_step:
-        results["first_step_s"] = seconds_to_first_step(args)
-    make_folder(args.out.parent)
-    write_text(args.out, json.dumps(results, indent=2) + "\n")
-    draw(results, args.out.with_suffix(".png"))
+        results["first_step_s"] = attempt(lambda: seconds_to_first_step(args))
+        record(results, args.out, draw)
     print(f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it, {time.perf_counter() - start:.0f} s")
-    return 0
+    ours = [row for row in results["rows"] if row["method"] in MUST_RUN]
+    return int(any("skipped" in part for part in (*ours, results["varied"] or {}, results.get("first_step_s", {}))))
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -110,9 +125,9 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure_row(method: str, cfg: Config, size: tuple[int, int], device: torch.device, seconds: float) -> dict:
-    """Everything about one contestant; a baseline that fails is recorded as skipped."""
+    """Everything about one contestant; if it fails, what was measured before, and the error as `skipped`."""
     print(f"{TRAINING[method]} ...", flush=True)
-    torch.compiler.reset()
+    start_afresh(device)
     count = cfg.data.batch_size
     boxes = [BOXES[i % len(BOXES)] for i in range(count)]
     batch = make_batch(size, boxes, cfg.head.num_classes, pinned=device.type == "cuda")
@@ -120,17 +135,34 @@ def measure_row(method: str, cfg: Config, size: tuple[int, int], device: torch.d
     try:
         if method in OURS:
             updater = make_updater(method, cfg, device, capacity=100 * count)
-            row |= measure_steps(lambda: updater.step([batch], 1.0), count, device, seconds)
-            row["parts_ms"] = measure_parts(updater, batch, row["ms"], device, seconds / 4)
+            step = partial(updater.step, [batch], 1.0)
         else:
             step = torchvision_step(cfg, batch, size, device, compiled=method.endswith("compiled"))
-            row |= measure_steps(step, count, device, seconds)
+        row |= measure_steps(step, count, device, seconds)
+        if method in OURS:
+            if share := loss_share(step, device):
+                row["loss_share"] = significant(share)
+            row["parts_ms"] = measure_parts(updater, batch, row["ms"], device, seconds / 4)
     except Exception as error:
-        if method in ("compiled", "triton"):
-            raise
-        row["skipped"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        row["skipped"] = reason(error)
     print(f"  {row.get('images_s', row.get('skipped'))} images/s", flush=True)
     return row
+
+
+def attempt(measure: Callable[[], dict]) -> dict:
+    """What `measure` returns, or its error as `skipped`."""
+    try:
+        return measure()
+    except Exception as error:
+        return {"skipped": reason(error)}
+
+
+def start_afresh(device: torch.device) -> None:
+    """Without the graphs and the memory of whoever came before."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def measure_steps(step: Step, images: int, device: torch.device, seconds: float) -> dict:
@@ -196,7 +228,6 @@ def median_ms(step: Step, device: torch.device, seconds: float) -> float:
 
 def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) -> dict:
     """Graphs, graph breaks and waits of the host in steps whose batches differ in size and numbers of boxes."""
-    torch.compiler.reset()
     images, pinned = cfg.data.batch_size, device.type == "cuda"
     updater = make_updater("compiled", cfg, device, capacity=100 * images)
     expected = len(cfg.data.buckets)
@@ -210,7 +241,8 @@ def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) 
     while done < count and time.perf_counter() - began < seconds:
         batch = pixels[done % expected]
         counts = torch.randint(101, (images,), generator=generator) * (torch.rand(images, generator=generator) > 0.2)
-        batch.targets = make_batch(batch.image_sizes[0], counts.tolist(), cfg.head.num_classes, False).targets
+        size, classes = batch.image_sizes[0], cfg.head.num_classes
+        batch.targets = [make_target(size, boxes, classes, generator) for boxes in counts.tolist()]
         with watch:
             syncs += count_syncs(lambda batch=batch: updater.step([batch], 1.0), device)
         done += 1

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import losses_report
 import memory
 import predict_report
 import report
@@ -65,7 +66,7 @@ def test_benchmark_tables_show_the_recorded_results():
     for page in PAGES:
         text = page.read_text()
         assert text == report.filled(text), "run python benchmarks/report.py"
-        heads = [view.TABLE_HEAD for view in (report, train_report, predict_report)]
+        heads = [view.TABLE_HEAD for view in (report, train_report, predict_report, losses_report)]
         assert sum(map(text.count, heads)) == len(report.BLOCK.findall(text))
 
 

@@ -55,7 +55,7 @@ class GraphWatch:
             return None
         self._told = self.graphs
         reasons = [m.recompile_reason for m in torch._dynamo.utils.get_compilation_metrics() if m.recompile_reason]
-        cause = reasons[-1].partition("\n")[0]
+        cause = reasons[-1].partition("\n")[0] if reasons else "PyTorch names no cause"
         if cause in self._causes:
             return None
         self._causes.add(cause)

@@ -1,7 +1,7 @@
 """One optimiser step: forward and backward passes on every process, then the same update of the weights on each."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -65,20 +65,31 @@ class Updater:
         self.average = MovingAverage(detector, cfg.train.ema_decay) if cfg.train.ema_decay else None
 
     def compile_ahead(self, images: int) -> Iterator[None]:
-        """Compile for passes of so many images, one bucket at a time; nothing that a step depends on changes."""
-        buffers = {name: buffer.clone() for name, buffer in self.detector.named_buffers()}
+        """Compile for passes of so many images, one bucket at a time.
+
+        At every yield, and after an error, all that a step depends on is as it was before.
+        """
         for height, width in self.cfg.data.buckets:
             black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # laid out as batches
             no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-            if self.cfg.loss.ignore_crowd:
-                no_boxes["iscrowd"] = torch.zeros(0, dtype=torch.bool)
-            for _ in range(2):  # the second time, CUDA graphs are recorded
-                losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
-                self.scaler.scale(sum(losses.values())).backward()
-            self.optimizer.zero_grad(set_to_none=True)
+            with self._without_trace():
+                for _ in range(2):  # the second time, CUDA graphs are recorded
+                    self._begin_step()
+                    losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
+                    self.scaler.scale(sum(losses.values())).backward()
             yield
-        for name, buffer in self.detector.named_buffers():
-            buffer.copy_(buffers[name])
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Undo what passes inside do to buffers (statistics of batch norms), gradients and random numbers."""
+        buffers = {name: buffer.clone() for name, buffer in self.detector.named_buffers()}
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, buffer in self.detector.named_buffers():
+                buffer.copy_(buffers[name])  # in place: a CUDA graph reads it where it lies
 
     def evaluated(self) -> DualWeightDetector:
         """The detector to evaluate, the same on every process: the moving average, if there is one."""
@@ -94,9 +105,7 @@ class Updater:
         same weights in once more.
         """
         lr = set_learning_rate(self.optimizer, lr_factor)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.cfg.train.compile != "off":
-            torch.compiler.cudagraph_mark_step_begin()
+        self._begin_step()
         own = []
         for batch in batches:
             with self._without_exchange() if batch is not batches[-1] else nullcontext():
@@ -131,6 +140,12 @@ class Updater:
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.ema)
             self.average.updates = checkpoint.iteration
+
+    def _begin_step(self) -> None:
+        """Forget the gradients of the step before; CUDA graphs may then write where they were."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.cfg.train.compile != "off":
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _losses(
         self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]

@@ -1,13 +1,16 @@
 """The detector under torch.compile: whole graphs, as many as there should be, and the results of eager mode."""
 
+import re
 from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 from dwtriton import build_detector, pack_targets
 from dwtriton.model import compiled as compiled_module
 from dwtriton.model.compiled import compile_predict
+from dwtriton.model.detector import DualWeightDetector
 
 LIMITS = {"score_threshold": 0.001, "candidates_per_level": 10}  # fewer than the coarsest level has
 
@@ -58,6 +61,28 @@ def test_training_is_one_graph_for_any_numbers_of_boxes_and_empty_images(backend
         for name, loss in detector(images, targets).items():
             torch.testing.assert_close(losses[name], loss, rtol=1e-6, atol=0)
     assert graphs() == 1
+    assert_targets_are_guarded_by_type_alone(images=2)
+
+
+def assert_targets_are_guarded_by_type_alone(images):
+    """Of the one graph: nothing depends on how many boxes there are, nor on any value of theirs."""
+    [entry] = _debug_get_cache_entry_list(DualWeightDetector.forward.__code__)
+    guards = re.findall(r"\+- (\w+): ([^#\n]*L\['targets'\][^#\n]*)", str(entry.guard_manager))
+    tensors = [guard for kind, guard in guards if kind == "TENSOR_MATCH"]
+    sizes = [re.search(r"\.(\w+), Tensor,.* size=(\[.*?\])", guard).groups() for guard in tensors]
+    assert sorted(sizes) == [
+        ("boxes", "[None, 4]"),
+        ("iscrowd", "[None]"),
+        ("labels", "[None]"),
+        ("offsets", f"[{images + 1}]"),
+    ]
+    others = {kind for kind, _ in guards} - {"TENSOR_MATCH", "LAMBDA_GUARD", "GuardManager"}
+    assert others <= {"TYPE_MATCH", "LENGTH_CHECK", "NO_HASATTR", "NO_TENSOR_ALIASING", "ID_MATCH"}
+    assert {guard.strip() for kind, guard in guards if kind == "LAMBDA_GUARD"} == {
+        "0 <= L['targets'].boxes.size()[0]",
+        "L['targets'].labels.size()[0] == L['targets'].boxes.size()[0]",
+        "L['targets'].iscrowd.size()[0] == L['targets'].boxes.size()[0]",
+    }
 
 
 @pytest.fixture

@@ -115,6 +115,7 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_say(ahead, traced, ti
     trainer = run(tiny(*settings, "train.accumulate=2"), tmp_path / "run", console)
     assert trainer.iteration == trainer.total
     assert trainer.watch.graphs == len(trainer.cfg.data.buckets) == 2
+    assert trainer.updater.capacity == trainer.train_set.most_boxes(2)  # images of a pass, not of a step
     assert ("compiled 2 graphs in " in console.file.getvalue()) == ahead
     assert "compiled once more" not in console.file.getvalue()
 
@@ -169,16 +170,75 @@ def test_the_watch_tells_each_cause_once():
     assert watch.graphs == 3
 
 
-def test_compiling_ahead_changes_nothing_that_a_step_depends_on(traced, tiny):
-    cfg = tiny("train.compile=default", "train.ema_decay=0.9", "train.precision=float16")
+@pytest.fixture
+def untraced(monkeypatch):
+    """Spares even the graphs: what is run to have the network compiled is run all the same."""
+    monkeypatch.setattr(compiling.torch, "compile", lambda network, **_settings: network)
+
+
+def assert_untouched(updater, state, random):
+    """Everything that a step depends on is as it was; tensors bit by bit."""
+    now = updater.checkpoint_state()
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, state[part][name]) for name, value in now[part].items()), part
+    assert (now["optimizer"], now["scaler"]) == (state["optimizer"], state["scaler"])
+    assert not now["optimizer"]["state"]  # no momenta yet
+    assert all(p.grad is None for p in updater.detector.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_compiling_ahead_changes_nothing_that_a_step_depends_on(untraced, tiny, monkeypatch):
+    """Not after any bucket, nor after an error. Batch norms train here, and the forward pass draws random numbers."""
+    cfg = tiny("train.compile=default", "train.ema_decay=0.9")
     torch.manual_seed(0)
     detector = build_detector(cfg).train()
+    detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] + torch.rand(()),))
     updater = Updater(detector, cfg, CPU, capacity=50)
-    before, random = copy.deepcopy(updater.checkpoint_state()), torch.get_rng_state()
-    assert len(list(updater.compile_ahead(images=4))) == 2
-    after = updater.checkpoint_state()
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(p.grad is None for p in detector.parameters())
-    for part in ("model", "ema"):
-        assert all(torch.equal(value, before[part][name]) for name, value in after[part].items())
-    assert (after["optimizer"], after["scaler"]) == (before["optimizer"], before["scaler"])
+    updater.scaler = torch.amp.GradScaler("cpu")  # as in float16, in which CPUs are slow
+    before = copy.deepcopy(updater.checkpoint_state()), torch.get_rng_state()
+    ends = 0
+    for _ in updater.compile_ahead(images=4):
+        assert_untouched(updater, *before)
+        ends += 1
+    assert ends == 2
+
+    def fail(losses):
+        assert not torch.equal(detector.backbone.bn1.running_var, before[0]["model"]["backbone.bn1.running_var"])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(updater.scaler, "scale", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(updater.compile_ahead(images=4))
+    assert_untouched(updater, *before)
+
+
+def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tmp_path, console):
+    """Not with the statistics of the black images that it compiles with."""
+    trainer = Trainer(tiny("train.compile=default"), tmp_path / "run", console)
+    trainer.start()
+    before = copy.deepcopy(trainer.detector.state_dict())
+    compile_ahead = trainer.updater.compile_ahead
+
+    def stopping(images):
+        for _ in compile_ahead(images):
+            trainer.stop_requested = True  # as by Ctrl-C while the first size of batch compiles
+            yield
+
+    trainer.updater.compile_ahead = stopping
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert checkpoint.iteration == 0
+    assert all(torch.equal(value, before[name]) for name, value in checkpoint.model.items())
+    again = Trainer(trainer.cfg, tmp_path / "run", console)
+    again.resume()
+    assert again.iteration == 0
+
+
+def test_a_graph_without_a_known_cause_ends_no_run():
+    torch._dynamo.utils.clear_compilation_metrics()
+    watch = compiling.GraphWatch(expected=0)
+    with watch:
+        torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
+    assert watch.surprise() == "PyTorch names no cause"
+    assert watch.surprise() is None

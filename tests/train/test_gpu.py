@@ -14,6 +14,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SETTINGS = ["optimizer.kind=sgd", "optimizer.lr=0.01", "data.workers=1"]
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()  # CUDA graphs and their memory too
+
+
 @pytest.fixture
 def make(tiny):
     """make(*overrides) -> (updater of a fresh detector on the GPU, steps of an epoch in page-locked memory)."""
@@ -52,7 +59,8 @@ def test_the_host_waits_for_nothing_in_a_step(mode, precision, make, sync_is_an_
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_steps_follow_the_eager_ones_from_one_graph_a_bucket(mode, make):
+def test_compiled_steps_follow_the_eager_ones_from_one_graph_a_bucket(mode, make, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 in full
     eager, steps = make("train.compile=off", "backbone.frozen_statistics=true")
     updater, _ = make(f"train.compile={mode}", "backbone.frozen_statistics=true")
     watch = GraphWatch(expected=2)
@@ -65,6 +73,39 @@ def test_compiled_steps_follow_the_eager_ones_from_one_graph_a_bucket(mode, make
         torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
         assert watch.surprise() is None
     assert watch.graphs == 2
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiling_ahead_leaves_no_trace_on_the_device(mode, make):
+    updater, _ = make(f"train.compile={mode}", "train.precision=float16", "backbone.frozen_statistics=false")
+    before = {name: value.clone() for name, value in updater.detector.state_dict().items()}
+    random, random_on_gpu, scale = torch.get_rng_state(), torch.cuda.get_rng_state(), updater.scaler.get_scale()
+    for _ in updater.compile_ahead(4):
+        assert all(torch.equal(value, before[name]) for name, value in updater.detector.state_dict().items())
+        assert all(p.grad is None for p in updater.detector.parameters())
+        assert torch.equal(torch.get_rng_state(), random)
+        assert torch.equal(torch.cuda.get_rng_state(), random_on_gpu)
+        assert updater.scaler.get_scale() == scale
+    assert not updater.optimizer.state
+
+
+def test_passes_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
+    """Gradients of the first pass lie in a graph's memory when the second one runs."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 in full
+    settings = ["backbone.frozen_statistics=true", "train.accumulate=2", "optimizer.lr=1e-9"]
+    eager, steps = make("train.compile=off", *settings)
+    captured, _ = make("train.compile=reduce-overhead", *settings)
+    list(captured.compile_ahead(2))
+    batches = [batch for [batch] in steps if batch.images.shape == steps[0][0].images.shape]
+    for first in range(0, len(batches) - 1, 2):  # recorded, then replayed
+        passes = batches[first : first + 2]
+        losses = [updater.step(passes, 1.0)[1].own.read() for updater in (captured, eager)]
+        torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
+        gradients = [
+            torch.cat([p.grad.flatten() for p in updater.detector.parameters() if p.requires_grad])
+            for updater in (captured, eager)
+        ]
+        assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
 
 
 def test_values_are_fetched_as_they_were_when_it_was_ordered():
