@@ -248,6 +248,8 @@ class Trainer:
         latest = self.pending
         self.settle()
         bad = [name for name, tensor in self.detector.state_dict().items() if not tensor.isfinite().all()]
+        if bad and latest is None:
+            raise NonFiniteLossError(f"{bad[0]} is not finite before any step: look at {self.started_from}")
         if bad:
             what = f"{bad[0]} is not finite after its update"
             raise NonFiniteLossError(self._explain_failure(what, latest, latest.batches))

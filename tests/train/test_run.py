@@ -187,6 +187,15 @@ def test_weights_that_an_update_made_non_finite_are_never_saved(tiny, tmp_path, 
     assert all(tensor.isfinite().all() for tensor in good.model.values())
 
 
+def test_weights_that_were_not_finite_from_the_start_are_never_saved(tiny, tmp_path, console):
+    """As when a run that starts from a bad checkpoint is stopped while it compiles."""
+    trainer = run(tiny(), tmp_path / "run", console)
+    torch.nn.init.constant_(trainer.detector.head.class_conv.bias, float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"head\.class_conv\.bias is not finite before any step: look at "):
+        trainer.save()
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
 def test_a_run_that_saved_nothing_can_begin_again(tiny, tmp_path, console):
     trainer = run(tiny(), tmp_path / "run", console)
     trainer.detector.head.class_conv.bias.data.fill_(torch.nan)
