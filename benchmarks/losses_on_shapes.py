@@ -3,11 +3,11 @@
     python benchmarks/losses_on_shapes.py
 
 trains a small FCOS (R-18, FPN, torchvision's head) from scratch on the generated `shapes` data, once for each loss and
-learning rate, and writes benchmarks/results/losses_on_shapes/MACHINE.json and .png. Every run has the same initial
-weights, batches, augmentation, optimiser and schedule; each loss is the plain sum of its terms. Both losses and the
-decoding take the points for the centres of the cells: torchvision's own anchors stand on the cells' corners, and the
-matching gets anchors moved to the centres. Detections of both come from `dwtriton.postprocess` and are rated by
-pycocotools on the validation images.
+learning rate, and writes benchmarks/results/losses_on_shapes/MACHINE.json and .png after every run: what ends the
+benchmark loses no finished one. Every run has the same initial weights, batches, augmentation, optimiser and schedule;
+each loss is the plain sum of its terms. Both losses and the decoding take the points for the centres of the cells:
+torchvision's own anchors stand on the cells' corners, and the matching gets anchors moved to the centres. Detections
+of both come from `dwtriton.postprocess` and are rated by pycocotools on the validation images.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from detectors import autocast
 from losses_report import draw, markdown_table
 from machine import machine
-from recording import RESULTS, results_file, significant
+from recording import RESULTS, reason, results_file, significant
 from rich.console import Console
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     console, device = Console(), torch.device(args.device)
     cfg = load_config("shapes", [f"train.seed={args.seed}", *args.set], data_root=args.data)
     cfg = settle_for_device(cfg, device)
-    data = prepare_data(cfg)
+    data = prepare_data(cfg, console)
     runs = [(loss, lr) for lr in args.lr for loss in LOSSES]
     results = {
         "machine": machine(device),
@@ -130,11 +130,15 @@ def main(arguments: list[str] | None = None) -> int:
     with Display(console, len(runs) * args.iterations, 0, cfg.train.log_every) as display:
         for number, (loss, lr) in enumerate(runs):
             say(console, f"run {number + 1} of {len(runs)}: {loss}, learning rate {lr:g}")
-            row = train(cfg, loss, lr, args.iterations, device, data, display, done=number * args.iterations)
-            say(console, f"  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  {row['ms']:g} ms a step")
+            row = {"loss": loss, "lr": lr}
+            try:
+                row |= train(cfg, loss, lr, args.iterations, device, data, display, done=number * args.iterations)
+                say(console, f"  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  {row['ms']:g} ms a step")
+            except RuntimeError as error:  # such as a loss that is not finite
+                row["skipped"] = reason(error)
             results["rows"].append(row)
-    write_text(args.out, json.dumps(results) + "\n")
-    draw(results, args.out.with_suffix(".png"))
+            write_text(args.out, json.dumps(results) + "\n")
+            draw(results, args.out.with_suffix(".png"))
     say(console, f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it")
     return 0
 
@@ -179,14 +183,12 @@ def train(
         times.append(1e3 * (time.perf_counter() - began))
         totals.append(sum(terms.values()))
         if not math.isfinite(totals[-1]):
-            raise RuntimeError(f"{loss} with learning rate {lr:g}: the losses of iteration {iteration + 1} are {terms}")
+            raise RuntimeError(f"the losses of iteration {iteration + 1} are {terms}")
         display.step(done + iteration + 1, epoch + 1, terms, speed)
         if (iteration + 1) * EVALUATIONS // iterations > iteration * EVALUATIONS // iterations:
             figures = rate(model, cfg, val_set, device, display)
             curve.append([iteration + 1, significant(figures["AP"])])
     return {
-        "loss": loss,
-        "lr": lr,
         **{name: significant(figures[name]) for name in ("AP", "AP50", "AP75")},
         "ms": significant(median(times)),
         "curve": curve,  # [iteration, AP]

@@ -17,6 +17,9 @@ STYLES = ("-", "--", ":", "-.")  # of learning rates
 def markdown_table(results: dict) -> str:
     lines = [f"{TABLE_HEAD} AP | AP50 | AP75 | ms a step |", "|---" * 6 + "|"]
     for row in results["rows"]:
+        if "skipped" in row:
+            lines.append(f"| {row['loss']} | {row['lr']:g} | {row['skipped']} |" + " |" * 3)
+            continue
         figures = [f"{row[name]:.3f}" for name in ("AP", "AP50", "AP75")]
         lines.append(f"| {row['loss']} | {row['lr']:g} | {' | '.join(figures)} | {row['ms']:g} |")
     return "\n".join(lines)
@@ -26,8 +29,9 @@ def draw(results: dict, path: Path) -> None:
     """Loss and validation AP over the iterations; a colour for each loss, a line style for each learning rate."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     losses, precision = figure.subplots(1, 2)
-    rates = list(dict.fromkeys(row["lr"] for row in results["rows"]))
-    for row in results["rows"]:
+    rows = [row for row in results["rows"] if "skipped" not in row]
+    rates = list(dict.fromkeys(row["lr"] for row in rows))
+    for row in rows:
         style = {"color": COLORS[row["loss"]], "linestyle": STYLES[rates.index(row["lr"]) % len(STYLES)]}
         label = f"{row['loss']}, learning rate {row['lr']:g}"
         window = max(1, len(row["losses"]) // 50)

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#7f6fc9")  # by label, in turn
 READABLE = 640  # pixels
+LONGEST = 2560  # pixels; a long side is enlarged no further
 FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 LIGHT = 140  # of 255: on a colour lighter than this, letters are black
 
@@ -21,10 +22,11 @@ def draw_boxes(
     """A copy of the image, uint8 [3, H, W], with boxes [N, 4] xyxy in its pixels; the first ones are drawn on top.
 
     A small image is enlarged by a whole factor, its short side up to `enlarge_to` pixels, so that texts leave something
-    to be seen; lines and letters grow with it. A label has the same colour everywhere. A text stands on its box, or
-    inside it where the image ends, and is moved left where it would be cut off.
+    to be seen; lines and letters grow with it. A label has the same colour everywhere. A text stands in one line on its
+    box, or inside it where the image ends, and is moved left where it would be cut off.
     """
-    factor = max(1, enlarge_to // min(image.shape[1:]))
+    sides = image.shape[1:]
+    factor = max(1, min(enlarge_to // min(sides), LONGEST // max(sides)))
     image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     height, width = image.shape[1:]
     limits = torch.tensor([width - 1, height - 1] * 2)
@@ -39,6 +41,7 @@ def draw_boxes(
         draw.rectangle(box, outline=colour, width=line)
     text_height = sum(font.getmetrics())
     for (x, y, _, _), colour, text in reversed(list(zip(corners, colours, texts))):  # no line crosses a text
+        text = " ".join(text.split())
         text_width = round(font.getlength(text)) + 4
         left = max(0, min(x, width - text_width))
         top = min(y - text_height + 1 if y >= text_height else y, height - text_height)

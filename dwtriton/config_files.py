@@ -57,7 +57,8 @@ def _find(name: str | Path, folder: Path) -> Path:
             return path
         raise ConfigError(f"config file {path} does not exist")
     raise ConfigError(
-        f"there is no config {str(name)!r}{nearest(str(name), config_names())}; --cfg list prints them all"
+        f"there is no config {str(name)!r}{nearest(str(name), config_names())}; "
+        "python -m dwtriton.train --cfg list prints them all"
     )
 
 

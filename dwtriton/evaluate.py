@@ -11,15 +11,14 @@ from rich.text import Text
 
 from dwtriton import cli
 from dwtriton.cli import say
-from dwtriton.config import Config
-from dwtriton.data import draw_missing_shapes, eval_loader, prepare_validation
+from dwtriton.data import Batch, draw_missing_shapes, eval_loader, prepare_validation
 from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_text
+from dwtriton.files import check_absent, make_folder, write_text
 from dwtriton.model.compiled import compile_predict
 from dwtriton.progress import progress
 from dwtriton.report import report_html
 from dwtriton.train import ranks
-from dwtriton.train.checkpoint import CheckpointError, load_detector
+from dwtriton.train.checkpoint import check_classes, load_detector
 from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
 
 FILES = ("detections.json", "metrics.json", "report.html")
@@ -56,34 +55,30 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
     out = arguments.out or arguments.weights.parent / "evaluation"
     with ranks.one_error():
-        check_out(out, arguments.force)
+        check_absent([out / name for name in FILES], arguments.force)
         detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
-        cfg = checkpoint.config if arguments.data is None else without_generation(checkpoint.config)
+        cfg = checkpoint.config
     ranks.check_same_config(cfg)
     with ranks.one_error(), ranks.in_turn():
-        draw_missing_shapes(cfg.data)
+        draw_missing_shapes(cfg.data, console)
     with ranks.one_error():
         data = prepare_validation(cfg)
-        if data.class_names != checkpoint.class_names:
-            raise CheckpointError(
-                f"{arguments.weights} knows {checkpoint.class_names}, the data has {data.class_names}"
-            )
+        check_classes(arguments.weights, checkpoint, data.class_names)
         make_folder(out)
     ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector.to(device, memory_format=torch.channels_last)
 
     loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
-    broken = set()
+    predict = compile_predict(detector, cfg.inference.compile)
+    broken: set[str] = set()
     with progress(console, "batches", len(loader)) as advance:
-        own = detect(
-            compile_predict(detector, cfg.inference.compile),
-            device,
-            loader,
-            cfg.data,
-            data.category_ids,
-            lambda batch: (broken.update(batch.broken), advance()),
-        )
+
+        def on_batch(batch: Batch) -> None:
+            broken.update(batch.broken)
+            advance()
+
+        own = detect(predict, device, loader, cfg.data, data.category_ids, on_batch)
     gathered = gather_results(own, broken)
     if gathered is None:
         return 0
@@ -98,6 +93,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     which = "weights" if checkpoint.ema is None else "moving average of the weights"
     notes = [f"{arguments.weights}: {which} after iteration {checkpoint.iteration}"]
+    if not checkpoint.class_names:
+        notes.append(f"{arguments.weights} has no class names; those of the data are shown")
     notes += [f"validation data: {line}" for line in data.report.summary()]
     notes += [f"left out, its objects count as missed: {line}" for line in sorted(broken)]
     paths = dict(zip(data.image_ids, data.paths))
@@ -110,20 +107,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     say(console, f"figures in {out / 'metrics.json'}, report in {out / 'report.html'}")
     cli.print_result(arguments, {"out": str(out), **figures})
     return 0
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Raise UserError if the folder holds results that may not be replaced."""
-    held = [name for name in FILES if (out / name).exists()]
-    if held and not force:
-        raise UserError(
-            f"{out} already holds {', '.join(held)}: add --force to replace the results, or choose another --out"
-        )
-
-
-def without_generation(cfg: Config) -> Config:
-    """The config for data that are given: nothing is drawn, and they need not be those that the run would draw."""
-    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"shapes": None})})
 
 
 def class_table(evaluation: Evaluation) -> Table:

@@ -9,18 +9,19 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from dwtriton import cli
 from dwtriton.cli import say
 from dwtriton.data import CocoDataset, Example, collate, normalise, prepare_validation
+from dwtriton.dense_weights import DualWeights
 from dwtriton.dual_weight import DualWeightAssigner
 from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_atomically
+from dwtriton.files import check_absent, make_folder, write_atomically
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.points import STRIDES
-from dwtriton.train.checkpoint import Checkpoint, CheckpointError, load_detector
+from dwtriton.progress import progress
+from dwtriton.train.checkpoint import Checkpoint, check_classes, load_detector
 from dwtriton.weight_maps import Explanation
 from dwtriton.weight_pictures import SHOWN, check_box, describe_strongest, draw_object, draw_objects, draw_strip
 
@@ -57,7 +58,7 @@ def explain(detector: DualWeightDetector, checkpoint: Checkpoint, example: Examp
     (weights,) = DualWeightAssigner(STRIDES, cfg.loss.soft_prior)(*outputs, batch.targets)
     return Explanation(
         image=example.image.permute(1, 2, 0).numpy(),
-        weights=weights,
+        weights=DualWeights(*(values.cpu() for values in weights)),
         boxes=example.target["boxes"][objects],
         labels=example.target["labels"][objects],
         level_sizes=[tuple(level.shape[2:]) for level in outputs[0]],
@@ -113,21 +114,21 @@ def main() -> int:
     if len(arguments.weights) > 1 and arguments.object is None:
         raise UserError("several checkpoints show how one object's weights changed: choose it with --object N")
     first = load_detector(arguments.weights[0], arguments.set, arguments.data)
-    dataset = prepare_validation(first[1].config)
-    check_classes(arguments.weights[0], first[1], dataset)
+    dataset = prepare_validation(first[1].config, console)
+    check_classes(arguments.weights[0], first[1], dataset.class_names)
     example = dataset[find_image(dataset, arguments.image)]
     picture = arguments.out / picture_name(example.path, arguments)
-    if picture.exists() and not arguments.force:
-        raise UserError(f"{picture} already exists: add --force to replace it, or choose another --out")
+    check_absent([picture], arguments.force)
     numbers = choose_objects(example, arguments.object)
     make_folder(arguments.out)
 
     steps = []
-    shows_progress = console.is_terminal and len(arguments.weights) > 1
-    for file in track(arguments.weights, "checkpoints", console=console, transient=True, disable=not shows_progress):
-        loaded = first if file == arguments.weights[0] else load_detector(file, arguments.set, arguments.data)
-        check_classes(file, loaded[1], dataset)
-        steps.append(explain_step(file, *loaded, example, console))
+    with progress(console, "checkpoints", len(arguments.weights)) as advance:
+        for file in arguments.weights:
+            loaded = first if file == arguments.weights[0] else load_detector(file, arguments.set, arguments.data)
+            check_classes(file, loaded[1], dataset.class_names)
+            steps.append(explain_step(file, *loaded, example, console))
+            advance()
     steps.sort(key=lambda step: step.iteration)  # a shell sorts epoch-10 before epoch-9
     if len(steps) > 1:
         titles = [f"{step.weights.stem}\niteration {step.iteration}" for step in steps]
@@ -189,13 +190,6 @@ def choose_objects(example: Example, wanted: int | None) -> list[int]:
         return list(range(count))
     check_box(count, wanted)
     return [wanted]
-
-
-def check_classes(file: Path, checkpoint: Checkpoint, dataset: CocoDataset) -> None:
-    """Raise CheckpointError if the classes of a checkpoint, by name if it has names, are not those of the data."""
-    names = checkpoint.class_names or dataset.class_names
-    if len(checkpoint.category_ids) != len(dataset.category_ids) or names != dataset.class_names:
-        raise CheckpointError(f"{file} knows {checkpoint.labels}, the data has {dataset.class_names}")
 
 
 def explain_step(

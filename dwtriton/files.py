@@ -1,7 +1,7 @@
 """Writing files: whole or not at all, and with a clear error where a folder cannot be made."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dwtriton.errors import UserError
@@ -32,10 +32,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"the folder {path} cannot be written to")
 
 
+def check_absent(paths: Iterable[Path], force: bool) -> None:
+    """Raise UserError if files that a command is to write exist and may not be replaced."""
+    held = [str(path) for path in paths if path.exists()]
+    if held and not force:
+        exists, it = ("exists", "it") if len(held) == 1 else ("exist", "them")
+        raise UserError(f"{', '.join(held)} already {exists}: add --force to replace {it}, or choose another --out")
+
+
 def check_new_file(path: Path, force: bool) -> None:
     """Raise UserError if `path`, given as --out, exists and may not be replaced, or if its folder cannot be made."""
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file")
-    if path.exists() and not force:
-        raise UserError(f"{path} already exists: add --force to replace it, or choose another --out")
+    check_absent([path], force)
     make_folder(path.parent)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,20 +20,21 @@ from dwtriton.cli import say
 from dwtriton.data.batching import collate
 from dwtriton.data.coco import Example
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.inputs import batches_of_one_size, find_inputs, image_loader, picture_names, test_example
+from dwtriton.data.inputs import batches_of_one_size, find_inputs, image_loader, picture_names, unlabelled_example
 from dwtriton.data.video import Video, import_av, write_video
 from dwtriton.errors import UserError
 from dwtriton.files import make_folder, write_atomically, write_text
 from dwtriton.model.compiled import compile_predict
 from dwtriton.progress import progress
 from dwtriton.train.checkpoint import load_detector
-from dwtriton.train.evaluation import detect
+from dwtriton.train.evaluation import detect_batch
 
 EXAMPLES = """\
   python -m dwtriton.predict --weights runs/shapes-1/last.pt image.jpg photos/ "more/*.png"
   python -m dwtriton.predict --weights best.pt street.mp4 --threshold 0.4 --out street
   python -m dwtriton.predict --weights best.pt photos/ --no-pictures --json"""
 QUALITY = 92  # of JPEG files
+LARGEST_JPEG = 65500  # pixels of a side
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -133,9 +134,11 @@ class Predictor:
             return
         with progress(self.console, "images", len(paths)) as advance:
             for example, found in self._detect(self._readable(paths, advance)):
-                self._keep(example, original_size(example), found)
-                path = Path(example.path)
-                if path in self.draw_to:
+                size, path = original_size(example), Path(example.path)
+                self._keep(example, size, found)
+                if path in self.draw_to and max(size) > LARGEST_JPEG:
+                    say(self.console, f"not drawn, a side has more than {LARGEST_JPEG} pixels: {path}", "yellow")
+                elif path in self.draw_to:
                     picture = self._draw(read_image(path), found)
                     write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), QUALITY))
                     self.pictures[-1]["drawn"] = self.draw_to[path].name
@@ -176,7 +179,7 @@ class Predictor:
             try:
                 for image_id, frame in enumerate(video.frames(), first_id):
                     on_their_way.append(frame)
-                    yield test_example(frame, self.cfg.data, image_id, str(video.path))
+                    yield unlabelled_example(frame, self.cfg.data, image_id, str(video.path))
             except BrokenImageError as error:
                 (self.incomplete if video.read else self.skipped).append(str(error))
 
@@ -226,11 +229,8 @@ class Predictor:
         """Each example with what is found in it, as COCO results, best first."""
         for batch in batches_of_one_size(examples, self.batch, self.cfg.data.size_divisor):
             loaded = collate(batch, self.cfg.head.num_classes, self.cfg.data.size_divisor)
-            of_image = defaultdict(list)
             ids = self.checkpoint.category_ids
-            for result in detect(self.predict, self.device, [loaded], self.cfg.data, ids, lambda batch: None):
-                of_image[result["image_id"]].append(result)
-            yield from ((example, of_image[example.image_id]) for example in batch)
+            yield from zip(batch, detect_batch(self.predict, self.device, loaded, self.cfg.data, ids))
 
     def _keep(self, example: Example, size: tuple[int, int], found: list[dict[str, Any]], **more: int) -> None:
         """Note an image of the given (h, w) and what was found in it."""

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2 import functional as tv
 from torchvision.utils import draw_bounding_boxes
 
@@ -53,6 +53,8 @@ FIGURES = {
     "AR100": "recall with a hundred",
 }
 
+ImageFile = tuple[Path, tuple[int, int]]  # and the (h, w) that its annotations are for
+
 
 def report_html(
     evaluation: Evaluation,
@@ -69,6 +71,8 @@ def report_html(
     """
     analysis = analyse(coco, results)
     names = {id_: str(category["name"]) for id_, category in coco.cats.items()}
+    sizes = {id_: (image["height"], image["width"]) for id_, image in coco.imgs.items()}
+    files = {id_: (Path(path), sizes[id_]) for id_, path in paths.items()}
     sections = [
         ("Figures", _figures(evaluation)),
         ("Objects by size", _sizes(evaluation, analysis)),
@@ -76,8 +80,8 @@ def report_html(
         ("What AP50 loses to each kind of mistake", _errors(analysis)),
         ("Precision and recall at an IoU of 0.5", _curves(analysis, names)),
         ("Confusions", _confusions(analysis, names)),
-        ("The largest objects that were not found", _misses(analysis, names, paths)),
-        ("The surest wrong detections", _mistakes(analysis, names, paths)),
+        ("The largest objects that were not found", _misses(analysis, names, files)),
+        ("The surest wrong detections", _mistakes(analysis, names, files)),
     ]
     summary = f"{len(coco.imgs)} images, {len(analysis.truths)} objects, {len(results)} detections"
     body = [f"<h1>{html.escape(title)}</h1>", parts.note(f"{summary}; {date.today().isoformat()}")]
@@ -210,7 +214,7 @@ def _frequent_confusions(matrix: np.ndarray, labels: Sequence[str]) -> str:
     return parts.table(("object", "detected as", "times"), rows)
 
 
-def _misses(analysis: Analysis, names: dict[int, str], paths: dict[int, str]) -> str:
+def _misses(analysis: Analysis, names: dict[int, str], files: dict[int, ImageFile]) -> str:
     figures = []
     for truth, nearest in worst_misses(analysis, GALLERY):
         boxes, why = [(truth, OBJECT)], "no detection comes near"
@@ -218,12 +222,12 @@ def _misses(analysis: Analysis, names: dict[int, str], paths: dict[int, str]) ->
             boxes.append((nearest, DETECTION))
             why = f"{nearest.error}, {names[nearest.category_id]} {nearest.score:.2f}"
         caption = f"{names[truth.category_id]}, image {truth.image_id}: {why}"
-        figures.append(parts.captioned(parts.photograph(_tile(paths.get(truth.image_id), boxes)), caption))
+        figures.append(parts.captioned(parts.photograph(_tile(files.get(truth.image_id), boxes)), caption))
     explained = "Blue: the object. Orange: the detection that would be right but for its class or its box, if any."
     return parts.note(explained) + parts.gallery(figures) if figures else parts.note("None.")
 
 
-def _mistakes(analysis: Analysis, names: dict[int, str], paths: dict[int, str]) -> str:
+def _mistakes(analysis: Analysis, names: dict[int, str], files: dict[int, ImageFile]) -> str:
     figures = []
     for detection in worst_false_positives(analysis, GALLERY):
         boxes, why = [(detection, DETECTION)], str(detection.error)
@@ -231,21 +235,23 @@ def _mistakes(analysis: Analysis, names: dict[int, str], paths: dict[int, str]) 
             boxes.append((analysis.truths[detection.truth], OBJECT))
             why += f", {names[detection.truth_category]}"
         caption = f"{names[detection.category_id]} {detection.score:.2f}, image {detection.image_id}: {why}"
-        figures.append(parts.captioned(parts.photograph(_tile(paths.get(detection.image_id), boxes)), caption))
+        figures.append(parts.captioned(parts.photograph(_tile(files.get(detection.image_id), boxes)), caption))
     explained = "Orange: the detection. Blue: the object that it concerns, if any."
     return parts.note(explained) + parts.gallery(figures) if figures else parts.note("None.")
 
 
-def _tile(path: str | None, boxes: Sequence[tuple[Truth | Detection, str]]) -> Tensor | None:
+def _tile(file: ImageFile | None, boxes: Sequence[tuple[Truth | Detection, str]]) -> Tensor | None:
     """What surrounds the first box, with all boxes in their colours, uint8 [3, h, w]; None without a usable file."""
-    if path is None:
+    if file is None:
         return None
     try:
-        image = read_image(Path(path))
+        image = read_image(*file)
     except BrokenImageError:
         return None
-    corners = box_convert(torch.tensor([box.bbox for box, _ in boxes], dtype=torch.float32), "xywh", "xyxy")
     height, width = image.shape[1:]
+    xywh = torch.tensor([box.bbox for box, _ in boxes], dtype=torch.float32)
+    xywh[:, 2:].clamp_(min=0)  # annotations may have any size and place
+    corners = clip_boxes_to_image(box_convert(xywh, "xywh", "xyxy"), (height, width))
     x1, y1, x2, y2 = corners[0].tolist()
     margin = AROUND * max(x2 - x1, y2 - y1) + 8
     left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))

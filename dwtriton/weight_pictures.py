@@ -132,8 +132,8 @@ def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_sca
             else:
                 _draw_maps(figure, axes_of_row, columns, row, shared_scale)
         for axes, column in zip(grid[0], columns):
-            axes.set_title(_wrapped(column.title, PANEL), fontsize=LETTERS)
-        figure.suptitle(_wrapped(title, width), fontsize=LETTERS + 1)
+            axes.set_title(_wrapped(column.title, PANEL), fontsize=LETTERS, parse_math=False)
+        figure.suptitle(_wrapped(title, width), fontsize=LETTERS + 1, parse_math=False)
         return figure
 
 

@@ -1,6 +1,7 @@
 """The contest of losses on `shapes`: fair, complete, and torchvision's own loss is really torchvision's."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -63,9 +64,8 @@ def test_the_contest_is_fair_and_its_results_are_complete(tiny, shapes_root, tmp
 def test_its_own_losses_are_those_of_torchvision_with_anchors_at_the_centres(tiny):
     torch.manual_seed(0)
     model = losses_on_shapes.SmallFCOS(tiny(*SETTINGS)).train()
-    images = torch.rand(
-        2, 3, 128, 128
-    )  # a multiple of every stride: elsewhere torchvision's anchors are apart otherwise
+    # a size that every stride divides: elsewhere torchvision's anchors are not a stride apart
+    images = torch.rand(2, 3, 128, 128)
     targets = [
         {"boxes": torch.tensor([[10.0, 12, 40, 70], [30, 30, 120, 100]]), "labels": torch.tensor([3, 0])},
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
@@ -78,6 +78,36 @@ def test_its_own_losses_are_those_of_torchvision_with_anchors_at_the_centres(tin
     assert losses.keys() == expected.keys()
     for name, value in losses.items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_finished_runs_are_kept_whatever_happens_to_the_next(tiny, shapes_root, tmp_path, monkeypatch):
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    def diverge(model, *arguments):
+        return {name: math.nan * loss for name, loss in model.own_losses(*arguments).items()}
+
+    def runs(**losses):
+        monkeypatch.setattr(losses_on_shapes, "LOSSES", {name.replace("_", " "): run for name, run in losses.items()})
+        arguments = ["--device", "cpu", "--iterations", "5", "--lr", "0.01", "--out", str(out)]
+        losses_on_shapes.main([*arguments, *(f"--set={setting}" for setting in SETTINGS)])
+
+    out = tmp_path / "cpu.json"
+    monkeypatch.setattr(losses_on_shapes, "load_config", lambda _name, changes, data_root: tiny(*changes))
+    with pytest.raises(KeyboardInterrupt):
+        runs(torchvision=diverge, dual_weighting=cut_off)
+    results = json.loads(out.read_text())
+    assert [row["loss"] for row in results["rows"]] == ["torchvision"]
+    assert "the losses of iteration 1 are" in results["rows"][0]["skipped"]
+    assert out.with_suffix(".png").exists()
+    assert {line.count("|") for line in losses_report.markdown_table(results).splitlines()} == {7}
+
+    monkeypatch.setattr(losses_on_shapes, "rate", lambda *_: {"AP": 0.1, "AP50": 0.3, "AP75": 0.05})
+    with pytest.raises(KeyboardInterrupt):
+        runs(torchvision=losses_on_shapes.SmallFCOS.own_losses, dual_weighting=cut_off)
+    results = json.loads(out.read_text())
+    assert [(row["loss"], row["AP"]) for row in results["rows"]] == [("torchvision", 0.1)]
+    assert "| torchvision | 0.01 | 0.100 | 0.300 | 0.050 |" in losses_report.markdown_table(results)
 
 
 def test_too_few_iterations_are_refused(capsys):

@@ -1,5 +1,7 @@
 """Detection data: COCO format, transforms, batches, and the generated `shapes` data set."""
 
+from rich.console import Console
+
 from dwtriton.config import Config, DataConfig
 from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader, training_buckets
 from dwtriton.data.coco import CocoDataset, Example
@@ -31,19 +33,22 @@ __all__ = [
 ]
 
 
-def draw_missing_shapes(cfg: DataConfig) -> None:
-    """Draw the `shapes` data set if the config has it and its root is absent. Raises DataError if it cannot be made."""
+def draw_missing_shapes(cfg: DataConfig, console: Console | None = None) -> None:
+    """Draw the `shapes` data set if the config has it and its root is absent, with progress on `console`.
+
+    Raises DataError if it cannot be made.
+    """
     if cfg.shapes is not None and cfg.root is not None and is_vacant(cfg.root):
-        generate_shapes(cfg.root, cfg.shapes.train_images, cfg.shapes.val_images, cfg.shapes.seed)
+        generate_shapes(cfg.root, cfg.shapes.train_images, cfg.shapes.val_images, cfg.shapes.seed, console)
 
 
-def prepare_data(cfg: Config) -> tuple[CocoDataset, CocoDataset]:
-    """The training and the validation set of a config; first draws `shapes` if the config has it and root is absent.
+def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the validation set of a config; first draws `shapes`, as `draw_missing_shapes`, where needed.
 
     Raises DataError if the files are absent or unusable, if the two splits have different categories, or if these are
     not `cfg.head.num_classes`.
     """
-    train, val = _prepare(cfg, ("train", "val"))
+    train, val = _prepare(cfg, ("train", "val"), console)
     if len(train.class_names) != cfg.head.num_classes:
         raise DataError(
             f"the data in {cfg.data.root} has {len(train.class_names)} categories, but head.num_classes is "
@@ -57,17 +62,17 @@ def prepare_data(cfg: Config) -> tuple[CocoDataset, CocoDataset]:
     return train, val
 
 
-def prepare_validation(cfg: Config) -> CocoDataset:
+def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDataset:
     """The validation set alone; the training files need not exist, and its categories are not counted.
 
     Draws and raises as `prepare_data`.
     """
-    return _prepare(cfg, ("val",))[0]
+    return _prepare(cfg, ("val",), console)[0]
 
 
-def _prepare(cfg: Config, splits: tuple[Split, ...]) -> list[CocoDataset]:
+def _prepare(cfg: Config, splits: tuple[Split, ...], console: Console | None) -> list[CocoDataset]:
     data = cfg.data
-    draw_missing_shapes(data)
+    draw_missing_shapes(data, console)
     check_layout(data, splits)
     datasets = [CocoDataset(data, split, keep_crowd=cfg.loss.ignore_crowd) for split in splits]
     for dataset in datasets:

@@ -23,7 +23,7 @@ from dwtriton.data.convert import Source, convert, listed
 from dwtriton.data.voc import read_voc
 from dwtriton.data.yolo import read_yolo
 from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_atomically
+from dwtriton.files import check_absent, make_folder, write_atomically
 
 LISTED = 10  # of the reasons for which a training refuses a split, and of files that are left aside
 
@@ -76,9 +76,7 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     root, out = arguments.root, arguments.out
     splits, others = find_splits(root)
     sheets = {split.name: out / f"{split.name}.png" for split in splits}
-    existing = [str(sheet) for sheet in sheets.values() if sheet.exists()]
-    if existing and not arguments.force:
-        raise UserError(f"{', '.join(existing)} already exists: add --force to replace it, or choose another --out")
+    check_absent(sheets.values(), arguments.force)
     make_folder(out)
     for line in others[:LISTED]:
         say(console, f"left aside: {line}")

@@ -18,7 +18,9 @@ from dwtriton.files import make_folder, write_text
 from dwtriton.progress import progress
 
 SPLITS = ("train", "val")
+ANNOTATIONS = "annotations/instances_{}2017.json"
 WRITTEN = {"annotations", *(f"{split}2017" for split in SPLITS)}  # COCO's names, the defaults of a config
+INFO = {"description": "converted by dwtriton.data"}  # in the JSON files, by which --force knows what it may replace
 LISTED = 20  # broken places in one error
 
 
@@ -131,6 +133,15 @@ def _check_vacant(out: Path, force: bool) -> None:
         raise UserError(f"{out} holds {min(names - WRITTEN)}, which no conversion wrote: choose another --out")
     if names and not force:
         raise UserError(f"{out} already holds a data set: add --force to replace it, or choose another --out")
+    if names and not all(_is_converted(out / ANNOTATIONS.format(split)) for split in SPLITS):
+        raise UserError(f"{out} holds a data set that no conversion wrote: choose another --out")
+
+
+def _is_converted(annotations: Path) -> bool:
+    try:
+        return json.loads(annotations.read_bytes())["info"] == INFO
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _labelled(source: Source, split: str, problems: list[str], console: Console) -> list[LabelledImage]:
@@ -154,7 +165,7 @@ def _write(found: dict[str, list[LabelledImage]], names: list[str], out: Path, c
         for split, images in found.items():
             files = _place([image.path for image in images], folder / f"{split}2017", console)
             content = _coco(images, files, names)
-            write_text(folder / "annotations" / f"instances_{split}2017.json", json.dumps(content))
+            write_text(folder / ANNOTATIONS.format(split), json.dumps(content))
         if out.exists():
             os.replace(out, Path(temporary, "old"))
         os.replace(folder, out)
@@ -162,9 +173,9 @@ def _write(found: dict[str, list[LabelledImage]], names: list[str], out: Path, c
 
 def _place(paths: list[Path], folder: Path, console: Console) -> list[str]:
     """Put image files into a folder, as far apart as they lie; returns their names in it."""
-    paths = [path.absolute() for path in paths]
-    common = os.path.commonpath([path.parent for path in paths])
-    names = [os.path.relpath(path, common) for path in paths]
+    places = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the folder
+    common = os.path.commonpath([place.parent for place in places])
+    names = [os.path.relpath(place, common) for place in places]
     with progress(console, f"linking images of {folder.name}", len(paths)) as advance:
         for path, name in zip(paths, names):
             target = folder / name
@@ -195,6 +206,7 @@ def _coco(images: list[LabelledImage], files: list[str], names: list[str]) -> di
                 }
             )
     return {
+        "info": INFO,
         "images": [
             {"id": id_, "file_name": name, "width": image.width, "height": image.height}
             for id_, (image, name) in enumerate(zip(images, files), 1)

@@ -9,13 +9,7 @@ from torchvision.transforms.v2 import functional as tv
 
 ORIENTATION = 0x0112  # EXIF's tag
 ROTATED = {5, 6, 7, 8}  # its values for which width and height change places
-DECODED = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-    "GIF",
-)  # Pillow's names of what `read_image` reads; MPO is a kind of JPEG
+DECODED = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # Pillow's names of what `read_image` reads; MPO is a kind of JPEG
 TURNED = ("JPEG", "MPO", "PNG")  # those whose orientation `read_image` heeds
 
 

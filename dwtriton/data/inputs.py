@@ -18,7 +18,7 @@ from dwtriton.data.transforms import transform
 from dwtriton.errors import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
 WAITING = 4  # batches of examples that may wait for others of their size
 
 
@@ -68,7 +68,7 @@ def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
-def test_example(image: Tensor, cfg: DataConfig, image_id: int, path: str) -> Example:
+def unlabelled_example(image: Tensor, cfg: DataConfig, image_id: int, path: str) -> Example:
     """An image, uint8 [3, h, w], resized as in testing, without ground truth."""
     nothing = torch.zeros(0, 4)
     resized, boxes, scale_factor = transform(image, nothing, cfg, cfg.test_short_side, cfg.test_long_side)
@@ -88,7 +88,7 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> Example:
         path = self.paths[index]
         try:
-            return test_example(read_image(path), self.cfg, index + 1, str(path))
+            return unlabelled_example(read_image(path), self.cfg, index + 1, str(path))
         except BrokenImageError as error:
             return Example(None, {}, index + 1, str(path), (1.0, 1.0), [str(error)])
 

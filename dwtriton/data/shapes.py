@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 from rich.console import Console
-from rich.progress import track
 
 from dwtriton.config import ShapesConfig
 from dwtriton.data.drawing import PLAIN_BELOW, SUPERSAMPLING, Stamp, draw_background, paint
 from dwtriton.data.report import DataError
+from dwtriton.progress import progress
 
 VERSION = 1  # raise it with every change of what is drawn
 CATEGORY_IDS = {  # neither contiguous nor from 0, as in COCO
@@ -40,14 +40,16 @@ MIN_VISIBLE_SMALL = 0.7  # the same for objects under PLAIN_BELOW pixels
 MAX_FAINT = 2  # pixels by which parts too thin to be seen, at the border of the image, may stretch a box
 
 
-def generate_shapes(root: Path, train_images: int, val_images: int, seed: int) -> None:
+def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, console: Console | None = None) -> None:
     """Draw the data set into `root`, which must be absent or empty: train/, val/, annotations/train.json and val.json.
 
     The same arguments give the same bytes, whatever the number of processors. All is written beside `root` and renamed
-    at the end, so an interrupted call leaves no data set. Raises DataError if `root` cannot be written.
+    at the end, so an interrupted call leaves no data set. Progress goes to `console`, if one is given. Raises DataError
+    if `root` cannot be written.
     """
     if not is_vacant(root):
         raise DataError(f"the shapes data set cannot be written to {root}: it is not an empty folder")
+    console = console or Console(quiet=True)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
@@ -55,7 +57,7 @@ def generate_shapes(root: Path, train_images: int, val_images: int, seed: int) -
             (folder / "annotations").mkdir(parents=True)
             with Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
                 for split, count in (("train", train_images), ("val", val_images)):
-                    _draw_split(folder, split, count, seed, pool, _info(train_images, val_images, seed))
+                    _draw_split(folder, split, count, seed, pool, _info(train_images, val_images, seed), console)
             os.replace(folder, root)
     except OSError as error:
         raise DataError(f"the shapes data set cannot be written to {root}: {error}") from None
@@ -81,16 +83,18 @@ def _info(train_images: int, val_images: int, seed: int) -> dict[str, Any]:
     return {"description": "generated shapes", "shapes": settings}
 
 
-def _draw_split(folder: Path, split: str, count: int, seed: int, pool: Any, info: dict[str, Any]) -> None:
+def _draw_split(
+    folder: Path, split: str, count: int, seed: int, pool: Any, info: dict[str, Any], console: Console
+) -> None:
     (folder / split).mkdir()
     draw = partial(_draw_file, folder / split, seed, split)
-    console = Console(stderr=True)  # standard output belongs to the command
-    drawn = track(pool.imap(draw, range(count), chunksize=8), f"drawing {split} shapes", count, console=console)
     images, annotations = [], []
-    for image, objects in drawn:
-        images.append(image)
-        for annotation in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
+    with progress(console, f"drawing {split} shapes", count) as advance:
+        for image, objects in pool.imap(draw, range(count), chunksize=8):
+            images.append(image)
+            for annotation in objects:
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **annotation})
+            advance()
     content = {
         "info": info,
         "licenses": [],

@@ -1,6 +1,7 @@
 """Reading YOLO's layout, as Ultralytics and its exporters write it."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def _find(base: Path, entry: str, problems: list[str]) -> list[Path]:
     path = base / entry
     if not path.exists() and entry.startswith("../"):  # Roboflow writes so, meaning the folder beside the YAML file
         path = base / entry[3:]
+    path = Path(os.path.normpath(path))  # the same file has one name
     if path.is_dir():
         images = image_files(path)
         problems += _without_image(path, images)
@@ -135,7 +137,7 @@ def _read_list(path: Path, base: Path, problems: list[str]) -> list[Path]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        candidates = [(folder / line.strip()).absolute() for folder in (path.parent, base, Path())]
+        candidates = [Path(os.path.abspath(folder / line.strip())) for folder in (path.parent, base, Path())]
         image = next((candidate for candidate in candidates if candidate.is_file()), None)
         if image is None:
             problems.append(f"{path}:{number}: {candidates[0]} does not exist")

@@ -89,7 +89,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         cfg = read_config(arguments)
     if arguments.plan:
         with ranks.one_error(), ranks.in_turn():
-            train_set = prepare_data(cfg)[0]
+            train_set = prepare_data(cfg, console)[0]
             console.print(plan(cfg, train_set))
         if ranks.is_first():
             steps = OrientedBatchSampler(train_set.landscape, cfg.data.batch_size, cfg.train.seed).steps

@@ -97,6 +97,12 @@ def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names
         raise CheckpointError(f"{path} was trained on the classes {checkpoint.class_names}, the data has {class_names}")
 
 
+def check_classes(path: Path, checkpoint: Checkpoint, class_names: list[str]) -> None:
+    """Raise CheckpointError unless the classes of a checkpoint, by number if it has no names, are those of the data."""
+    if len(checkpoint.category_ids) != len(class_names) or checkpoint.class_names not in ([], class_names):
+        raise CheckpointError(f"{path} knows {checkpoint.labels}, the data has {class_names}")
+
+
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     """Copy `weights` into the model. Raises UserError listing every tensor that does not fit."""
     check_tensors(model.state_dict(), weights, source)
@@ -108,11 +114,15 @@ def load_detector(
 ) -> tuple[DualWeightDetector, Checkpoint]:
     """The detector of a checkpoint on the CPU, in evaluation mode, and the checkpoint with its config overridden.
 
+    Data in `data_root` are taken as they are: nothing is generated there, and they may be others than the run's.
     Raises UserError for a file that is no checkpoint, and for overrides that do not fit it.
     """
     checkpoint = load_checkpoint(path)
-    checkpoint = checkpoint._replace(config=override_config(checkpoint.config, overrides, data_root))
-    detector = build_detector(checkpoint.config).eval()
+    config = override_config(checkpoint.config, overrides, data_root)
+    if data_root is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"shapes": None})})
+    checkpoint = checkpoint._replace(config=config)
+    detector = build_detector(config).eval()
     load_weights(detector, checkpoint.weights, str(path))
     return detector, checkpoint
 

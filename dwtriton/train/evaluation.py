@@ -62,17 +62,28 @@ def detect(
     results = []
     for batch in loader:
         on_batch(batch)
-        if not len(batch):
-            continue
-        images = normalise(batch.images.to(device), batch.image_sizes, cfg)
-        detections = predict(images, batch.image_sizes, batch.scale_factors)
-        for image_id, found in zip(batch.image_ids, detections):
-            boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")
-            columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
-            results += [
+        for of_image in detect_batch(predict, device, batch, cfg, category_ids):
+            results += of_image
+    return results
+
+
+def detect_batch(
+    predict: Callable[..., Detections], device: torch.device, batch: Batch, cfg: DataConfig, category_ids: list[int]
+) -> list[list[dict]]:
+    """The results of `detect` for each image of one batch, best first."""
+    if not len(batch):
+        return []
+    images = normalise(batch.images.to(device), batch.image_sizes, cfg)
+    results = []
+    for image_id, found in zip(batch.image_ids, predict(images, batch.image_sizes, batch.scale_factors)):
+        boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")
+        columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
+        results.append(
+            [
                 {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
                 for box, score, label in zip(*columns)
             ]
+        )
     return results
 
 
@@ -94,7 +105,7 @@ def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
     with contextlib.redirect_stdout(table):
         evaluator.summarize()
     precision = evaluator.eval["precision"][..., -1]  # [IoUs, recalls, classes, areas], 100 detections
-    names = [truth.cats[category]["name"] for category in evaluator.params.catIds]
+    names = [str(truth.cats[category]["name"]) for category in evaluator.params.catIds]
     return Evaluation(
         metrics=dict(zip(METRICS, evaluator.stats.tolist())),
         classes={

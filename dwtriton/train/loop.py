@@ -4,7 +4,6 @@ Every process of a job runs this; what is written and told is the first one's.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -15,11 +14,10 @@ import torch
 from rich.console import Console
 
 from dwtriton.cli import say
-from dwtriton.config import Config, dump_config
+from dwtriton.config import Config
 from dwtriton.data import DataError, draw_missing_shapes, eval_loader, prepare_data, train_loader
 from dwtriton.data.batching import Batch
 from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_atomically, write_text
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.compiled import compile_predict
 from dwtriton.model.detector import Detections, build_detector
@@ -29,20 +27,17 @@ from dwtriton.train.checkpoint import (
     check_continues,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
     start_from,
 )
 from dwtriton.train.choices import settle_buckets, settle_for_device
 from dwtriton.train.compiling import GraphWatch
 from dwtriton.train.evaluation import Evaluation, detect, evaluate, gather_results
+from dwtriton.train.folder import RunFolder
 from dwtriton.train.optimizer import lr_factor
-from dwtriton.train.pictures import draw_curves, draw_predictions
-from dwtriton.train.reporting import Display, MetricsFile, Speed
+from dwtriton.train.reporting import Display, Speed
 from dwtriton.train.stopping import Interrupted, stopping_on_signals
-from dwtriton.train.tensorboard import TensorBoard, import_writer
+from dwtriton.train.tensorboard import import_writer
 from dwtriton.train.update import StepLosses, Updater
-
-PICTURED = 6  # validation images in predictions.png
 
 
 class NonFiniteLossError(RuntimeError):
@@ -60,7 +55,7 @@ class Pending(NamedTuple):
 
 
 class Trainer:
-    """One run in one folder: `last.pt`, `best.pt`, `metrics.jsonl`, `config.toml`, `curves.png`, `predictions.png`."""
+    """One run: data, detector and optimiser, the loop over epochs, and what becomes of it in the run's folder."""
 
     def __init__(self, cfg: Config, out: Path, console: Console) -> None:
         """Build everything a run needs. Raises the errors of config, data and weights before anything is written."""
@@ -74,7 +69,7 @@ class Trainer:
             if cfg.train.tensorboard:
                 import_writer()
             with ranks.in_turn():
-                draw_missing_shapes(cfg.data)
+                draw_missing_shapes(cfg.data, console)
             self.train_set, self.val_set = prepare_data(cfg)
             cfg = self.cfg = settle_buckets(cfg, self.train_set)
             self.loader = train_loader(self.train_set, cfg, ranks.rank(), ranks.world_size())
@@ -88,7 +83,7 @@ class Trainer:
         self.images_in_a_pass = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
         self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
         self.pending: Pending | None = None
-        self.tensorboard: TensorBoard | None = None  # of the first process
+        self.folder: RunFolder | None = None  # of the first process
         self.predict: Callable[..., Detections] | None = None  # of the detector that is evaluated
         self.broken: set[str] = set()
         self.stop_requested = False
@@ -130,11 +125,7 @@ class Trainer:
         self.updater = Updater(self.detector, self.cfg, self.device, most_boxes)
         with ranks.one_error():
             if ranks.is_first():
-                make_folder(self.out)
-                write_text(self.out / "config.toml", dump_config(self.cfg))
-                self.metrics = MetricsFile(self.out / "metrics.jsonl", self.iteration)
-                if self.cfg.train.tensorboard:
-                    self.tensorboard = TensorBoard(self.out, self.iteration, self.metrics.rows)
+                self.folder = RunFolder(self.out, self.cfg, self.iteration)
 
     def summary(self) -> str:
         """What is about to run, and what the data sets left out."""
@@ -167,7 +158,7 @@ class Trainer:
         """
         self.speed = Speed(ranks.world_size())
         display = Display(self.console, self.total, self.iteration, self.cfg.train.log_every)
-        with stopping_on_signals(self._request_stop), display as self.display, self.tensorboard or nullcontext():
+        with stopping_on_signals(self._request_stop), display as self.display, self.folder or nullcontext():
             self.compile_ahead()
             if self._evaluation_due():  # resumed at the end of an epoch
                 result = self.evaluate()
@@ -207,8 +198,8 @@ class Trainer:
             if self.iteration % self.cfg.train.checkpoint_every == 0:
                 self.save()
         self.save()
-        if self.cfg.train.keep_every and (epoch + 1) % self.cfg.train.keep_every == 0 and ranks.is_first():
-            self._copy_last(f"epoch-{epoch + 1:03}.pt")
+        if self.folder and self.cfg.train.keep_every and (epoch + 1) % self.cfg.train.keep_every == 0:
+            self.folder.keep_last(f"epoch-{epoch + 1:03}.pt")
 
     def step(self, batches: Sequence[Batch], epoch: int) -> None:
         """One optimiser step. Its losses are read once the next one is on its way: the device always has work."""
@@ -235,12 +226,10 @@ class Trainer:
             finite = pending.losses.own.read().isfinite().all(1).tolist()
             suspects = [batch for batch, good in zip(pending.batches, finite) if not good]
             raise NonFiniteLossError(self._explain_failure(" and ".join(bad), pending, suspects))
-        if ranks.is_first():
-            self.metrics.step(pending.iteration, pending.epoch, pending.lr, losses)
-        if self.tensorboard:
-            self.tensorboard.row(self.metrics.rows[-1])
+        if self.folder:
+            self.folder.step(pending.iteration, pending.epoch, pending.lr, losses)
             if pending.iteration % self.cfg.train.log_every == 0:
-                self.tensorboard.speed(pending.iteration, *self.speed.read())
+                self.folder.speed(pending.iteration, self.speed)
         self.display.step(pending.iteration, pending.epoch, losses, self.speed)
 
     def save(self) -> None:
@@ -253,9 +242,8 @@ class Trainer:
         if bad:
             what = f"{bad[0]} is not finite after its update"
             raise NonFiniteLossError(self._explain_failure(what, latest, latest.batches))
-        if ranks.is_first():
-            save_checkpoint(
-                self.out / "last.pt",
+        if self.folder:
+            self.folder.save(
                 Checkpoint(
                     config=self.cfg,
                     class_names=self.train_set.class_names,
@@ -264,8 +252,6 @@ class Trainer:
                     **self.updater.checkpoint_state(),
                 ),
             )
-        if self.tensorboard:
-            self.tensorboard.flush()
 
     def evaluate(self) -> Evaluation | None:
         """COCO figures of the validation split; records them, keeps `best.pt`, draws the pictures.
@@ -280,16 +266,7 @@ class Trainer:
             results, broken = gathered
             self._report_broken(broken)
             evaluation = evaluate(self.val_set.coco, results)
-            self.metrics.evaluation(self.iteration, epoch, evaluation)
-            if evaluation.metrics["AP"] >= max(row["AP"] for row in self.metrics.evaluations()):
-                self._copy_last("best.pt")
-            draw_curves(self.metrics.rows, self.out / "curves.png")
-            spread = range(0, len(self.val_set), max(1, len(self.val_set) // PICTURED))
-            pictured = [(self.val_set.image_ids[i], Path(self.val_set.paths[i])) for i in spread][:PICTURED]
-            draw_predictions(self.val_set.coco, results, pictured, self.out / "predictions.png")
-            if self.tensorboard:
-                self.tensorboard.row(self.metrics.rows[-1])
-                self.tensorboard.predictions(self.iteration, self.out / "predictions.png")
+            self.folder.evaluation(self.iteration, epoch, evaluation, self.val_set, results)
         figures = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         say(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {figures}")
         return evaluation
@@ -312,9 +289,6 @@ class Trainer:
         if ranks.any_rank(self.stop_requested):
             raise Interrupted
         return results
-
-    def _copy_last(self, name: str) -> None:
-        write_atomically(self.out / name, lambda file: shutil.copyfile(self.out / "last.pt", file))
 
     def _request_stop(self) -> None:
         self.stop_requested = True

@@ -32,16 +32,10 @@ class TensorBoard:
         event files all rows are written.
         """
         first = iteration if any(folder.glob("events.out.tfevents.*")) else 0
-        self.writer = import_writer()(str(folder), purge_step=iteration or None)
+        self.writer = import_writer()(str(folder), purge_step=iteration)
         for row in rows:
             if row["iteration"] >= first:
                 self.row(row)
-
-    def __enter__(self) -> "TensorBoard":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.writer.close()
 
     def row(self, row: dict[str, Any]) -> None:
         """A row of `metrics.jsonl`: an iteration or an evaluation."""
@@ -61,5 +55,8 @@ class TensorBoard:
         self.writer.add_image("predictions", read_image(picture).numpy(), iteration)
 
     def flush(self) -> None:
-        """Write what is waiting in memory: called with every checkpoint, so that a resume finds all before it."""
+        """Write what is waiting in memory."""
         self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()

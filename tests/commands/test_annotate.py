@@ -60,6 +60,13 @@ def test_small_images_are_enlarged_with_their_boxes():
     rows, columns = is_colour(drawn, 0)[210:].nonzero().T
     assert (columns.min(), columns.max(), rows.max() + 210) == (100, 600, 500)
     assert draw_boxes(grey(), torch.zeros(0, 4), [], []).shape == (3, *SIZE)
+    strip = torch.full((3, 10, 1000), 128, dtype=torch.uint8)
+    assert draw_boxes(strip, torch.zeros(0, 4), [], []).shape == (3, 20, 2000)  # not 640 x 64000
+
+
+def test_a_name_of_several_lines_is_drawn_in_one():
+    box = torch.tensor([[100, 100, 300, 300]])
+    assert torch.equal(*(draw_boxes(grey(), box, [0], [text]) for text in ("traffic\n light 0.5", "traffic light 0.5")))
 
 
 def test_colours_repeat():

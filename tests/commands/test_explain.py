@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dwtriton import DualWeightAssigner, explain
@@ -199,6 +200,12 @@ def test_the_picture_of_all_says_how_many_it_leaves_out():
         draw(replace(nothing, weights=empty, boxes=torch.zeros(0, 4), labels=torch.zeros(0)))
 
 
+def test_class_names_are_no_mathematics():
+    figure = draw(replace(explanation(), names=["$a^$", "$b^$"]))
+    FigureCanvasAgg(figure).draw()  # raises for what is taken for a formula and is none
+    assert texts(figure)[1:] == ["0: $b^$", "1: $a^$", "2: $b^$"]
+
+
 def test_a_strip_has_one_scale_for_all_checkpoints():
     steps = [("early", explanation(seed=1)), ("late", explanation(seed=2))]
     figure = draw_strip(steps, 1)
@@ -342,6 +349,7 @@ def test_nothing_is_written_after_bad_input(finished, loaded, shapes_root, tmp_p
         ([*weights, "--data", empty, "--image", intact.name], "has no objects: choose another image with --image"),
         ([*weights, "--data", empty, "--image", f"val/{broken.name}"], f"the image cannot be used: {broken}"),
         ([*weights, "--data", empty / "val"], "lacks val, annotations/val.json"),
+        ([*weights, "--data", tmp_path / "nowhere"], "lacks val, annotations/val.json"),  # and is not generated
         (["--weights", "none.pt"], "none.pt does not exist"),
         (["--weights", other], f"other.pt knows {last.class_names[::-1]}, the data has {last.class_names}"),
         ([*weights, fewer, "--object", 0], f"fewer.pt knows {[str(id_) for id_ in last.category_ids[1:]]}"),

@@ -140,6 +140,17 @@ def test_images_of_every_kind(images, tmp_path, predict):
     assert found_in(content, "grey.png") == found_in(content, "deep.png")
 
 
+def test_an_image_too_large_for_jpeg_is_not_drawn(images, tmp_path, predict, monkeypatch):
+    monkeypatch.setattr(command, "LARGEST_JPEG", 1000)
+    Image.new("RGB", (1001, 40)).save(tmp_path / "wide.png")
+    good = next(iter(images.values()))
+    code, printed, _, content = predict(tmp_path / "wide.png", good)
+    assert code == 0
+    assert f"not drawn, a side has more than 1000 pixels: {tmp_path / 'wide.png'}" in printed
+    assert [picture.get("drawn") for picture in content["images"]] == [None, f"{good.stem}.jpg"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"detections.json", f"{good.stem}.jpg"}
+
+
 def test_what_cannot_be_read_is_named_skipped_and_counted(images, tmp_path, predict):
     good = next(iter(images.values()))
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:500])

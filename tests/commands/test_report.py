@@ -189,6 +189,20 @@ def test_galleries_show_the_worst_first_and_say_which_file_cannot_be_shown(photo
     assert text.count("no readable file") == 5
 
 
+def test_boxes_of_any_size_and_place_and_a_file_of_another_size_can_be_shown(photographs, tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "3.png")
+    boxes = [[1000, 1000, 50, 50], [-500, 20, 30, 30], [100, 100, -50, 20], [100, 100, 0, 0], [-10, -10, 400, 400]]
+    page, text = make_report(make_coco([(image, 1, box) for image in (1, 3) for box in boxes]), [], photographs)
+    assert len(page.texts["figcaption"]) == 2 * len(boxes)
+    assert len(page.images()) == 1 + len(boxes)
+    assert text.count("no readable file") == len(boxes)
+
+
+def test_class_names_that_are_numbers(photographs):
+    page, _ = make_report(make_coco(OBJECTS, [7, 8, 9, 10]), FOUND, photographs)
+    assert [page.row(name)[0][0] for name in ("7", "8", "9", "10")] == ["2", "2", "1", "0"]
+
+
 @pytest.mark.parametrize("found", [[], FOUND], ids=["no detections", "detections"])
 @pytest.mark.parametrize("objects", [[], OBJECTS], ids=["no objects", "objects"])
 def test_there_may_be_nothing(objects, found, photographs):
@@ -254,10 +268,7 @@ def test_results_are_replaced_with_force_alone(held, finished, tmp_path, call, m
         patch.setattr(command, "load_detector", None)  # nothing is even loaded
         code, printed, error = call(command, *arguments)
     assert (code, printed) == (2, "")
-    assert (
-        error
-        == f"error: {tmp_path} already holds {held}: add --force to replace the results, or choose another --out\n"
-    )
+    assert error == f"error: {tmp_path / held} already exists: add --force to replace it, or choose another --out\n"
     assert (tmp_path / held).read_text() == "earlier"
     if held != "report.html":
         return
@@ -269,7 +280,8 @@ def test_results_are_replaced_with_force_alone(held, finished, tmp_path, call, m
 
 
 def test_two_ranks_refuse_to_replace_results_with_one_error(tmp_path):
-    (tmp_path / "metrics.json").touch()
+    for name in RESULTS[:2]:
+        (tmp_path / name).touch()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dwtriton.evaluate"]
     arguments = ["--weights", "nowhere.pt", "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -278,7 +290,8 @@ def test_two_ranks_refuse_to_replace_results_with_one_error(tmp_path):
     )
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
-    assert f"error: {tmp_path} already holds metrics.json: add --force" in done.stderr
+    held = f"{tmp_path / RESULTS[0]}, {tmp_path / RESULTS[1]}"
+    assert f"error: {held} already exist: add --force to replace them" in done.stderr
 
 
 def test_given_data_are_never_generated(finished, shapes_root, tmp_path, call):
@@ -301,6 +314,20 @@ def test_given_data_are_never_generated(finished, shapes_root, tmp_path, call):
     code, _, error = call(command, *arguments, "--data", given)
     assert code == 0, error
     assert "3 images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_checkpoint_without_class_names_takes_those_of_the_data_and_says_so(finished, tmp_path, call):
+    checkpoint = load_checkpoint(finished[0] / "last.pt")
+    nameless, fewer = tmp_path / "nameless.pt", tmp_path / "fewer.pt"
+    save_checkpoint(nameless, checkpoint._replace(class_names=[]))
+    save_checkpoint(fewer, checkpoint._replace(class_names=[], category_ids=checkpoint.category_ids[1:]))
+    code, printed, error = call(command, "--weights", nameless, "--out", tmp_path / "out")
+    assert code == 0, error
+    assert f"{nameless} has no class names; those of the data are shown" in printed
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["class_ap"]) == checkpoint.class_names
+    code, _, error = call(command, "--weights", fewer, "--out", tmp_path / "out", "--force")
+    assert (code, f"{fewer} knows {[str(id_) for id_ in checkpoint.category_ids[1:]]}" in error) == (2, True)
 
 
 def test_unreadable_images_are_named_and_all_of_them_are_an_error(finished, shapes_root, tmp_path, call):

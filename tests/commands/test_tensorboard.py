@@ -73,8 +73,8 @@ def test_event_files_hold_curves_and_pictures_and_go_on_after_a_resume(tiny, tmp
 
     again = Trainer(tiny("train.tensorboard=true"), out, console)
     again.resume()
-    again.tensorboard.writer.add_scalar("train/loss", 99, 1 + last)  # as of a run that died after its checkpoint
-    again.tensorboard.writer.close()
+    again.folder.tensorboard.writer.add_scalar("train/loss", 99, 1 + last)  # as of a run that died after its checkpoint
+    again.folder.tensorboard.close()
     again = Trainer(tiny("train.tensorboard=true"), out, console)
     again.resume()
     again.fit()
@@ -86,9 +86,17 @@ def test_event_files_hold_curves_and_pictures_and_go_on_after_a_resume(tiny, tmp
 def test_a_run_resumed_with_the_key_gets_its_whole_history(finished, tmp_path):
     shutil.copyfile(finished[0] / "metrics.jsonl", tmp_path / "metrics.jsonl")
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    with TensorBoard(tmp_path, rows[-1]["iteration"], rows):
-        pass
+    TensorBoard(tmp_path, rows[-1]["iteration"], rows).close()
     assert_events_hold_the_metrics(tmp_path)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_nothing_in_the_curves(tmp_path):
+    for losses in ([9.0, 8.0, 7.0], [5.0, 4.0]):
+        tensorboard = TensorBoard(tmp_path, 0, [])
+        for iteration, loss in enumerate(losses, 1):
+            tensorboard.row({"kind": "step", "iteration": iteration, "epoch": 1, "loss": loss})
+        tensorboard.close()
+    assert scalars(read_events(tmp_path), "train/loss") == [(1, 5.0), (2, 4.0)]
 
 
 def test_without_tensorboard_the_run_says_so_before_it_begins(tiny, tmp_path, console, monkeypatch):

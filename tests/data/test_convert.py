@@ -136,6 +136,25 @@ def test_key_points_behind_a_box_are_dropped(tmp_path, call):
     assert boxes(convert_yolo(call, yolo(tmp_path / "yolo", files=files))[-1], "train") == [("cat", [20, 10, 40, 20])]
 
 
+def test_folders_beside_the_yaml_file_and_folders_named_twice(tmp_path, call):
+    files = {
+        "base/data.yaml": "train: [images/train, ../extra/images, images/val/../train]\nnames: [cat, dog]\n",
+        "base/images/train/a.jpg": None,
+        "base/labels/train/a.txt": "1 .5 .5 .5 .5",
+        "base/images/val/b.jpg": None,
+        "base/labels/val/b.txt": "0 .5 .5 .5 .5",
+        "extra/images/c.jpg": None,
+        "extra/labels/c.txt": "0 .5 .5 .5 .5",
+    }
+    write_files(tmp_path, files)
+    code, _, error, out = convert_yolo(call, tmp_path / "base")
+    assert (code, error) == (0, "")
+    names = [image["file_name"] for image in content(out, "train")["images"]]
+    assert names == ["base/images/train/a.jpg", "extra/images/c.jpg"]
+    assert all((out / "train2017" / name).is_file() for name in names)
+    assert {path.name for path in out.iterdir()} == {"annotations", "train2017", "val2017"}
+
+
 def test_images_without_labels_are_background(tmp_path, call):
     files = {"images/train/empty.png": None, "labels/train/empty.txt": "\n", "images/train/none.png": None}
     code, printed, _, out = convert_yolo(call, yolo(tmp_path / "yolo", files=files), "--json")

@@ -1,12 +1,14 @@
 import hashlib
 import itertools
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+import dwtriton.progress
 from dwtriton.config import Config, load_config
 from dwtriton.data import DataError, generate_shapes, prepare_data, prepare_validation, shapes
 from dwtriton.data.drawing import OUTLINES, Stamp
@@ -162,15 +164,30 @@ def test_objects_stay_visible_enough_to_be_told():
 
 
 def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(drawn, *args, **kwargs):
-        yield from itertools.islice(drawn, 3)
-        assert any(tmp_path.rglob("*.jpg"))
-        raise KeyboardInterrupt
+    @contextmanager
+    def interrupting(*_):
+        def advance():
+            if next(calls) == 3:
+                assert any(tmp_path.rglob("*.jpg"))
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "track", interrupted)
+        calls = itertools.count(1)
+        yield advance
+
+    monkeypatch.setattr(shapes, "progress", interrupting)
     with pytest.raises(KeyboardInterrupt):
         generate_shapes(tmp_path / "shapes", 5, 2, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_told_to_the_console_that_is_given_and_to_no_other(tmp_path, console, monkeypatch, capfd):
+    monkeypatch.setattr(dwtriton.progress, "EVERY", 0)
+    generate_shapes(tmp_path / "a", 3, 2, 0, console)
+    told = console.file.getvalue()
+    assert "drawing train shapes  3/3" in told
+    assert "drawing val shapes  2/2" in told
+    generate_shapes(tmp_path / "b", 3, 2, 0)
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
