@@ -20,7 +20,7 @@ from dwtriton.data.check import (
     training_command,
 )
 from dwtriton.data.convert import Source, convert, listed
-from dwtriton.data.voc import read_voc
+from dwtriton.data.voc import is_voc, read_voc
 from dwtriton.data.yolo import read_yolo
 from dwtriton.errors import UserError
 from dwtriton.files import check_absent, make_folder, write_atomically
@@ -31,13 +31,12 @@ EXAMPLES = {
     "check": """\
   python -m dwtriton.data check ~/coco
   python -m dwtriton.data check my-data --out checked --json""",
-    "convert-yolo": """\
-  python -m dwtriton.data convert-yolo my-yolo-data --out my-data
-  python -m dwtriton.data convert-yolo coco128.yaml --out my-data --skip-broken
-  python -m dwtriton.data convert-yolo my-yolo-data --names classes.txt --out my-data""",
-    "convert-voc": """\
-  python -m dwtriton.data convert-voc VOCdevkit/VOC2012 --out voc2012
-  python -m dwtriton.data convert-voc VOCdevkit --train VOC2007/trainval VOC2012/train --val VOC2012/val --out voc""",
+    "convert": """\
+  python -m dwtriton.data convert my-yolo-data --out my-data
+  python -m dwtriton.data convert coco128.yaml --out my-data --skip-broken
+  python -m dwtriton.data convert my-yolo-data --names classes.txt --out my-data
+  python -m dwtriton.data convert VOCdevkit/VOC2012 --out voc2012
+  python -m dwtriton.data convert VOCdevkit --train VOC2007/trainval VOC2012/train --val VOC2012/val --out voc""",
 }
 
 
@@ -50,18 +49,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", type=Path, default=Path("data-check"), help="for the sheets (default: %(default)s)"
     )
     check.add_argument("--force", action="store_true", help="replace sheets that exist")
-    yolo = add("convert-yolo", run_yolo, "COCO format from YOLO's layout")
-    yolo.add_argument("root", metavar="DIR", type=Path, help="folder with data.yaml, or a YAML file")
-    yolo.add_argument("--names", metavar="FILE", type=Path, help="classes, one a line (default: those of data.yaml)")
-    voc = add("convert-voc", run_voc, "COCO format from Pascal VOC's layout")
-    voc.add_argument("root", metavar="DIR", type=Path, help="folder with ImageSets, or with a folder for each year")
+    making = add("convert", run_convert, "COCO format from YOLO's or Pascal VOC's layout, whichever it is")
+    making.add_argument(
+        "root", metavar="DIR", type=Path, help="with data.yaml, or the YAML file; or with ImageSets, or a folder a year"
+    )
+    making.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")
     for split in ("train", "val"):
-        what = f"lists of ImageSets/Main, or YEAR/LIST (default: {split})"
-        voc.add_argument(f"--{split}", metavar="LIST", nargs="+", default=[split], help=what)
-    for sub in (yolo, voc):
-        sub.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write, absent or empty")
-        sub.add_argument("--force", action="store_true", help="replace an earlier conversion in --out")
-        sub.add_argument("--skip-broken", action="store_true", help="leave out broken lines and images")
+        what = f"Pascal VOC: lists of ImageSets/Main, or YEAR/LIST (default: {split})"
+        making.add_argument(f"--{split}", metavar="LIST", nargs="+", help=what)
+    making.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write, absent or empty")
+    making.add_argument("--force", action="store_true", help="replace an earlier conversion in --out")
+    making.add_argument("--skip-broken", action="store_true", help="leave out broken lines and images")
     return parser
 
 
@@ -106,15 +104,9 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     return 0
 
 
-def run_yolo(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
-    return run_conversion(arguments, console, waiting, read_yolo(arguments.root, arguments.names))
-
-
-def run_voc(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
-    return run_conversion(arguments, console, waiting, read_voc(arguments.root, arguments.train, arguments.val))
-
-
-def run_conversion(arguments: argparse.Namespace, console: Console, waiting: Console, source: Source) -> int:
+def run_convert(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
+    """Convert, and say what became of it. Raises UserError for options of the other layout, and DataError for data."""
+    source = read_source(arguments.root, arguments.names, arguments.train, arguments.val)
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
     if converted.left_out:
@@ -127,6 +119,17 @@ def run_conversion(arguments: argparse.Namespace, console: Console, waiting: Con
     say(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
     cli.print_result(arguments, {"out": str(out), **converted._asdict()})
     return 0
+
+
+def read_source(root: Path, names: Path | None, train: list[str] | None, val: list[str] | None) -> Source:
+    """What a folder holds: Pascal VOC's layout where there are ImageSets, else YOLO's."""
+    if not is_voc(root):
+        if train or val:
+            raise UserError(f"--train and --val name lists of Pascal VOC's layout, but {root} holds no ImageSets")
+        return read_yolo(root, names)
+    if names:
+        raise UserError(f"--names is for YOLO's layout; {root} holds Pascal VOC's, whose classes are those that occur")
+    return read_voc(root, train or ["train"], val or ["val"])
 
 
 def show(found: Findings, console: Console) -> None:

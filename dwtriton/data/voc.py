@@ -12,6 +12,11 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 LISTS_SHOWN = 12
 
 
+def is_voc(root: Path) -> bool:
+    """Whether a folder, or one in it, has the lists of Pascal VOC's layout."""
+    return any(path.is_dir() for pattern in ("ImageSets", "*/ImageSets") for path in root.glob(pattern))
+
+
 def read_voc(root: Path, train: Sequence[str] = ("train",), val: Sequence[str] = ("val",)) -> Source:
     """A data set with `JPEGImages`, `Annotations` with an XML file an image, and lists in `ImageSets/Main`.
 

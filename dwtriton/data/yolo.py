@@ -98,8 +98,8 @@ def _names(settings: dict, root: Path, names_file: Path | None) -> list[str]:
         names = given
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
-            f"{root} has no data.yaml with the names of the classes: pass the YAML file itself, or a file with a class "
-            "a line as --names FILE"
+            f"{root} has no data.yaml with the names of the classes (nor ImageSets, as Pascal VOC has): pass the YAML "
+            "file itself, or a file with a class a line as --names FILE"
         )
     twice = [name for name in names if names.count(name) > 1]
     if twice:

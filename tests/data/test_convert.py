@@ -88,7 +88,7 @@ def boxes(out, split):
 
 def convert_yolo(call, root, *options):
     out = root.parent / "coco"
-    return *call(command, "convert-yolo", root, "--out", out, *options), out
+    return *call(command, "convert", root, "--out", out, *options), out
 
 
 # --- YOLO
@@ -193,7 +193,7 @@ def test_folders_that_the_yaml_file_names(tmp_path, call, absolute):
     write_files(root, {"mine.yaml": f"path: {path}\ntrain: [one/images, two/images]\nval: one/images\nnames: [cat]\n"})
     for part in ("one", "two"):
         write_files(tmp_path / "elsewhere" / part, {"images/a.jpg": None, "labels/a.txt": "0 .5 .5 .5 .5"})
-    code, _, error = call(command, "convert-yolo", root / "mine.yaml", "--out", tmp_path / "coco")
+    code, _, error = call(command, "convert", root / "mine.yaml", "--out", tmp_path / "coco")
     assert (code, error) == (0, "")
     names = [image["file_name"] for image in content(tmp_path / "coco", "train")["images"]]
     assert names == ["one/images/a.jpg", "two/images/a.jpg"]
@@ -345,7 +345,7 @@ def test_other_layouts_are_one_clear_error(tmp_path, call, changes, message):
 
 
 def test_voc_boxes_count_from_one_and_difficult_objects_are_crowd(tmp_path, call):
-    code, _, _ = call(command, "convert-voc", voc(tmp_path / "voc"), "--out", tmp_path / "coco")
+    code, _, _ = call(command, "convert", voc(tmp_path / "voc"), "--out", tmp_path / "coco")
     assert code == 0
     assert boxes(tmp_path / "coco", "train") == [("dog", [0, 0, WIDTH, HEIGHT]), ("cat", [10, 20, 10, 10])]
     assert boxes(tmp_path / "coco", "val") == [("dog", [4, 4, 10.5, 1])]
@@ -357,7 +357,7 @@ def test_several_years_of_voc_are_joined(tmp_path, call):
     for year in ("VOC2007", "VOC2012"):
         voc(tmp_path / "kit" / year)
     lists = ["--train", "VOC2007/train", "VOC2012/train", "VOC2012/val", "--val", "VOC2007/val"]
-    code, _, _ = call(command, "convert-voc", tmp_path / "kit", *lists, "--out", tmp_path / "coco")
+    code, _, _ = call(command, "convert", tmp_path / "kit", *lists, "--out", tmp_path / "coco")
     assert code == 0
     images = content(tmp_path / "coco", "train")["images"]
     assert [image["file_name"] for image in images] == [
@@ -385,7 +385,7 @@ def test_broken_places_of_voc_have_their_lines(tmp_path, call):
         "ImageSets/Main/train.txt": "2007_1\n2007_3\n2007_4\n2007_5\n",
     }
     root = voc(tmp_path / "voc", files)
-    code, _, error = call(command, "convert-voc", root, "--out", tmp_path / "coco")
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "coco")
     assert code == 2
     xml = f"  {root}/Annotations/2007_1.xml"
     assert error.splitlines()[1:-1] == [
@@ -397,7 +397,7 @@ def test_broken_places_of_voc_have_their_lines(tmp_path, call):
         f"  {root}/Annotations/2007_3.xml:3: mismatched tag: line 3, column 2",
         f"  {root}/Annotations/2007_4.xml: cannot be read: No such file or directory",
     ]
-    code, _, _ = call(command, "convert-voc", root, "--out", tmp_path / "coco", "--skip-broken")
+    code, _, _ = call(command, "convert", root, "--out", tmp_path / "coco", "--skip-broken")
     assert code == 0
     assert [image["file_name"] for image in content(tmp_path / "coco", "train")["images"]] == ["2007_1.jpg"]
     assert len(boxes(tmp_path / "coco", "train")) == 1
@@ -407,7 +407,7 @@ def test_xml_in_another_encoding(tmp_path, call):
     root = voc(tmp_path / "voc")
     text = '<?xml version="1.0" encoding="ISO-8859-1"?>' + voc_xml(("café", (1, 1, 10, 10), ""))
     (root / "Annotations/2007_1.xml").write_bytes(text.encode("latin-1"))
-    assert call(command, "convert-voc", root, "--out", tmp_path / "coco")[0] == 0
+    assert call(command, "convert", root, "--out", tmp_path / "coco")[0] == 0
     assert boxes(tmp_path / "coco", "train") == [("café", [0, 0, 10, 10])]
 
 
@@ -415,7 +415,7 @@ def test_other_layouts_than_voc_are_one_clear_error(tmp_path, call):
     root = voc(tmp_path / "kit" / "VOC2007")
 
     def error(where, *options):
-        code, _, text = call(command, "convert-voc", where, "--out", tmp_path / "coco", *options)
+        code, _, text = call(command, "convert", where, "--out", tmp_path / "coco", *options)
         assert code == 2
         return text
 
@@ -440,12 +440,18 @@ def test_nothing_is_overwritten_and_force_replaces_a_conversion_alone(tmp_path, 
     assert boxes(out, "train") == [("dog", [30, 10, 20, 20])]
     assert convert_yolo(call, root, "--force")[0] == 0
     assert boxes(out, "train") == [("cat", [20, 10, 40, 20])]
+    file = out / "annotations/instances_val2017.json"
+    converted = file.read_text()
+    file.write_text(json.dumps(json.loads(converted) | {"info": {"description": "COCO 2017 Dataset"}}))
+    code, _, error, out = convert_yolo(call, root, "--force")
+    assert (code, "holds a data set that no conversion wrote" in error) == (2, True)
+    file.write_text(converted)
     (out / "thesis.tex").touch()
     code, _, error, out = convert_yolo(call, root, "--force")
     assert (code, "holds thesis.tex, which no conversion wrote" in error) == (2, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "yolo"]
     (tmp_path / "file").touch()
-    code, _, error = call(command, "convert-yolo", root, "--out", tmp_path / "file", "--force")
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "file", "--force")
     assert (code, "is a file" in error) == (2, True)
 
 
@@ -453,7 +459,7 @@ def test_an_empty_folder_may_be_written_to_even_the_present_one(tmp_path, call, 
     root = yolo(tmp_path / "yolo")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    assert call(command, "convert-yolo", root, "--out", ".")[0] == 0
+    assert call(command, "convert", root, "--out", ".")[0] == 0
     assert boxes(tmp_path / "empty", "train") == [("dog", [30, 10, 20, 20])]
 
 
@@ -517,8 +523,20 @@ def test_long_conversions_tell_how_far_they_are_on_standard_error(tmp_path, call
         assert printed == "" if option == "--quiet" else json.loads(printed)["out"] == str(out)
 
 
-def test_help_names_both_conversions(call):
-    for action in ("convert-yolo", "convert-voc"):
-        code, printed, _ = call(command, action, "--help")
-        assert code == 0
-        assert f"python -m dwtriton.data {action}" in printed.split("examples:")[1]
+def test_help_shows_both_layouts(call):
+    code, printed, _ = call(command, "convert", "--help")
+    assert code == 0
+    examples = printed.split("examples:")[1]
+    assert "convert my-yolo-data" in examples
+    assert "convert VOCdevkit" in examples
+
+
+def test_options_of_the_other_layout_are_refused(tmp_path, call):
+    root, out = voc(tmp_path / "voc"), tmp_path / "coco"
+    (tmp_path / "names.txt").write_text("cat\n")
+    code, _, error = call(command, "convert", root, "--names", tmp_path / "names.txt", "--out", out)
+    assert (code, "--names is for YOLO's layout" in error) == (2, True)
+    (tmp_path / "other").mkdir()
+    code, _, error = call(command, "convert", tmp_path / "other", "--train", "trainval", "--out", out)
+    assert (code, "holds no ImageSets" in error) == (2, True)
+    assert not out.exists()
