@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--iterations", type=int, default=1000, help="of each run (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=600, help="of each run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.001, 0.003], help="rates for 16 images")
     parser.add_argument("--data", type=Path, help="folder of the shapes data, generated if absent")
