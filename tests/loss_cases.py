@@ -245,3 +245,15 @@ def check_without_objectness(case: Case, tolerance: float, dtype: torch.dtype) -
     sum(losses.values()).backward()
     grads = [join([level.grad for level in kind]) for kind in (z, d)]
     assert_gradients(grads, truth_gradients(truth)[:2], tolerance)
+
+
+class Unused(torch.autograd.Function):
+    """Hands its input on and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch._inductor
 import torch.multiprocessing as mp
-from loss_cases import LOSSES, random_case
+from loss_cases import LOSSES, Unused, random_case
 from torch import distributed, nn
 
 from dwtriton import DualWeightLoss, pack_targets
@@ -138,18 +138,6 @@ def test_inputs_changed_in_place_before_backward_are_noticed(device):
     work[0][0].add_(1)
     with pytest.raises(RuntimeError, match=r"modified by an inplace operation"):
         total.backward()
-
-
-class Unused(torch.autograd.Function):
-    """Hands its input on and no gradient back."""
-
-    @staticmethod
-    def forward(ctx, values):
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
 
 
 def test_losses_that_get_no_gradient_give_none(device):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_cases import LAYOUTS, LOSSES, random_case
+from loss_cases import LAYOUTS, LOSSES, Unused, random_case
 from torch import nn
 
 from dwtriton import DualWeightLoss, pack_targets, reference
@@ -33,18 +33,6 @@ def test_the_operator_of_the_gradients_keeps_its_contract(dtype):
         *levels, *pack_targets(case.targets(), "cpu", 4), [8.0, 16.0], True, True
     )
     torch.library.opcheck(reference._backward_operator, (torch.ones_like(sums), *levels, poison, maps))
-
-
-class Unused(torch.autograd.Function):
-    """Hands its input on and no gradient back."""
-
-    @staticmethod
-    def forward(ctx, values):
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
 
 
 def test_sums_that_get_no_gradient_give_none():
