@@ -27,7 +27,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 bench: .venv/installed  ## loss and gradient on this machine against the alternatives: about three minutes on a CPU
-	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python -m benchmarks.loss
 
 ifeq ($(origin PYTHON),file)
 GPU_PYTHON := $(BIN)/python
@@ -44,11 +44,11 @@ gpu-kernels:  ## the first half: tests, tuning, the loss
 	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch finds no GPU")'
 	$(GPU_PYTHON) -m pytest -m gpu
 	$(GPU_PYTHON) -m dwtriton.tune --check
-	$(GPU_PYTHON) benchmarks/loss.py --device cuda
+	$(GPU_PYTHON) -m benchmarks.loss --device cuda
 
 gpu-detector:  ## the second half: training steps and inference of whole detectors; if the first fails, both are run
-	$(GPU_PYTHON) benchmarks/train_step.py --device cuda --first-step; code=$$?; \
-	$(GPU_PYTHON) benchmarks/predict.py --device cuda && exit $$code
+	$(GPU_PYTHON) -m benchmarks.train_step --device cuda --first-step; code=$$?; \
+	$(GPU_PYTHON) -m benchmarks.predict --device cuda && exit $$code
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dwtriton needs Python 3.11 or newer; name one with PYTHON=...")'

@@ -1,7 +1,7 @@
 """What the kernels compile to, on a machine without a GPU: registers, spills, shared memory, wide loads and stores.
 
-    python benchmarks/binaries.py --targets cuda:90 hip:gfx942 --dtypes bfloat16
-    python benchmarks/binaries.py --all
+    python -m benchmarks.binaries --targets cuda:90 hip:gfx942 --dtypes bfloat16
+    python -m benchmarks.binaries --all
 
 prints a table of the default configs, with --all of the whole tuning space, and fails if a binary spills or does not
 fit. The kernels' own launchers are called on small CPU tensors, so that each is compiled with the types and alignments
@@ -30,12 +30,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from dwtriton.cli import run
-from dwtriton.errors import UserError
+from dwtriton.console.cli import run
+from dwtriton.core.errors import UserError
+from dwtriton.core.points import STRIDES
 from dwtriton.kernels import dual_weights
 from dwtriton.kernels.trial import LAYOUTS, Setting, kernel_calls, make_case
 from dwtriton.kernels.tuning import Config, DenseConfig, KernelConfigs, default_configs, search_space
-from dwtriton.points import STRIDES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WIDE = 16  # bytes, the most that a thread loads or stores at once

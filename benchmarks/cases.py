@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dwtriton.points import STRIDES
-from dwtriton.targets import PackedTargets, pack_targets
+from dwtriton.core.points import STRIDES
+from dwtriton.core.targets import PackedTargets, pack_targets
 
 
 class Size(NamedTuple):

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from cases import Case, Size, make_case
-from methods import Step, make_step
-from timing import capture_graph
 from torch import Tensor
+
+from benchmarks.cases import Case, Size, make_case
+from benchmarks.methods import Step, make_step
+from benchmarks.timing import capture_graph
 
 SMALL = Size(height=256, width=320, classes=24)
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative to the loss; to the gradient's largest entry

@@ -17,21 +17,21 @@ from itertools import pairwise
 from typing import Self
 
 import torch
-from released import released_loss
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from dwtriton.config import Config, load_config
+from benchmarks.released import released_loss
+from dwtriton.config.schema import Config, load_config
+from dwtriton.core.points import STRIDES
+from dwtriton.core.targets import PackedTargets
+from dwtriton.core.transfer import Fetched
 from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector, build_detector
-from dwtriton.points import STRIDES
-from dwtriton.targets import PackedTargets
 from dwtriton.train.optimizer import build_optimizer
-from dwtriton.train.update import AUTOCAST, Updater
-from dwtriton.transfer import Fetched
+from dwtriton.train.step import AUTOCAST, Updater
 
 Step = Callable[[], object]
 

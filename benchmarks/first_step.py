@@ -1,6 +1,6 @@
 """Seconds from the launch of a training to the end of its first step, with nothing compiled before and with all.
 
-    python benchmarks/first_step.py --cfg r50_1x --height 800 --width 1344 --images 16
+    python -m benchmarks.first_step --cfg r50_1x --height 800 --width 1344 --images 16
 
 starts itself twice in a process of its own, with one empty folder for what torch.compile and Triton keep.
 """
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 LAUNCHED = "BENCHMARK_LAUNCHED"
 
@@ -22,7 +21,7 @@ def seconds_to_first_step(args: argparse.Namespace) -> dict[str, float]:
     Raises RuntimeError if a start fails.
     """
     names = ("cfg", "height", "width", "images", "precision", "mode", "device")
-    command = [sys.executable, str(Path(__file__))]
+    command = [sys.executable, "-m", "benchmarks.first_step"]
     command += [part for name in names for part in (f"--{name}", str(getattr(args, name)))]
     seconds = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -39,7 +38,8 @@ def seconds_to_first_step(args: argparse.Namespace) -> dict[str, float]:
 def first_step(args: argparse.Namespace) -> None:
     """Compile for both orientations and take one step; prints the seconds since the launch."""
     import torch
-    from detectors import benchmark_config, make_batch, make_updater
+
+    from benchmarks.detectors import benchmark_config, make_batch, make_updater
 
     device, size = torch.device(args.device), (args.height, args.width)
     cfg = benchmark_config(args.cfg, [size, size[::-1]], args.images, args.precision, args.mode)

@@ -1,6 +1,6 @@
 """Images a second of the data loader on this machine's CPU, against a plain torchvision loader with PIL.
 
-    python benchmarks/loader.py
+    python -m benchmarks.loader
 
 draws photographs as large as COCO's, loads them at the size of training (800 x 1333, every one flipped) and writes
 benchmarks/results/loader/cpu.json. Both contestants get the same batches; it refuses to run if their images differ.
@@ -24,19 +24,21 @@ from typing import NamedTuple
 import PIL
 import torch
 import torchvision
-from machine import machine
-from photos import CLASSES, write_photos
-from plain_loader import plain_collate, plain_dataset, plain_loader, plain_steps
-from recording import RESULTS, significant
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dwtriton.cli import run
-from dwtriton.config import Config, DataConfig
-from dwtriton.data import CocoDataset, collate, read_image, train_loader
+from benchmarks.machine import machine
+from benchmarks.photos import CLASSES, write_photos
+from benchmarks.plain_loader import plain_collate, plain_dataset, plain_loader, plain_steps
+from benchmarks.recording import RESULTS, significant
+from dwtriton.config.schema import Config, DataConfig
+from dwtriton.console.cli import run
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import make_folder, write_text
+from dwtriton.data.batching import collate, train_loader
+from dwtriton.data.coco import CocoDataset
+from dwtriton.data.images import read_image
 from dwtriton.data.transforms import flip, normalise, resize
-from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_text
 
 BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # for the steps one by one
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, the unit of CPU time in /proc

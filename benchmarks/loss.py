@@ -1,6 +1,6 @@
 """Time and memory of the loss with its gradient, against a roofline and the alternatives, on a GPU or a CPU.
 
-    python benchmarks/loss.py
+    python -m benchmarks.loss
 
 sweeps 1 to 1000 boxes an image of 800x1344 with 80 classes and writes benchmarks/results/MACHINE.json and .png.
 The contestants are named in methods.py. It refuses to run if our losses or gradients are wrong.
@@ -19,17 +19,17 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from cases import Size, make_case
-from checks import Check, replays_the_same_bits, runs_without_syncs, target_checks, worst_error
-from machine import machine
-from methods import METHODS, forget_compiled, free_bytes, graph_breaks, make_step, released_bytes
-from recording import caption, results_file, significant
-from report import draw
-from timing import Measured, copy_bandwidth, measure
 
-from dwtriton.cli import run
-from dwtriton.errors import UserError
-from dwtriton.files import make_folder, write_text
+from benchmarks.cases import Size, make_case
+from benchmarks.checks import Check, replays_the_same_bits, runs_without_syncs, target_checks, worst_error
+from benchmarks.machine import machine
+from benchmarks.methods import METHODS, forget_compiled, free_bytes, graph_breaks, make_step, released_bytes
+from benchmarks.recording import caption, results_file, significant
+from benchmarks.report import draw
+from benchmarks.timing import Measured, copy_bandwidth, measure
+from dwtriton.console.cli import run
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import make_folder, write_text
 
 BOXES = (1, 7, 20, 100, 300, 1000)  # an image; the mean of COCO is 7
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

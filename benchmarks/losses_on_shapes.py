@@ -1,6 +1,6 @@
 """torchvision's FCOS trained by its own loss and by Dual Weighting: one network, the same batches, the same budget.
 
-    python benchmarks/losses_on_shapes.py
+    python -m benchmarks.losses_on_shapes
 
 trains a small FCOS (R-18, FPN, torchvision's head) from scratch on the generated `shapes` data, once for each loss and
 learning rate, and writes benchmarks/results/losses_on_shapes/MACHINE.json and .png after every run: what ends the
@@ -19,10 +19,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from detectors import autocast
-from losses_report import draw, markdown_table
-from machine import machine
-from recording import RESULTS, reason, results_file, significant
 from rich.console import Console
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -31,16 +27,23 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from benchmarks.detectors import autocast
+from benchmarks.losses_report import draw, markdown_table
+from benchmarks.machine import machine
+from benchmarks.recording import RESULTS, reason, results_file, significant
 from dwtriton import DualWeightLoss, postprocess
-from dwtriton.cli import run, say
-from dwtriton.config import Config, load_config
-from dwtriton.data import Batch, CocoDataset, eval_loader, normalise, prepare_data, train_loader
-from dwtriton.files import make_folder, write_text
-from dwtriton.points import STRIDES, pyramid_points
-from dwtriton.train.choices import settle_for_device
-from dwtriton.train.evaluation import detect, evaluate
+from dwtriton.config.schema import Config, load_config
+from dwtriton.console.cli import run, say
+from dwtriton.core.files import make_folder, write_text
+from dwtriton.core.points import STRIDES, pyramid_points
+from dwtriton.data.batching import Batch, eval_loader, train_loader
+from dwtriton.data.coco import CocoDataset
+from dwtriton.data.prepare import prepare_data
+from dwtriton.data.transforms import normalise
+from dwtriton.evaluate.coco_metrics import detect, evaluate
+from dwtriton.train.metrics import Display, Speed
 from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
-from dwtriton.train.reporting import Display, Speed
+from dwtriton.train.settle import settle_for_device
 
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from recording import caption
 
-from dwtriton.files import write_atomically
+from benchmarks.recording import caption
+from dwtriton.core.files import write_atomically
 
 TABLE_HEAD = "| loss | learning rate |"
 COLORS = {"torchvision": "tab:gray", "dual weighting": "tab:blue"}

@@ -1,6 +1,6 @@
 """How much memory the training step of each config keeps, counted without a GPU and without computing anything.
 
-    python benchmarks/memory.py
+    python -m benchmarks.memory
 
 prints the table of docs/reproduce.md. The network runs on fake tensors, which have a shape, a dtype and a device but no
 content, and the tensors that autograd keeps for the backward pass are added up. What an allocator adds on a real GPU
@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dwtriton import build_detector, load_config
-from dwtriton.config_files import config_names
+from dwtriton.config.files import config_names
 
 IMAGE = (800, 1344)  # pixels, the size of most batches
 STATE_BYTES = 3 * 4  # of a trainable parameter: itself, its gradient, its momentum in float32

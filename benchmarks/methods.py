@@ -7,14 +7,14 @@ from functools import lru_cache
 from types import SimpleNamespace
 
 import torch
-from cases import Case, Size
-from released import released_loss
 from torch import Tensor
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
-from dwtriton import reference
-from dwtriton.dual_weight import DualWeightLoss
-from dwtriton.points import STRIDES, pyramid_points
+from benchmarks.cases import Case, Size
+from benchmarks.released import released_loss
+from dwtriton.core.points import STRIDES, pyramid_points
+from dwtriton.losses.dual_weight import DualWeightLoss
+from dwtriton.reference import loss as reference
 
 LOSSES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
 Step = Callable[[], tuple[dict[str, Tensor], tuple[Tensor, ...]]]

@@ -12,7 +12,7 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
-from dwtriton.config import DataConfig
+from dwtriton.config.schema import DataConfig
 from dwtriton.data.transforms import resized_size
 
 

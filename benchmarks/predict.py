@@ -1,6 +1,6 @@
 """Inference of whole detectors, from the bytes of a batch in main memory to detections, one image and many at a time.
 
-    python benchmarks/predict.py
+    python -m benchmarks.predict
 
 times r50_1x, eager and compiled up to the decoded candidates, against torchvision's FCOS with the same thresholds, and
 writes benchmarks/results/predict/MACHINE.json and .png, again after each measurement. One that fails is recorded with
@@ -15,22 +15,22 @@ import time
 from pathlib import Path
 
 import torch
-from detectors import Step, autocast, benchmark_config, make_batch, make_torchvision
-from machine import machine
-from predict_report import draw, markdown_table
-from recording import RESULTS, reason, record, results_file, significant
 from torch import Tensor
-from train_step import measure_steps, median_ms, start_afresh, synchronise
 
-from dwtriton.cli import run
-from dwtriton.config import Config
+from benchmarks.detectors import Step, autocast, benchmark_config, make_batch, make_torchvision
+from benchmarks.machine import machine
+from benchmarks.predict_report import draw, markdown_table
+from benchmarks.recording import RESULTS, reason, record, results_file, significant
+from benchmarks.train_step import measure_steps, median_ms, start_afresh, synchronise
+from dwtriton.config.schema import Config
+from dwtriton.console.cli import run
+from dwtriton.core.errors import UserError
+from dwtriton.core.points import STRIDES
+from dwtriton.core.transfer import to_device
 from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import normalise
-from dwtriton.errors import UserError
-from dwtriton.model.compiled import compile_predict
+from dwtriton.model.compile_predict import compile_predict
 from dwtriton.model.detector import build_detector
-from dwtriton.points import STRIDES
-from dwtriton.transfer import to_device
 
 METHODS = ("compiled", "eager", "torchvision", "torchvision compiled")
 OURS = ("compiled", "eager")

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import matplotlib
-from recording import caption
 
-from dwtriton.files import write_atomically
+from benchmarks.recording import caption
+from dwtriton.core.files import write_atomically
 
 TABLE_HEAD = "| contestant | images in a batch | images/s |"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dwtriton.files import make_folder, write_text
+from dwtriton.core.files import make_folder, write_text
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from dwtriton.points import pyramid_points
+from dwtriton.core.points import pyramid_points
 
 SIGMA = 1.1100000143051147
 

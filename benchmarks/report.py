@@ -1,6 +1,6 @@
 """Shows recorded results: the tables in README and docs, and the plots.
 
-    python benchmarks/report.py
+    python -m benchmarks.report
 
 fills every block between `<!-- results/NAME.json -->` and `<!-- end -->` on a page, and redraws the plots.
 """
@@ -9,14 +9,12 @@ import json
 import re
 from pathlib import Path
 
-import losses_report
 import matplotlib
-import predict_report
-import train_report
-from methods import METHODS
-from recording import RESULTS, caption
 
-from dwtriton.files import write_atomically, write_text
+from benchmarks import losses_report, predict_report, train_report
+from benchmarks.methods import METHODS
+from benchmarks.recording import RESULTS, caption
+from dwtriton.core.files import write_atomically, write_text
 
 HERE = Path(__file__).parent
 TABLE_HEAD = "| images | logits | boxes an image |"

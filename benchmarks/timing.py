@@ -6,8 +6,9 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from peak import peak_bytes
 from torch import Tensor
+
+from benchmarks.peak import peak_bytes
 
 RUNS = 50  # at most
 

@@ -1,6 +1,6 @@
 """Training steps of whole detectors: images a second, milliseconds by part, memory, and what must not happen.
 
-    python benchmarks/train_step.py
+    python -m benchmarks.train_step
 
 times steps of r50_1x from the bytes of a batch in main memory to the updated weights, against the same with other
 losses and torchvision's FCOS (see detectors.py), and writes benchmarks/results/train_step/MACHINE.json and .png,
@@ -26,7 +26,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from detectors import (
+
+from benchmarks.detectors import (
     OURS,
     TRAINING,
     Step,
@@ -38,23 +39,22 @@ from detectors import (
     network_parts,
     torchvision_step,
 )
-from first_step import seconds_to_first_step
-from flops import peak_flops
-from loss_share import loss_share
-from machine import machine
-from peak import peak_bytes
-from recording import RESULTS, reason, record, results_file, significant
-from train_report import draw, markdown_table
-
-from dwtriton.cli import run
-from dwtriton.config import Config
+from benchmarks.first_step import seconds_to_first_step
+from benchmarks.flops import peak_flops
+from benchmarks.loss_share import loss_share
+from benchmarks.machine import machine
+from benchmarks.peak import peak_bytes
+from benchmarks.recording import RESULTS, reason, record, results_file, significant
+from benchmarks.train_report import draw, markdown_table
+from dwtriton.config.schema import Config
+from dwtriton.console.cli import run
+from dwtriton.core.errors import UserError
+from dwtriton.core.targets import pack_targets
+from dwtriton.core.transfer import to_device
 from dwtriton.data.transforms import normalise
-from dwtriton.errors import UserError
 from dwtriton.model.flops import image_flops
-from dwtriton.targets import pack_targets
-from dwtriton.train.compiling import GraphWatch
-from dwtriton.train.update import Updater
-from dwtriton.transfer import to_device
+from dwtriton.train.compile import GraphWatch
+from dwtriton.train.step import Updater
 
 MUST_RUN = ("compiled", "triton")  # the others are baselines
 BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, in turn; the mean of COCO is 7

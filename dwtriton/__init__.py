@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "DualWeightAssigner": "dwtriton.dual_weight",
-    "DualWeightLoss": "dwtriton.dual_weight",
-    "DualWeights": "dwtriton.dense_weights",
-    "PackedTargets": "dwtriton.targets",
+    "DualWeightAssigner": "dwtriton.losses.dual_weight",
+    "DualWeightLoss": "dwtriton.losses.dual_weight",
+    "DualWeights": "dwtriton.reference.dense_weights",
+    "PackedTargets": "dwtriton.core.targets",
     "build_detector": "dwtriton.model.detector",
-    "load_config": "dwtriton.config",
-    "pack_targets": "dwtriton.targets",
+    "load_config": "dwtriton.config.schema",
+    "pack_targets": "dwtriton.core.targets",
     "postprocess": "dwtriton.model.postprocess",
 }
 __all__ = list(_HOMES)

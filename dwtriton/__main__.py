@@ -3,10 +3,10 @@
 import sys
 from importlib import import_module, metadata
 
-from dwtriton import cli
-from dwtriton.cli import EXIT_CODES
-from dwtriton.config_files import nearest
-from dwtriton.errors import UserError
+from dwtriton.config.files import nearest
+from dwtriton.console import cli
+from dwtriton.console.cli import EXIT_CODES
+from dwtriton.core.errors import UserError
 
 COMMANDS = {  # what each does, in the order in which one meets them
     "train": "train a detector on data in COCO layout",
@@ -20,7 +20,7 @@ COMMANDS = {  # what each does, in the order in which one meets them
     "tune": "find the fastest configs of the kernels on this GPU",
     "completion": "print the script that completes these commands in a shell",
 }
-PACKAGES = ("train", "data")  # commands with a folder of their own
+PACKAGES = ("train", "data", "evaluate", "predict", "explain", "weights")  # commands with a folder of their own
 
 
 def usage() -> str:

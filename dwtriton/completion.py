@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 
-from dwtriton import cli
 from dwtriton.__main__ import COMMANDS, module_name
-from dwtriton.config import Config, flatten
-from dwtriton.config_files import config_names
-from dwtriton.errors import UserError
+from dwtriton.config.files import config_names
+from dwtriton.config.schema import Config, flatten
+from dwtriton.console import cli
+from dwtriton.core.errors import UserError
 
 SHELLS = ("bash", "zsh", "tcsh")
 EXAMPLES = """\

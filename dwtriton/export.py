@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dwtriton import cli
-from dwtriton.cli import say
-from dwtriton.config import DataConfig
+from dwtriton.checkpoints.checkpoint import Checkpoint, load_detector
+from dwtriton.config.schema import DataConfig
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import check_new_file, write_atomically
+from dwtriton.core.points import STRIDES, level_points
 from dwtriton.data.buckets import padded_size
-from dwtriton.errors import UserError
-from dwtriton.files import check_new_file, write_atomically
 from dwtriton.model.detector import SIZE_DIVISOR, DualWeightDetector
 from dwtriton.model.postprocess import Candidates, best_candidates
-from dwtriton.points import STRIDES, level_points
-from dwtriton.train.checkpoint import Checkpoint, load_detector
 
 SCORE_TOLERANCE = 5e-5
 BOX_TOLERANCE = 1e-4  # of the longer side of the image

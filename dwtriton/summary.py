@@ -5,13 +5,13 @@ import argparse
 import torch
 from rich.table import Column, Table
 
-from dwtriton import cli
-from dwtriton.cli import say
-from dwtriton.config import load_config
+from dwtriton.config.schema import load_config
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.core.points import STRIDES
 from dwtriton.data.buckets import padded_size
 from dwtriton.model.detector import SIZE_DIVISOR, build_detector
 from dwtriton.model.flops import PARTS, part_flops
-from dwtriton.points import STRIDES
 
 EXAMPLES = """\
   python -m dwtriton.summary --cfg r50_1x

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dwtriton import cli
-from dwtriton.cli import say
-from dwtriton.errors import UserError
-from dwtriton.files import make_folder
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import make_folder
 from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, kernel_calls, make_case
 from dwtriton.kernels.tuning import (
     Config,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from dwtriton.config import Config, load_config
-from dwtriton.train.loop import Trainer
+from dwtriton.config.schema import Config, load_config
+from dwtriton.train.trainer import Trainer
 
 TINY = [
     "data.shapes={train_images=24, val_images=8, seed=0}",

@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dwtriton import cli
-from dwtriton.cli import say
-from dwtriton.data.check import (
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import check_absent, make_folder, write_atomically
+from dwtriton.data.formats.check import (
     Findings,
     check_split,
     choose_splits,
@@ -19,11 +21,9 @@ from dwtriton.data.check import (
     find_splits,
     training_command,
 )
-from dwtriton.data.convert import Source, convert, listed
-from dwtriton.data.voc import is_voc, read_voc
-from dwtriton.data.yolo import read_yolo
-from dwtriton.errors import UserError
-from dwtriton.files import check_absent, make_folder, write_atomically
+from dwtriton.data.formats.convert import Source, convert, listed
+from dwtriton.data.formats.voc import is_voc, read_voc
+from dwtriton.data.formats.yolo import read_yolo
 
 LISTED = 10  # of the reasons for which a training refuses a split, and of files that are left aside
 

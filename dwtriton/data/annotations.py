@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pycocotools.coco import COCO
 
-from dwtriton.data.report import DataError, DataReport
+from dwtriton.data.problems import DataError, DataReport
 
 KEYS = {
     "images": ("id", "file_name", "width", "height"),

@@ -17,10 +17,10 @@ import torch
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from dwtriton.config import Config
+from dwtriton.config.schema import Config
+from dwtriton.core.errors import UserError
 from dwtriton.data.buckets import Size, choose_buckets, fits, padded_size, smallest_bucket
 from dwtriton.data.coco import CocoDataset, Example, Sample
-from dwtriton.errors import UserError
 
 LINGER = 60  # seconds that a worker survives SIGTERM while the main process saves its state
 

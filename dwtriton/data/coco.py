@@ -13,12 +13,12 @@ from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
-from dwtriton.config import DataConfig
+from dwtriton.config.schema import DataConfig
 from dwtriton.data.annotations import read_annotations
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import Split, layout_error, split_paths
-from dwtriton.data.report import DataError, DataReport
+from dwtriton.data.problems import DataError, DataReport
 from dwtriton.data.transforms import draw_augmentation, resized_size, transform
 
 MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, section Data)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dwtriton.config import DataConfig
-from dwtriton.data.report import DataError
+from dwtriton.config.schema import DataConfig
+from dwtriton.data.problems import DataError
 
 Split = Literal["train", "val"]
 BOTH: tuple[Split, ...] = ("train", "val")

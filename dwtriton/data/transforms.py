@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from dwtriton.config import DataConfig
+from dwtriton.config.schema import DataConfig
 
 
 def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dwtriton.core.targets import PackedTargets
 from dwtriton.kernels.assign import dual_weights
 from dwtriton.kernels.inputs import INTERPRETED
 from dwtriton.kernels.ops import dual_weight
-from dwtriton.targets import PackedTargets
 
 __all__ = ["INTERPRETED", "dual_weight_sums", "dual_weights"]
 

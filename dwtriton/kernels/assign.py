@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dwtriton.dense_weights import DualWeights
+from dwtriton.core.points import pyramid_points
+from dwtriton.core.targets import PackedTargets
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import dense_options, read_boxes, read_pyramid
 from dwtriton.kernels.ops import configs_for
@@ -25,8 +26,7 @@ from dwtriton.kernels.walk import (
     store_logits,
     weigh_box,
 )
-from dwtriton.points import pyramid_points
-from dwtriton.targets import PackedTargets
+from dwtriton.reference.dense_weights import DualWeights
 
 
 @triton.jit(do_not_specialize=["points", "capacity"])

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from numpy.polynomial import Chebyshev, Polynomial
 
-from dwtriton import formulas
+from dwtriton.reference import formulas
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)

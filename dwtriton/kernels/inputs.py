@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
+from dwtriton.core.targets import PackedTargets
 from dwtriton.kernels.tuning import DenseConfig
-from dwtriton.targets import PackedTargets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPLITS = 4  # programs that share a box, and parts of its statistics

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dwtriton.core.targets import PackedTargets
 from dwtriton.kernels.backward import dense_backward
 from dwtriton.kernels.forward import dense_forward
 from dwtriton.kernels.inputs import SPLITS, Pyramid, read_boxes, read_pyramid
 from dwtriton.kernels.statistics import BoxStatistics, box_statistics
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
-from dwtriton.targets import PackedTargets
 
 
 def configs_for(pyramid: Pyramid) -> KernelConfigs:

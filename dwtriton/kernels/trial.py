@@ -9,14 +9,15 @@ from torch import Tensor
 from triton.errors import TritonError
 from triton.testing import do_bench_cudagraph
 
-from dwtriton import formulas, reference
+from dwtriton.core.points import STRIDES, level_points
+from dwtriton.core.targets import PackedTargets, pack_targets
 from dwtriton.kernels.backward import dense_backward
 from dwtriton.kernels.forward import dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.statistics import box_statistics
 from dwtriton.kernels.tuning import Config, KernelConfigs, Key
-from dwtriton.points import STRIDES, level_points
-from dwtriton.targets import PackedTargets, pack_targets
+from dwtriton.reference import formulas
+from dwtriton.reference import loss as reference
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 TIMED_MS = 5  # device time of one replay; a timing is the median of ten

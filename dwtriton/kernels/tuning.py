@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from dwtriton.errors import UserError
-from dwtriton.files import write_text
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import write_text
 
 logger = logging.getLogger("dwtriton")
 

@@ -1,0 +1,1 @@
+"""The detector: backbone, pyramid, head and post-processing."""

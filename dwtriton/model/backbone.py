@@ -9,8 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from dwtriton.config import BackboneConfig
-from dwtriton.errors import UserError
+from dwtriton.config.schema import BackboneConfig
+from dwtriton.core.errors import UserError
 from dwtriton.model.deformable import DeformableConv2d
 from dwtriton.model.recompute import run
 from dwtriton.model.state_dict import check_tensors, read_torch_file

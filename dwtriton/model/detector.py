@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dwtriton.config import Config
-from dwtriton.dual_weight import DualWeightLoss
+from dwtriton.config.schema import Config
+from dwtriton.core.points import STRIDES
+from dwtriton.core.targets import PackedTargets
+from dwtriton.losses.dual_weight import DualWeightLoss
 from dwtriton.model.backbone import ResNet
 from dwtriton.model.fpn import build_fpn
 from dwtriton.model.head import DenseHead
-from dwtriton.model.mmdet import from_mmdet, to_mmdet
+from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
 from dwtriton.model.postprocess import Candidates, best_candidates, select
-from dwtriton.points import STRIDES
-from dwtriton.targets import PackedTargets
 
 SIZE_DIVISOR = 32  # the stride of C5: nearest up-sampling aligns the levels only if each is twice the next
 

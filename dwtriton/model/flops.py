@@ -7,7 +7,7 @@ import torchvision  # noqa: F401 -- registers its operators
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwtriton.config import Config
+from dwtriton.config.schema import Config
 from dwtriton.model.detector import build_detector
 
 PARTS = ("backbone", "fpn", "head")

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from dwtriton.config import HeadConfig
-from dwtriton.errors import UserError
+from dwtriton.config.schema import HeadConfig
+from dwtriton.core.errors import UserError
+from dwtriton.core.points import STRIDES, level_points
 from dwtriton.model.deformable import DeformableConv2d
 from dwtriton.model.recompute import run
-from dwtriton.points import STRIDES, level_points
 
 CLASS_PROBABILITY = 0.02  # of every class at every point when training starts
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from dwtriton.points import STRIDES, level_points
+from dwtriton.core.points import STRIDES, level_points
 
 
 class Candidates(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwtriton.errors import UserError
+from dwtriton.core.errors import UserError
 
 
 def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:

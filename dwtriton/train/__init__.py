@@ -1,0 +1,1 @@
+"""`dwtriton.train`: the training run."""

@@ -9,16 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from dwtriton import cli
-from dwtriton.cli import say
-from dwtriton.config import Config, load_config
-from dwtriton.config_files import config_names
-from dwtriton.data import OrientedBatchSampler, prepare_data, training_buckets
-from dwtriton.errors import UserError
-from dwtriton.train import ranks
-from dwtriton.train.loop import NonFiniteLossError, Trainer
+from dwtriton.config.files import config_names
+from dwtriton.config.schema import Config, load_config
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.core import ranks
+from dwtriton.core.errors import UserError
+from dwtriton.data.batching import OrientedBatchSampler, training_buckets
+from dwtriton.data.prepare import prepare_data
 from dwtriton.train.plan import plan
-from dwtriton.train.stopping import Interrupted
+from dwtriton.train.signals import Interrupted
+from dwtriton.train.trainer import NonFiniteLossError, Trainer
 
 LET_OTHERS_END = 10  # seconds: torchrun's report calls the process that ended first the cause
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from dwtriton.config import OptimizerConfig, ScheduleConfig
+from dwtriton.config.schema import OptimizerConfig, ScheduleConfig
 
 REFERENCE_BATCH = 16  # images; the batch that `optimizer.lr` is stated for
 NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)

@@ -5,9 +5,10 @@ from collections import Counter, defaultdict
 from rich.console import Group
 from rich.table import Table
 
-from dwtriton.config import Config
-from dwtriton.data import CocoDataset, OrientedBatchSampler, training_buckets
+from dwtriton.config.schema import Config
+from dwtriton.data.batching import OrientedBatchSampler, training_buckets
 from dwtriton.data.buckets import Size, area, choose_buckets, mean_area, smallest_bucket
+from dwtriton.data.coco import CocoDataset
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12)  # of buckets, to compare
 

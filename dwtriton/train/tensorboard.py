@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from dwtriton.core.errors import UserError
 from dwtriton.data.images import read_image
-from dwtriton.errors import UserError
 
 POSITION = ("kind", "iteration", "epoch", "class_ap")  # what a row of metrics holds besides figures
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dwtriton.config import DataConfig
+from dwtriton.config.schema import DataConfig
 
 CATEGORIES = [{"id": 90, "name": "zebra"}, {"id": 7, "name": "train"}, {"id": 33, "name": "kite"}]
 IMAGES = [

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dwtriton.config import Config, DataConfig
-from dwtriton.data import BrokenImageError, CocoDataset, prepare_data, read_image
+from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batching import collate, eval_loader, train_loader
-from dwtriton.data.coco import Example
+from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import check_layout
-from dwtriton.data.report import DataError, DataReport
+from dwtriton.data.prepare import prepare_data
+from dwtriton.data.problems import DataError, DataReport
 
 
 def truncate(path, share=0.5):

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwtriton.config import Config
-from dwtriton.data import Batch, CocoDataset, OrientedBatchSampler, collate, eval_loader, train_loader
-from dwtriton.data.coco import Example
-from dwtriton.errors import UserError
+from dwtriton.config.schema import Config
+from dwtriton.core.errors import UserError
+from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader
+from dwtriton.data.coco import CocoDataset, Example
 
 ORIENTATIONS = [True] * 11 + [False] * 6 + [True] * 2
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwtriton.config import Config
-from dwtriton.data import CocoDataset, train_loader, training_buckets
-from dwtriton.data.batching import natural_sizes
+from dwtriton.config.schema import Config
+from dwtriton.core.errors import UserError
+from dwtriton.data.batching import natural_sizes, train_loader, training_buckets
 from dwtriton.data.buckets import area, choose_buckets, fits, mean_area, padded_size, smallest_bucket
-from dwtriton.errors import UserError
+from dwtriton.data.coco import CocoDataset
 
 sides = st.integers(1, 12).map(lambda n: 32 * n)
 sizes = st.tuples(sides, sides)

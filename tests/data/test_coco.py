@@ -3,9 +3,10 @@ import pytest
 import torch
 from pycocotools.cocoeval import COCOeval
 
-from dwtriton.config import Config
-from dwtriton.data import CocoDataset, prepare_data, prepare_validation
-from dwtriton.data.report import DataError
+from dwtriton.config.schema import Config
+from dwtriton.data.coco import CocoDataset
+from dwtriton.data.prepare import prepare_data, prepare_validation
+from dwtriton.data.problems import DataError
 
 
 def target_of(dataset, image_id):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwtriton.config import Config, DataConfig
+from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batching import collate
 from dwtriton.data.coco import Example
 from dwtriton.data.transforms import draw_augmentation, flip, normalise, resize, resized_size, transform

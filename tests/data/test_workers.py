@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwtriton.config import Config
-from dwtriton.data import CocoDataset, train_loader
+from dwtriton.config.schema import Config
+from dwtriton.data.batching import train_loader
+from dwtriton.data.coco import CocoDataset
 
 DESCRIPTORS = Path("/proc/self/fd")
 

@@ -11,10 +11,10 @@ if find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     import triton.language as tl
-    from kernel_cases import DEVICE
     from triton.runtime import interpreter
 
     from dwtriton.kernels import INTERPRETED
+    from tests.support.kernel_cases import DEVICE
 
 
 def pytest_collection_modifyitems(items):

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 import torch
-from loss_cases import LOSSES, random_case
 
-from dwtriton import DualWeightAssigner, DualWeightLoss, dual_weight, reference
+from dwtriton import DualWeightAssigner, DualWeightLoss
+from dwtriton.losses import dual_weight
+from dwtriton.reference import loss as reference
+from tests.support.loss_cases import LOSSES, random_case
 
 CASE = random_case(1, [2], sizes=((3, 4),), strides=(8,))
 

@@ -5,7 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from generated_cases import (
+
+from dwtriton.core.targets import PackedTargets, pack_targets
+from dwtriton.kernels.forward import ADDED_TOGETHER, finish_kernel
+from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, StatisticsConfig
+from tests.support.generated_cases import (
     assert_equals_truth,
     assert_finite_and_exact,
     at_used_weights,
@@ -13,8 +17,8 @@ from generated_cases import (
     nearly_equal_ious,
     tied_sides,
 )
-from kernel_cases import on_kernels, using
-from loss_cases import (
+from tests.support.kernel_cases import on_kernels, using
+from tests.support.loss_cases import (
     assert_gradients,
     check_without_objectness,
     crowded,
@@ -24,10 +28,6 @@ from loss_cases import (
     sums_and_gradients,
     truth_gradients,
 )
-
-from dwtriton.kernels.forward import ADDED_TOGETHER, finish_kernel
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, StatisticsConfig
-from dwtriton.targets import PackedTargets, pack_targets
 
 pytestmark = [
     pytest.mark.usefixtures("device", "poisoned_memory"),

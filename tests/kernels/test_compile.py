@@ -1,17 +1,13 @@
 """The kernels compile for every target as a launch would have them: no spills, within limits, loads 16 bytes wide, and
 once for all sizes. Shows what they compile to with `pytest -s`."""
 
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 import triton
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from binaries import (
+from benchmarks.binaries import (
     DTYPES,
     TARGETS,
     WIDE,
@@ -24,7 +20,6 @@ from binaries import (
     show,
     tuning_jobs,
 )
-
 from dwtriton.kernels import INTERPRETED
 from dwtriton.kernels.trial import Setting
 from dwtriton.kernels.tuning import DenseConfig, default_configs

@@ -1,13 +1,13 @@
 """The kernels' formulas, number by number, against float64."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import triton
 import triton.language as tl
 
 from dwtriton.kernels import formulas
+from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

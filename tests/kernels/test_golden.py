@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from golden_cases import (
+
+from tests.support.golden_cases import (
     GOLDEN_NAMES,
     assert_assigner_equals_golden,
     assert_float32_loss_equals_golden,
     golden_case,
 )
-from kernel_cases import on_kernels
+from tests.support.kernel_cases import on_kernels
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
 

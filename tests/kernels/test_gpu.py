@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from kernel_cases import DEVICE
-from loss_cases import LOSSES, random_case
 
 from dwtriton import DualWeightLoss, pack_targets
 from dwtriton.kernels import dual_weight_sums
+from tests.support.kernel_cases import DEVICE
+from tests.support.loss_cases import LOSSES, random_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")]
 

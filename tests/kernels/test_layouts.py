@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from generated_cases import LIMITS, assert_losses, examples, no_iou_near_half
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernel_cases import EXAMPLES, REORDERED, kernel_cases, on_kernels
-from loss_cases import LAYOUTS, LOSSES, assert_gradients, join, random_case, run_loss, truth_gradients
+
+from tests.support.generated_cases import LIMITS, assert_losses, examples, no_iou_near_half
+from tests.support.kernel_cases import EXAMPLES, REORDERED, kernel_cases, on_kernels
+from tests.support.loss_cases import LAYOUTS, LOSSES, assert_gradients, join, random_case, run_loss, truth_gradients
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch._inductor
 import torch.multiprocessing as mp
-from loss_cases import LOSSES, Unused, random_case
 from torch import distributed, nn
 
 from dwtriton import DualWeightLoss, pack_targets
-from dwtriton.dual_weight import _normalisers
+from dwtriton.losses.dual_weight import _normalisers
+from tests.support.loss_cases import LOSSES, Unused, random_case
 
 SIZES, STRIDES = ((4, 5), (2, 2)), (8, 16)
 

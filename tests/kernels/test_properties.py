@@ -5,14 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from generated_cases import assert_equals_truth, assert_equals_truth_at_used_choices, examples, on_thresholds
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernel_cases import DEVICE, EXAMPLES, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
-from loss_cases import Case, random_case, sums_and_gradients
 
+from dwtriton.core.targets import pack_targets
 from dwtriton.kernels.tuning import KernelConfigs, search_space
-from dwtriton.targets import pack_targets
+from tests.support.generated_cases import (
+    assert_equals_truth,
+    assert_equals_truth_at_used_choices,
+    examples,
+    on_thresholds,
+)
+from tests.support.kernel_cases import DEVICE, EXAMPLES, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
+from tests.support.loss_cases import Case, random_case, sums_and_gradients
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from triton.runtime.errors import OutOfResources
 
 from dwtriton import tune as command
-from dwtriton.errors import UserError
+from dwtriton.core.errors import UserError
 from dwtriton.kernels import trial, tuning
 from dwtriton.kernels.trial import Setting, make_case
 from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, default_configs, search_space

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwtriton.errors import UserError
+from dwtriton.core.errors import UserError
 from dwtriton.kernels import tuning
 from dwtriton.kernels.trial import Setting
 from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, StatisticsConfig, default_configs, lookup

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dwtriton.config import Config
+from dwtriton.config.schema import Config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from dwtriton.config import BackboneConfig
-from dwtriton.errors import UserError
+from dwtriton.config.schema import BackboneConfig
+from dwtriton.core.errors import UserError
 from dwtriton.model.backbone import ResNet, load_backbone_weights
 from dwtriton.model.deformable import DeformableConv2d
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from golden_cases import detection_inputs
 
 from dwtriton import build_detector, load_config, postprocess
-from dwtriton.config import HeadConfig
+from dwtriton.config.schema import HeadConfig
 from dwtriton.model.head import DenseHead
-from dwtriton.model.mmdet import mmdet_name
+from dwtriton.model.mmdet_names import mmdet_name
+from tests.support.golden_cases import detection_inputs
 
 OUTPUTS = ("cls_score", "bbox_pred", "centerness")  # names of the golden files, in the order of our outputs
 

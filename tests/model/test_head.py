@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden_cases import RELEASED
 from torch import nn
 
 from dwtriton import build_detector, load_config
-from dwtriton.config import HeadConfig
-from dwtriton.errors import UserError
+from dwtriton.config.schema import HeadConfig
+from dwtriton.core.errors import UserError
 from dwtriton.model.deformable import DeformableConv2d
 from dwtriton.model.head import DenseHead, refine
-from dwtriton.model.mmdet import mmdet_name
+from dwtriton.model.mmdet_names import mmdet_name
+from tests.support.golden_cases import RELEASED
 
 SIZES = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dwtriton import build_detector
-from dwtriton.config import BackboneConfig, HeadConfig
-from dwtriton.errors import UserError
+from dwtriton.config.schema import BackboneConfig, HeadConfig
+from dwtriton.core.errors import UserError
 from dwtriton.model.backbone import ResNet
 from dwtriton.model.deformable import DeformableConv2d
 from dwtriton.model.head import DenseHead

@@ -9,12 +9,12 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from dwtriton import evaluate as evaluate_command
-from dwtriton.config import dump_config
-from dwtriton.config_files import config_names
+from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from dwtriton.config.files import config_names
+from dwtriton.config.schema import dump_config
+from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
-from dwtriton.train.checkpoint import load_checkpoint, save_checkpoint
-from dwtriton.train.reporting import read_metrics
+from dwtriton.train.metrics import read_metrics
 
 
 def test_list_prints_every_config_with_its_published_ap(call):

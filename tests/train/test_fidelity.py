@@ -9,7 +9,6 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,15 @@ from PIL import Image
 from rich.console import Console
 from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet50
-from training_oracle import NORM, Recipe, TrainingRun, backbone_weights, train
 
-from dwtriton.config import Config, load_config
-from dwtriton.data import Batch, prepare_data, train_loader
+from dwtriton.config.schema import Config, load_config
+from dwtriton.data.batching import Batch, train_loader
+from dwtriton.data.prepare import prepare_data
 from dwtriton.model.detector import build_detector
-from dwtriton.train.loop import Trainer
-from dwtriton.train.reporting import read_metrics
+from dwtriton.train.metrics import read_metrics
+from dwtriton.train.trainer import Trainer
+from tests import oracle
+from tests.support.training_oracle import NORM, Recipe, TrainingRun, backbone_weights, train
 
 SEED = 36  # of data and weights: one of those whose run keeps clear of the discontinuities that a test below looks for
 EPOCHS, PER_EPOCH = 2, 10

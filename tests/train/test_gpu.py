@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from dwtriton import build_detector
-from dwtriton.data import prepare_data, train_loader
-from dwtriton.train.compiling import GraphWatch
-from dwtriton.train.update import Updater
-from dwtriton.transfer import Fetched, to_device
+from dwtriton.core.transfer import Fetched, to_device
+from dwtriton.data.batching import train_loader
+from dwtriton.data.prepare import prepare_data
+from dwtriton.train.compile import GraphWatch
+from dwtriton.train.step import Updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import RELEASED
 
 from dwtriton import build_detector, load_config
-from dwtriton.config import ScheduleConfig
-from dwtriton.model.mmdet import mmdet_name
+from dwtriton.config.schema import ScheduleConfig
+from dwtriton.model.mmdet_names import mmdet_name
 from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
+from tests.support.golden_cases import RELEASED
 
 RECIPE = json.loads((Path(__file__).parents[1] / "golden" / "recipe.json").read_text())
 

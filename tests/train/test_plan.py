@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from dwtriton.config import dump_config
-from dwtriton.data import prepare_data, train_loader
+from dwtriton.config.schema import dump_config
+from dwtriton.data.batching import train_loader
+from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
 
 MANY_SIZES = ["data.short_side=[64, 96]", "data.long_side=160"]

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwtriton.config import dump_config
-from dwtriton.train import ranks
-from dwtriton.train.checkpoint import load_checkpoint
-from dwtriton.train.reporting import read_metrics
+from dwtriton.checkpoints.checkpoint import load_checkpoint
+from dwtriton.config.schema import dump_config
+from dwtriton.core import ranks
+from dwtriton.train.metrics import read_metrics
 
-JOB = [str(Path(__file__).with_name("rank_job.py"))]
+JOB = [str(Path(__file__).parents[1] / "support" / "rank_job.py")]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 MARK = ("DWTRITON_TEST_JOB", str(os.getpid()))  # in the environment of every process that a test starts
 

@@ -1,0 +1,1 @@
+"""Checkpoints: reading, writing, versions, and MMDetection's files."""

@@ -1,0 +1,295 @@
+"""The configuration: typed models whose defaults are the published `r50_1x`, and TOML files that change them."""
+
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    WrapValidator,
+)
+
+from dwtriton.config.files import ConfigError, apply_override, nearest, read_config_file
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
+
+
+def _compile_mode(setting: Any) -> Any:
+    return {True: "default", False: "off"}[setting] if isinstance(setting, bool) else setting
+
+
+COMPILE_SWITCH = BeforeValidator(_compile_mode)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _rising(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError("the lowest comes first")
+    return span
+
+
+def _buckets(setting: Any, validate: Callable[[Any], Any]) -> Any:
+    try:
+        return validate(setting)
+    except ValidationError:
+        raise ValueError("give a number of buckets, or their sizes in pixels as [[height, width], ...]") from None
+
+
+class ShapesConfig(Section):
+    """Size of the generated `shapes` data set, drawn into `data.root` on first use."""
+
+    train_images: PositiveInt = 2000
+    val_images: PositiveInt = 300
+    seed: NonNegativeInt = 0
+
+
+class DataConfig(Section):
+    """Where the images lie and how they reach the network (recipe, section Data)."""
+
+    root: Path | None = Field(None, description="folder in COCO layout; --data sets it")
+    train_images: str = Field("train2017", description="folder of the training images, inside root")
+    train_annotations: str = Field("annotations/instances_train2017.json", description="inside root")
+    val_images: str = Field("val2017", description="folder of the validation images, inside root")
+    val_annotations: str = Field("annotations/instances_val2017.json", description="inside root")
+    shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root when root is absent")
+    short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_rising)] = Field(
+        (800, 800), description="lowest and highest short side in training, pixels; drawn uniformly"
+    )
+    long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
+    test_short_side: PositiveInt = Field(800, description="short side in testing, pixels")
+    test_long_side: PositiveInt = Field(1333, description="longest side allowed in testing, pixels")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
+    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
+    size_divisor: PositiveInt = Field(32, multiple_of=32, description="batches are zero-padded to a multiple of this")
+    buckets: Annotated[NonNegativeInt | Sizes, WrapValidator(_buckets)] = Field(
+        4,
+        description="sizes (height, width) in pixels that training batches are padded to, or how many to choose for "
+        "the data; each is a graph of torch.compile. 0: batches are padded as their images need it",
+    )
+    batch_size: PositiveInt = Field(16, description="images in one optimiser step, over all GPUs")
+    workers: NonNegativeInt = Field(4, description="loader processes; 0 loads in the main process")
+
+
+class BackboneConfig(Section):
+    """ResNet or ResNeXt (torchvision's layout, stride on the 3x3 convolution)."""
+
+    depth: Literal[18, 34, 50, 101] = 50
+    resnext: Literal["none", "32x4d", "32x8d", "64x4d"] = Field(
+        "none", description="groups x width of ResNeXt; torchvision has 32x4d for depth 50, 32x8d and 64x4d for 101"
+    )
+    deformable: bool = Field(False, description="DCNv2 in layer2, layer3 and layer4; needs depth 50 or 101")
+    weights: str = Field(
+        "IMAGENET1K_V1", description="IMAGENET1K_V1 (downloaded), a torchvision state-dict file, or none"
+    )
+    frozen_stages: int = Field(1, ge=0, le=4, description="0: nothing; 1: conv1, bn1, layer1; n: up to layer n")
+    frozen_statistics: bool = Field(True, description="batch norms use their running statistics in training too")
+
+
+class HeadConfig(Section):
+    """Feature pyramid and dense head, shared by the five levels."""
+
+    num_classes: PositiveInt = 80
+    channels: PositiveInt = Field(256, description="of the pyramid and of the towers")
+    convs: NonNegativeInt = Field(4, description="convolutions in each of the two towers")
+    groups: PositiveInt = Field(32, description="of the group norms; divides channels")
+    refine: bool = Field(False, description="box refinement: sides sampled at learned offsets")
+    deformable: bool = Field(False, description="DCNv2 in the last convolution of both towers")
+
+
+class LossConfig(Section):
+    """Dual weighting; the three factors multiply the losses as they are reported and summed."""
+
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    soft_prior: bool = Field(True, description="Gaussian centre prior; false: its threshold at 0.3")
+    cls_pos: NonNegativeFloat = 1.0
+    loc: NonNegativeFloat = 1.0
+    cls_neg: NonNegativeFloat = 1.0
+    ignore_crowd: bool = Field(
+        False, description="points inside crowd areas add no negative loss (released code: they do)"
+    )
+
+
+class OptimizerConfig(Section):
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = Field(0.01, description="for a batch of 16 images; scaled linearly with data.batch_size")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="0 on weights and biases of norms, always")
+    clip_norm: NonNegativeFloat = Field(0.0, description="gradients are scaled down to this norm; 0: never")
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run: linear warm-up times either steps or a half cosine to zero."""
+
+    epochs: PositiveInt = 12
+    kind: Literal["step", "cosine"] = "step"
+    milestones: tuple[PositiveInt, ...] = Field(
+        (8, 11), description="0-based epochs before which the rate drops (step)"
+    )
+    gamma: Fraction = Field(0.1, description="factor of each drop (step)")
+    warmup_iterations: NonNegativeInt = 1000
+    warmup_start: Fraction = Field(0.001, description="factor of the rate in the first iteration")
+
+
+class TrainConfig(Section):
+    seed: NonNegativeInt = 0
+    weights: Path | None = Field(
+        None, description="checkpoint to start from instead of backbone.weights; --weights sets it"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
+    )
+    compile: Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
+        "auto",
+        description="mode of torch.compile for backbone, pyramid, head and loss, or off; true is the mode default; "
+        "auto: default on a GPU, off on a CPU",
+    )
+    compile_ahead: bool = Field(
+        True, description="compile for every bucket before the first step; false: when its first batch comes"
+    )
+    accumulate: PositiveInt = Field(
+        1, description="forward and backward passes in one optimiser step; they share data.batch_size"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="backbone and towers are computed again in the backward pass: less memory, more time"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="moving average of the weights, evaluated in their place; 0: none"
+    )
+    log_every: PositiveInt = Field(50, description="iterations between two lines on a console that is no terminal")
+    checkpoint_every: PositiveInt = Field(
+        1000, description="iterations between two checkpoints; every epoch ends with one"
+    )
+    keep_every: NonNegativeInt = Field(
+        0, description="epochs between two checkpoints that are kept as epoch-N.pt; 0: none is"
+    )
+    evaluate_every: PositiveInt = Field(1, description="epochs between two evaluations; the last epoch always has one")
+    tensorboard: bool = Field(
+        False, description="event files for TensorBoard in the run folder, beside metrics.jsonl; needs its package"
+    )
+
+
+class InferenceConfig(Section):
+    """How detections are computed, in training's evaluations and in the commands that detect."""
+
+    compile: Annotated[Literal["off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
+        "off", description="mode of torch.compile, for any size of image; pays where many images are detected in"
+    )
+
+
+class TestConfig(Section):
+    """Post-processing (recipe, section Testing)."""
+
+    __test__ = False  # not a test class, whatever its name says to pytest
+
+    score_threshold: Fraction = 0.05
+    candidates_per_level: PositiveInt = 1000
+    nms_iou: Fraction = 0.6
+    max_detections: PositiveInt = 100
+
+
+class Config(Section):
+    """A whole run. Every default is the value of the published `r50_1x`."""
+
+    description: str = ""
+    published_ap: float | None = Field(
+        None, description="COCO val2017 box AP of the paper's release; not measured here"
+    )
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    head: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
+    test: TestConfig = TestConfig()
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
+    """Read a config by name (`"r50_1x"`) or file, apply `overrides` (`"optimizer.lr=0.02"`), check every key.
+
+    A file may start from another with `base = "NAME"` (or a path relative to itself) and then holds only what differs.
+    Values of overrides are TOML; what is not valid TOML is taken as a string. `data_root` replaces `data.root`.
+    Raises ConfigError for an unknown name or key, naming the nearest valid one, and for a wrong value.
+    """
+    return _change(read_config_file(name), overrides, data_root, str(name))
+
+
+def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
+    """A config with some values changed, written as for `load_config`. Raises ConfigError."""
+    return _change(cfg.model_dump(), overrides, data_root, "of the checkpoint")
+
+
+def parse_toml(text: str, source: str) -> Config:
+    """A config from the text that `dump_config` wrote; `source` names its origin in errors. Raises ConfigError."""
+    return _check(tomllib.loads(text), source)
+
+
+def dump_config(cfg: Config) -> str:
+    """The whole config as TOML that `load_config` reads back to an equal one."""
+    return tomli_w.dumps(cfg.model_dump(mode="json", exclude_none=True))
+
+
+def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:
+    for override in overrides:
+        apply_override(values, override)
+    if data_root is not None:
+        values.setdefault("data", {})["root"] = data_root
+    return _check(values, source)
+
+
+def _check(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"config {source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def flatten(cfg: Section, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key: `{"optimizer.lr": 0.01, ...}`."""
+    flat: dict[str, Any] = {}
+    for name in type(cfg).model_fields:
+        value = getattr(cfg, name)
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Section) else {prefix + name: value}
+    return flat
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic error as one line for a person."""
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path)
+    if problem["type"] != "extra_forbidden":
+        return f"{name} = {problem['input']!r}: {problem['msg'].lower()}"
+    keys = _keys(Config)
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == path[-1]]
+    return f"unknown key {name!r}{nearest(name, same_leaf or keys, cutoff=0.0 if same_leaf else 0.4)}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key below a section."""
+    keys = []
+    for name, field in section.model_fields.items():
+        nested = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(kind)]
+        keys += _keys(nested[0], f"{prefix}{name}.") if nested else [prefix + name]
+    return keys
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)

@@ -1,0 +1,1 @@
+"""What every room speaks of: points, packed targets, transfers, errors, files, ranks; needs torch and numpy alone."""

@@ -1,0 +1,48 @@
+"""Writing files: whole or not at all, and with a clear error where a folder cannot be made."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dwtriton.core.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path` and move it there: an interrupted write leaves what was at `path`."""
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents if absent. Raises UserError if it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {path} cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"the folder {path} cannot be written to")
+
+
+def check_absent(paths: Iterable[Path], force: bool) -> None:
+    """Raise UserError if files that a command is to write exist and may not be replaced."""
+    held = [str(path) for path in paths if path.exists()]
+    if held and not force:
+        exists, it = ("exists", "it") if len(held) == 1 else ("exist", "them")
+        raise UserError(f"{', '.join(held)} already {exists}: add --force to replace {it}, or choose another --out")
+
+
+def check_new_file(path: Path, force: bool) -> None:
+    """Raise UserError if `path`, given as --out, exists and may not be replaced, or if its folder cannot be made."""
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file")
+    check_absent([path], force)
+    make_folder(path.parent)

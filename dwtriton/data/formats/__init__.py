@@ -1,0 +1,1 @@
+"""Data sets as they come: checked, and converted to COCO format."""

@@ -1,0 +1,1 @@
+"""`dwtriton.evaluate`: COCO figures of a checkpoint and a report of its errors."""

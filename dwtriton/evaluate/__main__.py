@@ -1,0 +1,122 @@
+"""`python -m dwtriton.evaluate`: COCO figures and detections of a trained detector."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dwtriton.checkpoints.checkpoint import check_classes, load_detector
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.console.progress import progress
+from dwtriton.core import ranks
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import check_absent, make_folder, write_text
+from dwtriton.data.batching import Batch, eval_loader
+from dwtriton.data.prepare import draw_missing_shapes, prepare_validation
+from dwtriton.evaluate.coco_metrics import Evaluation, detect, evaluate, gather_results
+from dwtriton.evaluate.report import report_html
+from dwtriton.model.compile_predict import compile_predict
+
+FILES = ("detections.json", "metrics.json", "report.html")
+EXAMPLES = """\
+  python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
+  python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set test.nms_iou=0.5
+  python -m dwtriton.evaluate --weights best.pt --force --json    replace earlier results; for scripts
+  torchrun --nproc-per-node 8 -m dwtriton.evaluate --weights best.pt --data ~/coco    on eight GPUs"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.command("dwtriton.evaluate", "COCO figures, detections and a report of a checkpoint.", EXAMPLES)
+    parser.add_argument(
+        "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the data of the run)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="for the results (default: `evaluation` beside the weights)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the results of an earlier evaluation")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
+    )
+    return parser
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
+    with ranks.joined():
+        return run(arguments, cli.open_console(arguments, ranks.is_first()))
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
+    out = arguments.out or arguments.weights.parent / "evaluation"
+    with ranks.one_error():
+        check_absent([out / name for name in FILES], arguments.force)
+        detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
+        cfg = checkpoint.config
+    ranks.check_same_config(cfg)
+    with ranks.one_error(), ranks.in_turn():
+        draw_missing_shapes(cfg.data, console)
+    with ranks.one_error():
+        data = prepare_validation(cfg)
+        check_classes(arguments.weights, checkpoint, data.class_names)
+        make_folder(out)
+    ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector.to(device, memory_format=torch.channels_last)
+
+    loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
+    predict = compile_predict(detector, cfg.inference.compile)
+    broken: set[str] = set()
+    with progress(console, "batches", len(loader)) as advance:
+
+        def on_batch(batch: Batch) -> None:
+            broken.update(batch.broken)
+            advance()
+
+        own = detect(predict, device, loader, cfg.data, data.category_ids, on_batch)
+    gathered = gather_results(own, broken)
+    if gathered is None:
+        return 0
+    results, broken = gathered
+    if len(broken) == len(data):
+        raise UserError(f"none of the {len(data)} images can be read; the first: {min(broken)}")
+    write_text(out / "detections.json", json.dumps(results))
+    say(console, f"{len(results)} detections in {out / 'detections.json'}")
+    evaluation = evaluate(data.coco, results)
+    figures = {**evaluation.metrics, "class_ap": evaluation.class_ap}
+    write_text(out / "metrics.json", json.dumps(figures))
+
+    which = "weights" if checkpoint.ema is None else "moving average of the weights"
+    notes = [f"{arguments.weights}: {which} after iteration {checkpoint.iteration}"]
+    if not checkpoint.class_names:
+        notes.append(f"{arguments.weights} has no class names; those of the data are shown")
+    notes += [f"validation data: {line}" for line in data.report.summary()]
+    notes += [f"left out, its objects count as missed: {line}" for line in sorted(broken)]
+    paths = dict(zip(data.image_ids, data.paths))
+    title = f"{arguments.weights} on {cfg.data.root}"
+    write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title, notes))
+    for line in notes:
+        say(console, line)
+    console.print(class_table(evaluation))
+    say(console, evaluation.table)
+    say(console, f"figures in {out / 'metrics.json'}, report in {out / 'report.html'}")
+    cli.print_result(arguments, {"out": str(out), **figures})
+    return 0
+
+
+def class_table(evaluation: Evaluation) -> Table:
+    """AP of every class; a dash for one without ground truth."""
+    table = Table("class", "AP")
+    for name, ap in evaluation.class_ap.items():
+        table.add_row(Text(name), "-" if ap < 0 else f"{ap:.3f}")
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main)

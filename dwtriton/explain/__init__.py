@@ -1,0 +1,1 @@
+"""`dwtriton.explain`: the weights of an image's objects as pictures."""

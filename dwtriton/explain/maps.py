@@ -1,0 +1,142 @@
+"""The label assignment of one image as maps over its pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from dwtriton.core.points import STRIDES
+from dwtriton.reference.dense_weights import DualWeights
+
+MARGIN = 0.3  # of the box's longer side, shown around it
+SMALLEST_WINDOW = 6  # cells of the finest level that are shown at least, in each direction
+
+
+class StrongestPoint(NamedTuple):
+    """The point with the largest positive weight of a box, and what that weight is made of."""
+
+    x: float  # pixels
+    y: float
+    level: int
+    weight: float
+    score: float
+    iou: float
+    prior: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The label assignment of one image, in network pixels. Raises ValueError for parts that do not fit together."""
+
+    image: np.ndarray  # uint8 [h, w, 3] RGB, without padding
+    weights: DualWeights  # as DualWeightAssigner gives them
+    boxes: Tensor  # (G, 4) xyxy, those of the weights in their order: no crowds
+    labels: Tensor  # (G,)
+    level_sizes: Sequence[tuple[int, int]]  # (h, w) of each level in cells, finest first, with the padding
+    names: Sequence[str]  # of label 0, 1, ...
+    strides: Sequence[int] = STRIDES
+
+    def __post_init__(self) -> None:
+        points, boxes = self.weights.inside.shape
+        if len(self.level_sizes) != len(self.strides):
+            raise ValueError(f"{len(self.level_sizes)} level_sizes for the strides {tuple(self.strides)}")
+        cells = sum(height * width for height, width in self.level_sizes)
+        if cells != points:
+            raise ValueError(f"level_sizes have {cells} cells together, the weights {points} points")
+        for (height, width), stride in zip(self.level_sizes, self.strides):
+            if height * stride < self.image.shape[0] or width * stride < self.image.shape[1]:
+                raise ValueError(
+                    f"a level of {height} x {width} cells of {stride} pixels does not cover an image of "
+                    f"{self.image.shape[0]} x {self.image.shape[1]}"
+                )
+        if not len(self.boxes) == len(self.labels) == boxes:
+            raise ValueError(
+                f"{len(self.boxes)} boxes and {len(self.labels)} labels, but weights of {boxes} boxes; crowds have none"
+            )
+
+    def title(self, box: int) -> str:
+        return f"{box}: {self.names[int(self.labels[box])]}"
+
+    def level_name(self, level: int) -> str:
+        """P3 for stride 8, P4 for stride 16 and so on, with the stride."""
+        stride = self.strides[level]
+        number = stride.bit_length() - 1
+        return f"P{number}, stride {stride}" if stride == 1 << number else f"stride {stride}"
+
+    def values(self, quantity: str, box: int) -> np.ndarray:
+        """One quantity of a box at every point, float [P].
+
+        `score` of the box's class; `iou`, `prior` and `pos`, which are 0 outside the box; `neg`, the paper's negative
+        weight N s^2 of the box's class, with the N of the released code; `inside`, 1 at the points inside, else 0.
+        """
+        weights, label = self.weights, int(self.labels[box])
+        if quantity == "score":
+            values = weights.score[:, label]
+        elif quantity == "neg":
+            values = weights.neg[:, label] * weights.score[:, label] ** 2
+        else:
+            values = getattr(weights, quantity)[:, box]
+        return values.float().cpu().numpy()
+
+    def map(self, quantity: str, box: int, level: int | None = None) -> np.ndarray:
+        """A quantity over the pixels of the image, [h, w]: every cell of a level is a square of its stride.
+
+        Without a level the largest value of all levels at each pixel.
+        """
+        if level is None:
+            return np.maximum.reduce([self.map(quantity, box, level) for level in range(len(self.strides))])
+        cells = self.values(quantity, box)[self._points_of(level)].reshape(self.level_sizes[level])
+        pixels = cells.repeat(self.strides[level], 0).repeat(self.strides[level], 1)
+        return pixels[: self.image.shape[0], : self.image.shape[1]]
+
+    def points_inside(self, box: int, level: int | None = None) -> np.ndarray:
+        """x and y of the points inside a box, of one level or of all, [n, 2]."""
+        chosen = slice(None) if level is None else self._points_of(level)
+        return self.weights.points[chosen][self.weights.inside[chosen, box]].cpu().numpy()
+
+    def positive_sum(self, box: int, level: int | None = None) -> float:
+        """The positive weights of a box added up, of one level or of all."""
+        chosen = slice(None) if level is None else self._points_of(level)
+        return float(self.values("pos", box)[chosen].sum())
+
+    def strongest_point(self, box: int) -> StrongestPoint | None:
+        """Where the box's positive weight is largest; None if no point lies inside the box."""
+        inside = self.values("inside", box)
+        if not inside.any():
+            return None
+        point = int(np.where(inside, self.values("pos", box), -1).argmax())
+        level = next(level for level in range(len(self.strides)) if point < self._points_of(level).stop)
+        values = [float(self.values(quantity, box)[point]) for quantity in ("pos", "score", "iou", "prior")]
+        return StrongestPoint(*self.weights.points[point].tolist(), level, *values)
+
+    def summary(self, box: int) -> dict[str, Any]:
+        """The figures of a box, ready for JSON."""
+        point = self.strongest_point(box)
+        return {
+            "object": box,
+            "class": self.names[int(self.labels[box])],
+            "box": self.boxes[box].tolist(),
+            "points": len(self.points_inside(box)),
+            "positive_sum": self.positive_sum(box),
+            "strongest_point": None if point is None else point._asdict() | {"stride": self.strides[point.level]},
+        }
+
+    def window(self, box: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of a square around a box, moved into the image as far as it fits in."""
+        x1, y1, x2, y2 = self.boxes[box].tolist()
+        longest = max(x2 - x1, y2 - y1)
+        height, width = self.image.shape[:2]
+        side = min((1 + 2 * MARGIN) * longest, max(1.05 * longest, min(height, width)))
+        side = round(max(side, SMALLEST_WINDOW * self.strides[0]))
+        left, top = (
+            round((length - side) / 2 if side > length else min(max((low + high - side) / 2, 0), length - side))
+            for low, high, length in ((x1, x2, width), (y1, y2, height))
+        )
+        return left, top, left + side, top + side
+
+    def _points_of(self, level: int) -> slice:
+        first = sum(height * width for height, width in self.level_sizes[:level])
+        height, width = self.level_sizes[level]
+        return slice(first, first + height * width)

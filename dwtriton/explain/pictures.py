@@ -1,0 +1,231 @@
+"""Pictures of a label assignment: where in an image its objects count as positive, and where as negative."""
+
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from dwtriton.core.errors import UserError
+from dwtriton.explain.maps import Explanation
+
+SHOWN = 8  # objects in the picture of all
+PANEL = 1.15  # inches; six of them fill the width of a page
+PIXELS = 480  # of a panel's side at most: more of them are not seen
+LETTERS = 7  # points
+LETTERS_PER_INCH = 16
+LIGHT = 0.55  # how much of the image under a map is made white, so that colours stand out
+GREY = 0.8  # what a colour bar shows the colours on, as an image of medium brightness would
+
+
+class Quantity(NamedTuple):
+    """How a quantity is shown."""
+
+    name: str
+    symbol: str  # on the colour bar
+    colours: str  # colour map, light to dark
+    to_one: bool  # whether the scale ends at 1, or at the largest value shown
+
+
+QUANTITIES = {
+    "score": Quantity("score", "$s$", "Greens", True),
+    "iou": Quantity("IoU", "IoU", "Greens", True),
+    "prior": Quantity("centre prior", "prior", "Greens", True),
+    "pos": Quantity("positive weight", r"$w_\mathrm{pos}$", "Reds", False),
+    "neg": Quantity("negative weight", r"$N\,s^2$", "Blues", False),
+}
+
+
+class Column(NamedTuple):
+    """One object of one explanation, on one level or on all of them."""
+
+    title: str
+    explained: Explanation
+    box: int
+    level: int | None = None
+
+
+class View(NamedTuple):
+    """The part of the image that a panel shows, every so many pixels."""
+
+    rows: slice
+    columns: slice
+    extent: tuple[int, int, int, int]  # left, right, bottom, top in pixels
+
+
+def draw_object(explained: Explanation, box: int) -> Figure:
+    """One object on all levels combined and on each: the image with the points inside, score, IoU, prior, weights.
+
+    Raises UserError for a box that is not there.
+    """
+    check_box(len(explained.boxes), box)
+    levels = range(len(explained.strides))
+    columns = [Column("max over levels", explained, box)]
+    columns += [Column(explained.level_name(level), explained, box, level) for level in levels]
+    title = f"object {explained.title(box)}\n{describe_strongest(explained, box)}"
+    return _draw(columns, ("image", *QUANTITIES), title, shared_scale=True)
+
+
+def draw_strip(steps: Sequence[tuple[str, Explanation]], box: int) -> Figure:
+    """One object at several checkpoints, all levels combined: score, IoU and its weights.
+
+    `steps` are one or more (title, explanation) of the same image. Each row has one scale, so that its colours can be
+    compared. Raises UserError for a box that is not there.
+    """
+    for _, explained in steps:
+        check_box(len(explained.boxes), box)
+    columns = [Column(title, explained, box) for title, explained in steps]
+    return _draw(columns, ("score", "iou", "pos", "neg"), f"object {steps[0][1].title(box)}", shared_scale=True)
+
+
+def draw_objects(explained: Explanation) -> Figure:
+    """All objects side by side, the largest first, all levels combined: the image and the weights around each.
+
+    Every panel has its own scale. Raises UserError for an image without objects.
+    """
+    areas = (explained.boxes[:, 2:] - explained.boxes[:, :2]).prod(1)
+    shown = areas.argsort(descending=True, stable=True).tolist()[:SHOWN]
+    if not shown:
+        raise UserError("this image has no objects")
+    columns = [Column(explained.title(box), explained, box) for box in shown]
+    count = len(explained.boxes)
+    title = f"{count} objects" if count > 1 else "1 object"
+    title += f", the {SHOWN} largest shown" if count > SHOWN else ""
+    return _draw(columns, ("image", "pos", "neg"), title, shared_scale=False)
+
+
+def describe_strongest(explained: Explanation, box: int) -> str:
+    """The point with the largest positive weight and what made it, in words."""
+    point = explained.strongest_point(box)
+    if point is None:
+        return "no point of the pyramid lies inside the box"
+    return (
+        f"largest positive weight {_short(point.weight)} at ({point.x:g}, {point.y:g}) of "
+        f"{explained.level_name(point.level)}: score {point.score:.2f}, IoU {point.iou:.2f}, prior {point.prior:.2f}"
+    )
+
+
+def check_box(count: int, box: int) -> None:
+    """Raise UserError unless `box` numbers one of `count` objects."""
+    if not 0 <= box < count:
+        raise UserError(f"there is no object {box}: the image has {count}, numbered from 0")
+
+
+def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_scale: bool) -> Figure:
+    """A panel for every row and column; colours mean the same along a row, unless the scale is not shared."""
+    with matplotlib.rc_context({"font.size": LETTERS, "axes.linewidth": 0.5, "mathtext.fontset": "dejavusans"}):
+        width, height = 0.9 + PANEL * len(columns), 0.5 + (PANEL + 0.2) * len(rows)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for row, axes_of_row in zip(rows, grid):
+            if row == "image":
+                _draw_images(axes_of_row, columns)
+            else:
+                _draw_maps(figure, axes_of_row, columns, row, shared_scale)
+        for axes, column in zip(grid[0], columns):
+            axes.set_title(_wrapped(column.title, PANEL), fontsize=LETTERS, parse_math=False)
+        figure.suptitle(_wrapped(title, width), fontsize=LETTERS + 1, parse_math=False)
+        return figure
+
+
+def _draw_images(axes_of_row: Sequence[Axes], columns: Sequence[Column]) -> None:
+    """The image around each object; in the columns of one level with the points that lie inside its box."""
+    for axes, column in zip(axes_of_row, columns):
+        explained, box, level = column.explained, column.box, column.level
+        _show_image(axes, column)
+        points = explained.points_inside(box, level)
+        if level is not None:
+            left, _, right, _ = explained.window(box)
+            apart = explained.strides[level] / (right - left) * PANEL * 72  # in typographic points, as marker sizes are
+            size = min(2.4, apart / 2)
+            axes.plot(*points.T, "o", color="white", markeredgecolor="black", markersize=size, markeredgewidth=size / 8)
+        axes.set_xlabel(f"{len(points)} points inside" if len(points) != 1 else "1 point inside")
+        _mark(axes, column)
+    axes_of_row[0].set_ylabel("image")
+
+
+def _draw_maps(
+    figure: Figure, axes_of_row: Sequence[Axes], columns: Sequence[Column], row: str, shared_scale: bool
+) -> None:
+    """A quantity over the image, and the colour bar of the row."""
+    quantity = QUANTITIES[row]
+    views = [_view(column) for column in columns]
+    maps = [c.explained.map(row, c.box, c.level)[view.rows, view.columns] for c, view in zip(columns, views)]
+    largest = [float(pixels.max()) for pixels in maps]
+    for axes, column, view, pixels, value in zip(axes_of_row, columns, views, maps, largest):
+        top = 1.0 if quantity.to_one else max(largest) if shared_scale else value
+        _show_image(axes, column, as_paper=True)
+        axes.imshow(_tint(pixels / max(top, 1e-12), quantity.colours), extent=view.extent, interpolation="nearest")
+        text = f"max {_short(value)}"
+        if row == "pos":
+            text += f", Σ {_short(column.explained.positive_sum(column.box, column.level))}"
+        axes.set_xlabel(text)
+        _mark(axes, column)
+    axes_of_row[0].set_ylabel(quantity.name)
+    tints = _tint(np.linspace(0, 1, 256), quantity.colours)
+    colours = ListedColormap(tints[:, :3] * tints[:, 3:] + GREY * (1 - tints[:, 3:]))
+    bar = figure.colorbar(ScalarMappable(cmap=colours), ax=list(axes_of_row), shrink=0.8, pad=0.01, aspect=12)
+    bar.set_ticks([0, 1], labels=["0", _short(top) if quantity.to_one or shared_scale else "max"])
+    bar.set_label(quantity.symbol, labelpad=0)
+    bar.ax.tick_params(length=2, width=0.5)
+
+
+def _show_image(axes: Axes, column: Column, as_paper: bool = False) -> None:
+    """The image around an object, as it is or grey and light."""
+    rows, columns, extent = _view(column)
+    part = Image.fromarray(column.explained.image[rows.start : rows.stop, columns.start : columns.stop])
+    pixels = np.asarray(part.reduce(rows.step)) / 255
+    if as_paper:
+        pixels = LIGHT + (1 - LIGHT) * pixels.mean(2, keepdims=True).repeat(3, 2)
+    axes.imshow(pixels, extent=extent, interpolation="hanning")
+    left, top, right, bottom = column.explained.window(column.box)
+    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+
+
+def _mark(axes: Axes, column: Column) -> None:
+    """The box, and its strongest point in the panels that have it."""
+    x1, y1, x2, y2 = column.explained.boxes[column.box].tolist()
+    point = column.explained.strongest_point(column.box)
+    for colour, width in (("white", 1.8), ("black", 0.8)):
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
+        if point is not None and column.level in (None, point.level):
+            axes.plot(point.x, point.y, "+", color=colour, markersize=5 + width, markeredgewidth=width)
+
+
+def _view(column: Column) -> View:
+    """What is seen of the image."""
+    left, top, right, bottom = column.explained.window(column.box)
+    step = -(-(right - left) // PIXELS)
+    height, width = column.explained.image.shape[:2]
+    rows, columns = slice(max(top, 0), min(bottom, height), step), slice(max(left, 0), min(right, width), step)
+    sizes = [-(-(part.stop - part.start) // step) * step for part in (rows, columns)]
+    return View(rows, columns, (columns.start, columns.start + sizes[1], rows.start + sizes[0], rows.start))
+
+
+def _tint(values: np.ndarray, colours: str) -> np.ndarray:
+    """RGBA, [..., 4], of values 0..1, [...]: the larger, the darker and the less transparent."""
+    values = values.clip(0, 1)
+    tints = matplotlib.colormaps[colours](0.15 + 0.85 * values)
+    tints[..., 3] = np.sqrt(values)
+    return tints
+
+
+def _short(value: float) -> str:
+    """A value in few letters."""
+    if 0 < value < 0.001:
+        return "<0.001"
+    return f"{value:.3f}" if 0 < value < 0.01 else f"{value:.2f}" if value != int(value) else f"{value:.0f}"
+
+
+def _wrapped(text: str, inches: float) -> str:
+    """A text in lines that are no longer than this."""
+    return "\n".join(line for part in text.splitlines() for line in wrap(part, int(inches * LETTERS_PER_INCH)))

@@ -1,0 +1,1 @@
+"""The losses that users import: checks, choice of backend, normalisers."""

@@ -1,0 +1,1 @@
+"""`dwtriton.predict`: detections in images and videos."""

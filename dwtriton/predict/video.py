@@ -1,0 +1,94 @@
+"""Frames of videos, read and written with PyAV, which is optional."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dwtriton.core.errors import UserError
+from dwtriton.data.images import BrokenImageError
+
+COMPLETE = 0.9  # of the frames that a file announces: edits and streams of other lengths make it announce too many
+USUAL_RATE = Fraction(25)  # frames a second, for a file that does not say
+
+
+def import_av():
+    """PyAV, an optional dependency. Raises UserError if it is not installed."""
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise UserError("videos need PyAV: pip install 'dwtriton[video]'") from None
+    return av
+
+
+class Video:
+    """A video file opened to be read once, from its first frame to its last; close it, or use it in `with`.
+
+    `rate` is in frames a second, `length` the frames that the file announces, or None; `read` have been read.
+    Raises UserError without PyAV, and BrokenImageError for a file without pictures that can be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._av = path, import_av()
+        try:
+            self._container = self._av.open(str(path))
+        except self._av.FFmpegError as error:
+            raise BrokenImageError(f"{path}: {error.strerror}") from None
+        if not self._container.streams.video:
+            self.close()
+            raise BrokenImageError(f"{path}: there are no pictures in it")
+        self.read = 0
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        self.rate: Fraction = stream.average_rate or USUAL_RATE
+        seconds = (self._container.duration or 0) / self._av.time_base
+        self.length: int | None = stream.frames or round(seconds * self.rate) or None
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frames(self) -> Iterator[Tensor]:
+        """The frames, uint8 [3, h, w], turned upright, all of the size of the first.
+
+        Raises BrokenImageError where decoding fails, and at an end that comes too early.
+        """
+        size = {}
+        try:
+            for frame in self._container.decode(video=0):
+                size = size or {"width": frame.width, "height": frame.height}
+                pixels = frame.to_ndarray(format="rgb24", **size)  # [h, w, 3]
+                upright = np.rot90(pixels, round(frame.rotation / 90))  # both count counter-clockwise
+                self.read += 1
+                yield torch.from_numpy(np.ascontiguousarray(upright)).permute(2, 0, 1)
+        except self._av.FFmpegError as error:
+            raise BrokenImageError(f"{self.path}: {error.strerror}, after {self.read} frames") from None
+        if not self.read:
+            raise BrokenImageError(f"{self.path}: there are no pictures in it")
+        if self.length and self.read < COMPLETE * self.length:
+            raise BrokenImageError(f"{self.path}: ends after {self.read} of {self.length} frames")
+
+
+def write_video(path: Path, frames: Iterator[Tensor], rate: Fraction) -> None:
+    """Write frames, uint8 [3, h, w] of one size, as H.264, `rate` of them a second; an odd side grows by a pixel."""
+    av = import_av()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate.limit_denominator(1001))  # television's 30000/1001 is exact
+        stream.pix_fmt = "yuv420p"
+        for number, frame in enumerate(frames):
+            height, width = frame.shape[1:]
+            even = pad(frame, (0, width % 2, 0, height % 2)).permute(1, 2, 0)  # [H, W, 3]
+            if not number:
+                stream.height, stream.width = even.shape[:2]
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even.numpy()), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())

@@ -1,0 +1,38 @@
+"""What a config leaves to machine and data, settled before a run begins and recorded in its `config.toml`."""
+
+import torch
+
+from dwtriton.config.schema import Config, override_config
+from dwtriton.core.errors import UserError
+from dwtriton.data.batching import training_buckets
+from dwtriton.data.coco import CocoDataset
+
+
+def settle_for_device(cfg: Config, device: torch.device) -> Config:
+    """The config with `train.precision` and `train.compile` as they will be on this device, not auto.
+
+    Raises UserError if the network shall be compiled for sizes of batch that nobody has counted.
+    """
+    precision, mode = cfg.train.precision, cfg.train.compile
+    if precision == "auto":
+        precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+    if mode == "auto":
+        mode = "default" if device.type == "cuda" else "off"  # on a CPU compiling takes longer than it saves
+    if mode != "off" and cfg.data.buckets == 0:
+        raise UserError(
+            "data.buckets = 0 lets a batch have any size, and torch.compile makes a graph for each: set data.buckets "
+            "to a number, or train.compile = off"
+        )
+    return override_config(cfg, [f"train.precision={precision}", f"train.compile={mode}"])
+
+
+def settle_buckets(cfg: Config, train_set: CocoDataset) -> Config:
+    """The config with `data.buckets` as sizes. Raises UserError if given ones do not fit the data."""
+    buckets = training_buckets(train_set, cfg)
+    return override_config(cfg, [f"data.buckets={[list(bucket) for bucket in buckets]}"]) if buckets else cfg
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu.get_capabilities().get("amx_bf16", False)

@@ -1,0 +1,1 @@
+"""`dwtriton.weights`: checkpoints looked into and converted."""

@@ -1,0 +1,208 @@
+"""`python -m dwtriton.weights`: what a checkpoint holds, and checkpoints from and to other formats."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
+
+from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dwtriton.checkpoints.mmdet_file import MmdetFile, config_misfits, is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.config.schema import Config, dump_config, load_config
+from dwtriton.console import cli
+from dwtriton.console.cli import say
+from dwtriton.core.errors import UserError
+from dwtriton.core.files import check_new_file, write_atomically
+from dwtriton.data.annotations import read_annotations
+from dwtriton.data.problems import DataReport
+from dwtriton.model.backbone import load_backbone_weights
+from dwtriton.model.detector import build_detector
+from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
+from dwtriton.weights.show import some, summarise
+
+EXAMPLES = {
+    "show": """\
+  python -m dwtriton.weights show runs/r50/last.pt
+  python -m dwtriton.weights show dw_r50_fpn_1x.pth""",
+    "from-mmdet": """\
+  python -m dwtriton.weights from-mmdet dw_r50_fpn_1x.pth --cfg r50_refine_1x --out r50_refine.pt
+  python -m dwtriton.weights from-mmdet my.pth --cfg r50_1x --set head.num_classes=3 --classes val.json --out my.pt""",
+    "to-mmdet": """\
+  python -m dwtriton.weights to-mmdet runs/r50/last.pt --out r50.pth""",
+    "from-torchvision": """\
+  python -m dwtriton.weights from-torchvision resnet50.pth --cfg r50_1x --out start.pt""",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser, add = cli.command_with_actions(
+        "dwtriton.weights", "Look into checkpoints and convert them from and to others.", EXAMPLES
+    )
+    look = add("show", show, "what a checkpoint holds")
+    begin = add("from-mmdet", convert_from_mmdet, "a checkpoint from one of MMDetection")
+    back = add("to-mmdet", convert_to_mmdet, "a checkpoint for MMDetection")
+    bare = add("from-torchvision", convert_from_torchvision, "a checkpoint from a torchvision ResNet")
+    for sub, file in (
+        (look, "checkpoint of this package or MMDetection, or torchvision ResNet weights"),
+        (begin, "MMDetection checkpoint"),
+        (back, "checkpoint of this package"),
+        (bare, "its state dict"),
+    ):
+        sub.add_argument("file", metavar="FILE", type=Path, help=file)
+    for sub in (begin, bare):
+        sub.add_argument("--cfg", metavar="NAME|FILE", required=True, help="config of the detector")
+        sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
+        sub.add_argument(
+            "--classes", metavar="FILE", type=Path, help="COCO JSON with the classes, where they are not COCO's 80"
+        )
+    for sub in (begin, back, bare):
+        sub.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+        sub.add_argument("--force", action="store_true", help="replace --out if it exists")
+    return parser
+
+
+def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+    """Print what a checkpoint holds; returns the facts."""
+    facts, parts = summarise(arguments.file)
+    table = Table(show_header=False)
+    for key, value in facts.items():
+        table.add_row(Text(key), Text(value))
+    console.print(table)
+    console.print(parts)
+    return facts
+
+
+def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+    """Write a checkpoint with the weights of an MMDetection file, and say what became of everything in it."""
+    cfg = load_config(arguments.cfg, arguments.set)
+    content = read_checkpoint_file(arguments.file)
+    if not is_mmdet(content):
+        raise UserError(f"{arguments.file} is no MMDetection checkpoint; `show` says what it is")
+    file = sort_mmdet(content, str(arguments.file))
+    if file.num_classes not in (None, cfg.head.num_classes):
+        raise UserError(
+            f"{arguments.file} detects {file.num_classes} classes, but head.num_classes of {arguments.cfg} is "
+            f"{cfg.head.num_classes}: add --set head.num_classes={file.num_classes}"
+        )
+    names, ids = class_list(cfg, file.class_names, arguments.classes, console)
+    weights, trained = rename(file, cfg, str(arguments.file))
+    model, ema = (weights, None) if trained is None else (trained, weights)
+    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model, ema=ema))
+    what = "tensors" if trained is None else "tensors of the moving average, and as many of the trained weights"
+    say(console, f"converted: {len(weights)} {what}")
+    say(console, "left out: the 2 constants of the centre prior, which the method fixes here")
+    for name, reason in file.left_out.items():
+        say(console, f"left out: {name}, {reason}")
+    say(console, f"checkpoint: {arguments.out}")
+    return {"checkpoint": str(arguments.out)}
+
+
+def rename(file: MmdetFile, cfg: Config, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """(weights, trained) of an MMDetection file under our names.
+
+    Raises UserError listing all tensors that do not fit `cfg`, and the configs that they do fit.
+    """
+    with torch.device("meta"):
+        own = build_detector(cfg).state_dict()
+    try:
+        weights = _copies(from_mmdet(file.weights, own))
+        return weights, None if file.trained is None else _copies(from_mmdet(file.trained, own))
+    except UserError as error:
+        misfits = config_misfits(file.weights, file.num_classes)
+        fitting = [f"--cfg {name}" for name, count in misfits.items() if not count]
+        fits = " or ".join(fitting) or "no shipped config"
+        raise UserError(f"{source}, with names and shapes of {fits}: {error}") from None
+
+
+def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each with memory of its own: a file holds all memory that its tensors are views of."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+    """Write a checkpoint that MMDetection loads to test with or to train from."""
+    checkpoint = load_checkpoint(arguments.file)
+    meta = {
+        "CLASSES": tuple(checkpoint.class_names),
+        "iter": checkpoint.iteration,
+        "dwtriton_config": dump_config(checkpoint.config),
+    }
+    state = {"meta": meta, "state_dict": to_mmdet(checkpoint.weights)}
+    if checkpoint.ema is not None:  # as mmengine writes it: the average as the model, the trained weights beside it
+        trained = {f"module.{name}": tensor for name, tensor in to_mmdet(checkpoint.model).items()}
+        state["ema_state_dict"] = {"steps": torch.tensor(checkpoint.iteration), **trained}
+    write_atomically(arguments.out, lambda file: torch.save(state, file))
+    which = "trained weights" if checkpoint.ema is None else "moving average, and the trained weights beside it"
+    say(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
+    return {"checkpoint": str(arguments.out)}
+
+
+def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+    """Write the checkpoint from which a run with this backbone begins."""
+    if not arguments.file.is_file():
+        raise UserError(f"{arguments.file} does not exist")
+    cfg = load_config(arguments.cfg, arguments.set)
+    names, ids = class_list(cfg, None, arguments.classes, console)
+    torch.manual_seed(cfg.train.seed)
+    detector = build_detector(cfg)
+    taken, fresh, left_out = load_backbone_weights(detector.backbone, str(arguments.file))
+    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, 0, detector.state_dict()))
+    say(
+        console,
+        f"backbone: {len(taken)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
+    )
+    if fresh:
+        say(console, f"fresh too, as the file has none: {some(fresh)}")
+    if left_out:
+        say(console, f"left out: {', '.join(left_out)}, of the classifier")
+    say(console, f"checkpoint: {arguments.out}")
+    return {"checkpoint": str(arguments.out)}
+
+
+def class_list(
+    cfg: Config, names: list[str] | None, annotations: Path | None, console: Console
+) -> tuple[list[str], list[int]]:
+    """Names and category ids by label: those of `annotations`, or else `names`, or else COCO's 80; says which.
+
+    Raises UserError if they are not `cfg.head.num_classes`, or if `annotations` and `names` differ.
+    """
+    coco = coco_categories()
+    if annotations:
+        categories = read_annotations(annotations, DataReport()).dataset["categories"]
+        given = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
+        if names not in (None, list(given.values())):
+            raise UserError(f"the checkpoint's classes are {names}, those of {annotations} are {list(given.values())}")
+        source = str(annotations)
+    elif names in (None, list(coco.values())):
+        given, source = coco, "COCO" if names else "taken to be COCO's, as the file names none"
+    else:
+        given, source = dict(enumerate(names, 1)), "the file; their category ids are not in it and were numbered from 1"
+    if len(given) != cfg.head.num_classes:
+        raise UserError(
+            f"the classes ({source}) are {len(given)}, but head.num_classes is {cfg.head.num_classes}: "
+            f"--classes FILE takes a COCO JSON with the right ones, --set head.num_classes=N another number"
+        )
+    say(console, f"classes: {len(given)}, {source}")
+    return list(given.values()), list(given)
+
+
+def coco_categories() -> dict[int, str]:
+    """COCO's 80 detection classes by category id, which has gaps."""
+    names = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return {id_: name for id_, name in enumerate(names) if name not in ("__background__", "N/A")}
+
+
+def main() -> int:
+    arguments = build_parser().parse_args()
+    if "out" in arguments:
+        check_new_file(arguments.out, arguments.force)
+    cli.print_result(arguments, arguments.run(arguments, cli.open_console(arguments)))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,92 @@
+"""Config files, overrides, and the errors for everything that does not exist."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dwtriton.config.files import ConfigError, config_names
+from dwtriton.config.schema import dump_config, flatten, load_config, override_config
+from tests.support.golden_cases import RELEASED
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RECIPE = json.loads((GOLDEN / "recipe.json").read_text())
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
+    cfg = load_config(name)
+    (tmp_path / "copy.toml").write_text(dump_config(cfg))
+    assert load_config(tmp_path / "copy.toml") == cfg
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_recipe_of_released_configs(name):
+    cfg, released = load_config(name), RECIPE[name]
+    pipeline = {step["type"]: step for step in released["train_pipeline"]}
+    scales = pipeline["Resize"]["img_scale"]
+    scales = scales if isinstance(scales[0], list) else [scales]
+    assert (cfg.schedule.epochs, list(cfg.schedule.milestones)) == (
+        released["max_epochs"],
+        released["lr_config"]["step"],
+    )
+    assert cfg.schedule.warmup_iterations == released["lr_config"]["warmup_iters"]
+    assert cfg.schedule.warmup_start == released["lr_config"]["warmup_ratio"]
+    assert cfg.data.short_side == (scales[0][1], scales[-1][1])
+    assert cfg.data.long_side == scales[0][0]
+    assert cfg.data.flip == pipeline["RandomFlip"]["flip_ratio"]
+    assert (list(cfg.data.mean), list(cfg.data.std)) == (pipeline["Normalize"]["mean"], pipeline["Normalize"]["std"])
+    assert cfg.data.size_divisor == pipeline["Pad"]["size_divisor"]
+    test = released["test_cfg"]
+    assert cfg.test.model_dump() == {
+        "score_threshold": test["score_thr"],
+        "candidates_per_level": test["nms_pre"],
+        "nms_iou": test["nms"]["iou_threshold"],
+        "max_detections": test["max_per_img"],
+    }
+
+
+def test_overrides_are_toml_or_plain_strings():
+    cfg = load_config("r50_1x", ["optimizer.lr=0.5", "data.short_side=[480, 960]", "backbone.weights=some/file.pth"])
+    assert (cfg.optimizer.lr, cfg.data.short_side, cfg.backbone.weights) == (0.5, (480, 960), "some/file.pth")
+    assert override_config(cfg, ["head.refine=true"], Path("here")).data.root == Path("here")
+
+
+def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
+    (tmp_path / "first.toml").write_text('base = "r50_refine_1x"\n[optimizer]\nlr = 0.02\n')
+    (tmp_path / "second.toml").write_text('base = "first.toml"\n[schedule]\nepochs = 3\n')
+    cfg = load_config(tmp_path / "second.toml")
+    expected = flatten(load_config("r50_refine_1x")) | {"optimizer.lr": 0.02, "schedule.epochs": 3}
+    assert flatten(cfg) == expected | {"published_ap": None}  # which is of the base alone
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("r50x", [], r"there is no config 'r50x'; did you mean 'r50_1x'\?"),
+        ("missing.toml", [], r"missing\.toml does not exist"),
+        ("r50_1x", ["optimizer.learning_rate=1"], r"unknown key 'optimizer\.learning_rate'"),
+        ("r50_1x", ["optimzer.lr=1"], r"unknown key 'optimzer'; did you mean 'optimizer\.lr'\?"),
+        ("r50_1x", ["lr=1"], r"unknown key 'lr'; did you mean 'optimizer\.lr'\?"),
+        ("r50_1x", ["train.batch_size=2"], r"unknown key 'train\.batch_size'; did you mean 'data\.batch_size'\?"),
+        ("r50_1x", ["schedule.epochs=0"], r"schedule\.epochs = 0: input should be greater than 0"),
+        ("r50_1x", ["data.short_side=[90, 60]"], r"data\.short_side = \[90, 60\]: .*the lowest comes first"),
+        ("r50_1x", ["data.size_divisor=48"], r"data\.size_divisor = 48: input should be a multiple of 32"),
+        ("r50_1x", ["backbone.depth=42"], r"backbone\.depth = 42: input should be 18, 34, 50 or 101"),
+        ("r50_1x", ["optimizer.lr"], r"'optimizer\.lr' is not of the form section\.key=value"),
+        ("r50_1x", ["optimizer.lr.x=1"], r"optimizer\.lr = \{'x': 1\}: input should be a valid number"),
+        ("r50_1x", ["description.x=1"], r"'description' is a value, it has no keys"),
+    ],
+)
+def test_bad_configs_are_named_with_the_nearest_valid_key(name, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(name, overrides)
+
+
+def test_bad_files(tmp_path):
+    (tmp_path / "broken.toml").write_text("[optimizer\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        load_config(tmp_path / "broken.toml")
+    (tmp_path / "circle.toml").write_text('base = "circle.toml"\n')
+    with pytest.raises(ConfigError, match="comes back to itself"):
+        load_config(tmp_path / "circle.toml")

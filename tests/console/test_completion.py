@@ -1,0 +1,77 @@
+"""Completion scripts: what bash offers for a beginning of a command line."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dwtriton import completion
+from dwtriton.__main__ import COMMANDS
+from dwtriton.config.files import config_names
+
+# fills the variables of bash's programmable completion as the Tab key would, and prints what comes back
+DRIVER = """
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+function=$(complete -p dwtriton | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+$function dwtriton "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def bash_script():
+    return completion.completion_script("bash")
+
+
+@pytest.fixture
+def complete(bash_script, tmp_path):
+    if not shutil.which("bash"):
+        pytest.skip("there is no bash")
+    (tmp_path / "driver").write_text(bash_script + DRIVER)
+    (tmp_path / "best.pt").touch()
+    (tmp_path / "best-folder").mkdir()
+
+    def run(*words):
+        command = ["bash", "--norc", "driver", "dwtriton", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    return run
+
+
+def test_bash_completes_commands_options_configs_keys_and_files(complete):
+    assert complete("") == set(COMMANDS)
+    assert complete("ex") == {"explain", "export"}
+    assert complete("train", "--c") == {"--cfg"}
+    assert complete("train", "--cfg", "") == {*config_names(), "list"}
+    assert complete("summary", "--cfg", "x") == {"x101_64x4d_ms_2x"}
+    assert "list" not in complete("summary", "--cfg", "")
+    assert complete("train", "--cfg", "shapes", "--set", "optimizer.l") == {"optimizer.lr="}
+    assert complete("weights", "from") == {"from-mmdet", "from-torchvision"}
+    assert complete("weights", "from-mmdet", "--fo") == {"--force"}
+    assert complete("tune", "--dtype", "b") == {"bfloat16"}
+    assert complete("completion", "") == set(completion.SHELLS)
+    assert complete("evaluate", "--weights", "best") == {"best.pt", "best-folder"}
+    assert complete("train", "--data", "best") == {"best-folder"}
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_every_shell_gets_a_script_with_every_command(shell, call):
+    code, printed, error = call(completion, shell)
+    assert (code, error) == (0, "")
+    assert all(command in printed for command in COMMANDS)
+    assert "optimizer.lr=" in printed
+
+
+def test_quiet_and_unknown_shells(call):
+    assert call(completion, "zsh", "--quiet") == (0, "", "")
+    code, printed, error = call(completion, "fish")
+    assert (code, printed) == (2, "")
+    assert "invalid choice: 'fish'" in error
+
+
+def test_without_shtab_the_extra_is_named(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, _, error = call(completion, "bash")
+    assert (code, error) == (2, "error: completion scripts need shtab: pip install 'dwtriton[completion]'\n")

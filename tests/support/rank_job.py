@@ -1,0 +1,118 @@
+"""What test_ranks.py starts: a command with something done to it. `rank_job.py SCENARIO [argument ...]`."""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import torch
+
+from dwtriton.evaluate import __main__ as evaluate_command
+from dwtriton.train import __main__ as train_command
+from dwtriton.train import trainer as loop
+
+RANK = os.environ.get("RANK", "0")
+
+
+def before_step(act):
+    """Call `act(trainer, batches)` before every optimiser step."""
+    step = loop.Trainer.step
+
+    def acting_step(trainer, batches, epoch):
+        act(trainer, batches)
+        step(trainer, batches, epoch)
+
+    loop.Trainer.step = acting_step
+
+
+def in_float64():
+    """Weights and images in float64. First boxes of 16, 32, ... pixels have IoUs over 0.5: no normaliser is clamped."""
+    build = loop.build_detector
+
+    def build_in_float64(cfg):
+        detector = build(cfg).double()
+        torch.nn.init.constant_(detector.head.box_conv.bias, 1.0)
+        detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+        return detector
+
+    loop.build_detector = build_in_float64
+
+
+def compiled_in_float64():
+    """Traced and run as torch.compile does, but for the generated code, which would take minutes."""
+    in_float64()
+    torch.compile = partial(torch.compile, backend="aot_eager")
+
+
+def rank_1_dies_once():
+    """In iteration 6 of a job that begins at its first one, without a word."""
+    begun_at = []
+
+    def die(trainer, _batches):
+        begun_at.append(trainer.iteration)
+        if (RANK, trainer.iteration, begun_at[0]) == ("1", 5, 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    in_float64()
+    before_step(die)
+
+
+def rank_1_has_another_rate():
+    if RANK == "1":
+        sys.argv.append("--set=optimizer.lr=0.5")
+
+
+def rank_1_has_another_folder():
+    if RANK == "1":
+        sys.argv[sys.argv.index("--out") + 1] += "-other"
+
+
+def rank_1_resumes():
+    if RANK == "1":
+        sys.argv.append("--resume")
+
+
+def rank_1_evaluates_with_another_threshold():
+    if RANK == "1":
+        sys.argv.append("--set=test.score_threshold=0.9")
+
+
+def rank_1_evaluates_another_file():
+    if RANK == "1":
+        sys.argv[sys.argv.index("--weights") + 1] += "-other"
+
+
+def rank_1_sees_nan():
+    """In iteration 3 the images of rank 1 are not finite; it writes their ids beside the run."""
+
+    def poison(trainer, batches):
+        if (RANK, trainer.iteration) == ("1", 2):
+            trainer.detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * torch.nan,))
+            (trainer.out / "poisoned").write_text(" ".join(map(str, batches[0].image_ids)))
+
+    before_step(poison)
+
+
+def slow_steps():
+    in_float64()
+    before_step(lambda _trainer, _batches: time.sleep(0.3))
+
+
+TRAINING = (
+    in_float64,
+    compiled_in_float64,
+    rank_1_dies_once,
+    rank_1_has_another_rate,
+    rank_1_has_another_folder,
+    rank_1_resumes,
+    rank_1_sees_nan,
+    slow_steps,
+)
+EVALUATING = (rank_1_evaluates_with_another_threshold, rank_1_evaluates_another_file)
+
+name = sys.argv.pop(1)
+scenario = next(scenario for scenario in (*TRAINING, *EVALUATING) if scenario.__name__ == name)
+scenario()
+command = train_command if scenario in TRAINING else evaluate_command
+command.cli.run(command.main)

@@ -1,0 +1,246 @@
+"""torch.compile in training: the same results, one graph for each bucket, and a word about every other graph."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+from dwtriton import build_detector
+from dwtriton.checkpoints.checkpoint import load_checkpoint
+from dwtriton.core.targets import pack_targets
+from dwtriton.data.batching import train_loader
+from dwtriton.data.prepare import prepare_data
+from dwtriton.data.transforms import normalise
+from dwtriton.train import compile as compiling
+from dwtriton.train import trainer as loop
+from dwtriton.train.metrics import read_metrics
+from dwtriton.train.signals import Interrupted
+from dwtriton.train.step import Updater
+from dwtriton.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+FROZEN = "backbone.frozen_statistics=true"
+ONE_BUCKET = ["data.buckets=[[96, 96]]", "schedule.epochs=1", FROZEN]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """One block in each stage of the backbone: half as much code to generate."""
+
+    def build(cfg):
+        detector = build_detector(cfg)
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            setattr(detector.backbone, stage, getattr(detector.backbone, stage)[:1])
+        return detector
+
+    monkeypatch.setattr(loop, "build_detector", build)
+    return build
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Spares the code generation: graphs are made as always, but run as PyTorch operations."""
+    monkeypatch.setattr(compiling.torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+def run(cfg, out, console, stop=None):
+    """Train, or resume what `out` holds, to the end or to iteration `stop`."""
+    trainer = Trainer(cfg, out, console)
+    trainer.resume() if (out / "last.pt").exists() else trainer.start()
+    step = trainer.step
+
+    def stopping_step(batches, epoch):
+        step(batches, epoch)
+        trainer.stop_requested = trainer.iteration == stop
+
+    trainer.step = stopping_step
+    if stop is None:
+        trainer.fit()
+    else:
+        with pytest.raises(Interrupted):
+            trainer.fit()
+    return trainer
+
+
+def gradients(detector, batch, cfg, forward=None, capacity=None):
+    """Losses and the gradient of every parameter, of a detector in float32 or float64."""
+    detector.zero_grad()
+    dtype = detector.head.box_conv.weight.dtype
+    targets = pack_targets(batch.targets, CPU, capacity)
+    if forward is None:
+        losses = detector(normalise(batch.images, batch.image_sizes, cfg.data).to(dtype), targets)
+    else:
+        losses = forward(batch.images, torch.tensor(batch.image_sizes), targets)
+    sum(losses.values()).backward()
+    found = {name: p.grad.double() for name, p in detector.named_parameters() if p.requires_grad}
+    return {name: loss.detach().double() for name, loss in losses.items()} | found
+
+
+def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(shallow, tiny, tmp_path, console):
+    """With generated code. Losses and gradients against float64, entry by entry."""
+    cfg = tiny(*ONE_BUCKET, "train.compile=default", "train.checkpoint_every=3")
+    whole = run(cfg, tmp_path / "whole", console)
+    assert "compiled 1 graphs in " in console.file.getvalue()
+    assert (whole.watch.graphs, whole.iteration) == (1, whole.total)
+    run(cfg, tmp_path / "run", console, stop=3)
+    torch._dynamo.reset()  # as in another process: compiled anew, from the code in the cache
+    run(cfg, tmp_path / "run", console)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
+    torch.testing.assert_close(first.optimizer["state"], second.optimizer["state"], rtol=0, atol=0)
+
+    torch.manual_seed(1)
+    detector = shallow(cfg).to(memory_format=torch.channels_last).train()
+    batch = next(iter(train_loader(prepare_data(cfg)[0], cfg)))
+    truth = gradients(copy.deepcopy(detector).double(), batch, cfg)
+    eager = gradients(detector, batch, cfg)
+    network = compiling.compile_network(compiling.TrainingNetwork(detector, cfg.data), "default", graphs=1)
+    compiled = gradients(detector, batch, cfg, network, whole.updater.capacity)  # the graph of the run
+    for name, true in truth.items():
+        allowed = max(2 * (eager[name] - true).abs().max(), 1e-5 * true.abs().max())
+        assert (compiled[name] - true).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_there_is_one_graph_for_each_bucket_and_nothing_to_say(ahead, traced, tiny, tmp_path, console):
+    """Whatever the numbers of boxes, crowds among them; made before the first step, or each at its first batch."""
+    settings = ["train.compile=default", f"train.compile_ahead={str(ahead).lower()}", "loss.ignore_crowd=true"]
+    trainer = run(tiny(*settings, "train.accumulate=2"), tmp_path / "run", console)
+    assert trainer.iteration == trainer.total
+    assert trainer.watch.graphs == len(trainer.cfg.data.buckets) == 2
+    assert trainer.updater.capacity == trainer.train_set.most_boxes(2)  # images of a pass, not of a step
+    assert ("compiled 2 graphs in " in console.file.getvalue()) == ahead
+    assert "compiled once more" not in console.file.getvalue()
+
+
+def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console):
+    """Batch norms train here; compiling ahead must leave no trace in their statistics."""
+    run(tiny("train.compile=default"), tmp_path / "run", console)
+    rows, ours = (
+        [row for row in read_metrics(out / "metrics.jsonl") if row.pop("kind") == "step"]
+        for out in (finished[0], tmp_path / "run")
+    )
+    assert len(ours) == len(rows)
+    for own, row in zip(ours, rows):
+        assert own == pytest.approx(row, rel=1e-4)
+
+
+def test_a_graph_that_nobody_expected_is_told_once_with_its_cause(traced, tiny, tmp_path, console):
+    trainer = Trainer(tiny("train.compile=default", "schedule.epochs=1"), tmp_path / "run", console)
+    trainer.start()
+    step = trainer.step
+
+    def step_of_another_size(batches, epoch):
+        if trainer.iteration in (2, 4):  # batches of three, then of two
+            for batch in batches:
+                count = {2: 3, 4: 2}[trainer.iteration]
+                batch.images, batch.image_sizes = batch.images[:count], batch.image_sizes[:count]
+                batch.targets = batch.targets[:count]
+        step(batches, epoch)
+
+    trainer.step = step_of_another_size
+    trainer.fit()
+    told = [line for line in console.file.getvalue().splitlines() if "compiled once more" in line]
+    assert [line.partition(":")[0] for line in told] == [
+        "compiled once more, in iteration 3",
+        "compiled once more, in iteration 5",
+    ]
+    assert "size mismatch at index 0. expected 4, actual 3" in told[0]
+
+
+def test_the_watch_tells_each_cause_once():
+    watch = compiling.GraphWatch(expected=1)
+    function = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    told = []
+    for size in (2, 3, 3, 4):
+        with watch:
+            function(torch.zeros(size))
+        told.append(watch.surprise())
+    function(torch.zeros(5))  # outside the watch
+    told.append(watch.surprise())
+    assert [cause is not None for cause in told] == [False, True, False, True, False]
+    assert "size mismatch at index 0. expected 2, actual 3" in told[1]
+    assert watch.graphs == 3
+
+
+@pytest.fixture
+def untraced(monkeypatch):
+    """Spares even the graphs: what is run to have the network compiled is run all the same."""
+    monkeypatch.setattr(compiling.torch, "compile", lambda network, **_settings: network)
+
+
+def assert_untouched(updater, state, random):
+    """Everything that a step depends on is as it was; tensors bit by bit."""
+    now = updater.checkpoint_state()
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, state[part][name]) for name, value in now[part].items()), part
+    assert (now["optimizer"], now["scaler"]) == (state["optimizer"], state["scaler"])
+    assert not now["optimizer"]["state"]  # no momenta yet
+    assert all(p.grad is None for p in updater.detector.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_compiling_ahead_changes_nothing_that_a_step_depends_on(untraced, tiny, monkeypatch):
+    """Not after any bucket, nor after an error. Batch norms train here, and the forward pass draws random numbers."""
+    cfg = tiny("train.compile=default", "train.ema_decay=0.9")
+    torch.manual_seed(0)
+    detector = build_detector(cfg).train()
+    detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] + torch.rand(()),))
+    updater = Updater(detector, cfg, CPU, capacity=50)
+    updater.scaler = torch.amp.GradScaler("cpu")  # as in float16, in which CPUs are slow
+    before = copy.deepcopy(updater.checkpoint_state()), torch.get_rng_state()
+    ends = 0
+    for _ in updater.compile_ahead(images=4):
+        assert_untouched(updater, *before)
+        ends += 1
+    assert ends == 2
+
+    def fail(losses):
+        assert not torch.equal(detector.backbone.bn1.running_var, before[0]["model"]["backbone.bn1.running_var"])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(updater.scaler, "scale", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(updater.compile_ahead(images=4))
+    assert_untouched(updater, *before)
+
+
+def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tmp_path, console):
+    """Not with the statistics of the black images that it compiles with."""
+    trainer = Trainer(tiny("train.compile=default"), tmp_path / "run", console)
+    trainer.start()
+    before = copy.deepcopy(trainer.detector.state_dict())
+    compile_ahead = trainer.updater.compile_ahead
+
+    def stopping(images):
+        for _ in compile_ahead(images):
+            trainer.stop_requested = True  # as by Ctrl-C while the first size of batch compiles
+            yield
+
+    trainer.updater.compile_ahead = stopping
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert checkpoint.iteration == 0
+    assert all(torch.equal(value, before[name]) for name, value in checkpoint.model.items())
+    again = Trainer(trainer.cfg, tmp_path / "run", console)
+    again.resume()
+    assert again.iteration == 0
+
+
+def test_a_graph_without_a_known_cause_ends_no_run():
+    torch._dynamo.utils.clear_compilation_metrics()
+    watch = compiling.GraphWatch(expected=0)
+    with watch:
+        torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
+    assert watch.surprise() == "PyTorch names no cause"
+    assert watch.surprise() is None

@@ -1,0 +1,226 @@
+"""One optimiser step: accumulation, gradient clipping, loss scale, moving average; and starting from a checkpoint."""
+
+import copy
+
+import pytest
+import torch
+
+from dwtriton import build_detector
+from dwtriton.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from dwtriton.config.schema import DataConfig, override_config
+from dwtriton.core.errors import UserError
+from dwtriton.core.targets import pack_targets
+from dwtriton.data.batching import train_loader
+from dwtriton.data.prepare import prepare_data
+from dwtriton.train.metrics import read_metrics
+from dwtriton.train.signals import Interrupted
+from dwtriton.train.step import Updater
+from dwtriton.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+PLAIN_SGD = ["optimizer.kind=sgd", "optimizer.lr=0.04", "optimizer.momentum=0.0", "optimizer.weight_decay=0.0"]
+FROZEN = "backbone.frozen_statistics=true"  # nothing but an update changes the detector
+
+
+@pytest.fixture
+def make(tiny):
+    """make(*overrides) -> (updater of a fresh detector, batches of its first steps as lists of passes)."""
+
+    def make(*overrides: str):
+        cfg = tiny(FROZEN, *overrides)
+        torch.manual_seed(0)
+        detector = build_detector(cfg).train()
+        batches = list(train_loader(prepare_data(cfg)[0], cfg))
+        passes = cfg.train.accumulate
+        return Updater(detector, cfg, CPU), [batches[i : i + passes] for i in range(0, len(batches), passes)]
+
+    return make
+
+
+def weights(updater):
+    return {name: p.detach().clone() for name, p in updater.detector.named_parameters()}
+
+
+def size_needed(batch):
+    """The least multiples of 32 in which the images of a batch fit."""
+    return [-(-max(size[axis] for size in batch.image_sizes) // 32) * 32 for axis in (0, 1)]
+
+
+def gradients(detector, batch, size=None):
+    """The gradient of every parameter for a batch padded to `size` (h, w), in a copy of the detector."""
+    height, width = size or batch.images.shape[2:]
+    padded = torch.zeros(len(batch), 3, height, width)
+    for image, loaded, (h, w) in zip(padded, batch.images, batch.image_sizes):
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DataConfig().mean, DataConfig().std))
+        image[:, :h, :w] = (loaded[:, :h, :w] - mean) / std
+    detector = copy.deepcopy(detector)
+    padded = padded.to(memory_format=torch.channels_last)  # or else convolutions add in another order
+    sum(detector(padded, pack_targets(batch.targets, CPU)).values()).backward()
+    return {name: p.grad for name, p in detector.named_parameters()}
+
+
+def test_accumulation_takes_the_mean_gradient_of_its_passes_padded_to_one_size(make):
+    settings = ["train.accumulate=2", "data.short_side=[64, 96]", "data.long_side=160", "data.buckets=0"]
+    updater, steps = make(*PLAIN_SGD, *settings)
+    passes = next(step for step in steps if size_needed(step[0]) != size_needed(step[1]))
+    assert [len(batch) for batch in passes] == [2, 2]
+    before = weights(updater)
+    size = [max(size_needed(batch)[axis] for batch in passes) for axis in (0, 1)]
+    assert [list(batch.images.shape[2:]) for batch in passes] == [size, size]
+    expected = [gradients(updater.detector, batch, size) for batch in passes]
+    lr, losses = updater.step(passes, 1.0)
+    assert lr == 0.04 * 4 / 16
+    assert losses.own.read().shape == (2, 4)
+    torch.testing.assert_close(losses.mean.read(), losses.own.read().mean(0))
+    after = {name: before[name] - lr * (expected[0][name] + expected[1][name]) / 2 for name in before}
+    torch.testing.assert_close(weights(updater), after, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("share", [0.25, 4.0])
+def test_clipping_scales_the_gradient_down_to_the_norm_and_never_up(share, make):
+    updater, (passes, *_) = make(*PLAIN_SGD)
+    gradient = gradients(updater.detector, passes[0])
+    norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt().item()
+    updater, (passes, *_) = make(*PLAIN_SGD, f"optimizer.clip_norm={share * norm}")
+    before = weights(updater)
+    lr, _ = updater.step(passes, 1.0)
+    after = {name: before[name] - lr * min(share, 1.0) * gradient[name] for name in before}
+    torch.testing.assert_close(weights(updater), after, rtol=1e-5, atol=1e-7)
+
+
+def test_float16_skips_a_step_whose_gradients_overflow_and_lowers_the_loss_scale(make):
+    updater, (first, second, *_) = make(*PLAIN_SGD, "train.precision=float16")
+    updater.scaler.load_state_dict(updater.scaler.state_dict() | {"scale": 2.0**40})
+    before = weights(updater)
+    _, losses = updater.step(first, 1.0)
+    assert losses.mean.read().isfinite().all()
+    assert all(torch.equal(value, before[name]) for name, value in weights(updater).items())
+    assert updater.scaler.get_scale() == 2.0**39
+    updater.scaler.load_state_dict(updater.scaler.state_dict() | {"scale": 2.0**10})
+    updater.step(second, 1.0)
+    assert not torch.equal(weights(updater)["head.class_conv.weight"], before["head.class_conv.weight"])
+    assert all(value.isfinite().all() for value in weights(updater).values())
+
+
+def test_float16_with_clipping_agrees_with_float32(make):
+    """The loss scale is divided out before the norm is measured."""
+    results = []
+    for precision in ("float32", "float16"):
+        updater, (passes, *_) = make(*PLAIN_SGD, f"train.precision={precision}", "optimizer.clip_norm=0.5")
+        updater.step(passes, 1.0)
+        results.append(torch.cat([p.grad.double().flatten() for p in updater.detector.parameters()]))
+    single, half = results
+    assert single.norm() == pytest.approx(0.5, rel=1e-5)
+    assert half.norm() == pytest.approx(0.5, rel=1e-5)
+    assert torch.nn.functional.cosine_similarity(single, half, dim=0) > 0.99
+
+
+def test_the_moving_average_follows_its_recurrence_and_is_what_is_evaluated(make):
+    updater, steps = make(*PLAIN_SGD, "train.ema_decay=0.3")
+    average = None
+    for count, passes in enumerate(steps[:4]):
+        updater.step(passes, 1.0)
+        decay = min(0.3, (1 + count) / (10 + count))
+        average = {
+            name: value if average is None else average[name] + (1 - decay) * (value - average[name])
+            for name, value in weights(updater).items()
+        }
+    assert updater.evaluated() is not updater.detector
+    evaluated = {name: p.detach() for name, p in updater.evaluated().named_parameters()}
+    torch.testing.assert_close(evaluated, average, rtol=1e-6, atol=1e-8)
+    state = updater.checkpoint_state()
+    assert torch.equal(state["ema"]["head.class_conv.weight"], updater.evaluated().head.class_conv.weight)
+    assert not torch.equal(state["ema"]["head.class_conv.weight"], state["model"]["head.class_conv.weight"])
+
+
+def test_batch_norm_statistics_are_averaged_and_their_counters_copied(make):
+    updater, steps = make("train.ema_decay=0.5", "backbone.frozen_statistics=false")
+    for passes in steps[:3]:
+        updater.step(passes, 1.0)
+    average, current = updater.evaluated().backbone.bn1, updater.detector.backbone.bn1
+    assert average.num_batches_tracked == current.num_batches_tracked == 3
+    assert not torch.equal(average.running_mean, current.running_mean)
+
+
+def run(cfg, out, console, stop=None):
+    """Train, or resume what `out` holds, to the end or to iteration `stop`; returns the checkpoint and the metrics."""
+    trainer = Trainer(cfg, out, console)
+    trainer.resume() if (out / "last.pt").exists() else trainer.start()
+    step = trainer.step
+
+    def stopping_step(batches, epoch):
+        step(batches, epoch)
+        trainer.stop_requested = trainer.iteration == stop
+
+    trainer.step = stopping_step
+    if stop is None:
+        trainer.fit()
+    else:
+        with pytest.raises(Interrupted):
+            trainer.fit()
+    return load_checkpoint(out / "last.pt"), read_metrics(out / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["train.accumulate=2", "train.ema_decay=0.8", "optimizer.clip_norm=1.0"], ["train.precision=float16"]],
+    ids=["accumulated, averaged, clipped", "float16"],
+)
+def test_resuming_restores_everything_an_update_depends_on(settings, tiny, tmp_path, console):
+    cfg = tiny(*settings)
+    whole, rows = run(cfg, tmp_path / "whole", console, stop=4)
+    run(cfg, tmp_path / "run", console, stop=2)
+    resumed, resumed_rows = run(cfg, tmp_path / "run", console, stop=4)
+    assert resumed_rows == rows
+    for first, second in ((whole.model, resumed.model), (whole.ema or {}, resumed.ema or {})):
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert resumed.scaler == whole.scaler
+    assert (whole.ema is None) == ("train.ema_decay=0.8" not in settings)
+
+
+def test_activation_checkpointing_changes_no_bit_of_a_run(tiny, tmp_path, console):
+    rows = [
+        run(tiny(FROZEN, f"train.activation_checkpointing={setting}"), tmp_path / setting, console, stop=3)[1]
+        for setting in ("true", "false")
+    ]
+    assert len(rows[0]) == 3
+    assert rows[0] == rows[1]
+
+
+def test_a_run_starts_from_the_weights_of_a_checkpoint(finished, tiny, tmp_path, console):
+    source = finished[0] / "last.pt"
+    trainer = Trainer(tiny(f"train.weights={source}"), tmp_path / "run", console)
+    trainer.start()
+    given = load_checkpoint(source).model
+    assert all(torch.equal(value, given[name]) for name, value in trainer.detector.state_dict().items())
+    assert trainer.iteration == 0
+    assert f"from {source}\n" in trainer.summary()
+
+
+def test_for_other_classes_the_class_convolution_alone_starts_afresh(finished, tiny, tmp_path, console):
+    checkpoint = load_checkpoint(finished[0] / "last.pt")
+    fewer = {name: value for name, value in checkpoint.model.items()}
+    for name in ("head.class_conv.weight", "head.class_conv.bias"):
+        fewer[name] = fewer[name][:3]
+    source = tmp_path / "three.pt"
+    save_checkpoint(source, checkpoint._replace(model=fewer, class_names=["a", "b", "c"], category_ids=[1, 2, 3]))
+    trainer = Trainer(tiny(f"train.weights={source}"), tmp_path / "run", console)
+    fresh = copy.deepcopy(trainer.detector.state_dict())
+    trainer.start()
+    for name, value in trainer.detector.state_dict().items():
+        expected = fresh if name.startswith("head.class_conv.") else fewer
+        assert torch.equal(value, expected[name]), name
+    assert "but for the class convolution (3 classes there, 8 here)" in trainer.summary()
+
+
+def test_checkpoints_that_cannot_be_started_from_or_resumed_say_why(finished, tiny, tmp_path, console):
+    checkpoint = load_checkpoint(finished[0] / "last.pt")
+    with pytest.raises(UserError, match=r"missing: head\.offset_conv\.weight"):
+        Trainer(tiny("head.refine=true", f"train.weights={finished[0] / 'last.pt'}"), tmp_path / "a", console).start()
+    with pytest.raises(UserError, match=r"none\.pt does not exist"):
+        Trainer(tiny("train.weights=none.pt"), tmp_path / "b", console).start()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "c").mkdir()
+    save_checkpoint(tmp_path / "c" / "last.pt", checkpoint._replace(optimizer=None))
+    with pytest.raises(CheckpointError, match="holds weights alone and cannot be resumed"):
+        Trainer(override_config(tiny()), tmp_path / "c", console).resume()
