@@ -27,11 +27,11 @@ from benchmarks.released import released_loss
 from dwtriton.config.schema import Config, load_config
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
-from dwtriton.core.transfer import Fetched
+from dwtriton.core.transfer import AsyncHostCopy
 from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector, build_detector
 from dwtriton.train.optimizer import build_optimizer
-from dwtriton.train.step import AUTOCAST, Updater
+from dwtriton.train.step import AUTOCAST, TrainStep
 
 Step = Callable[[], object]
 
@@ -101,7 +101,7 @@ class ReleasedLoss(nn.Module):
             return released_loss(*kinds, targets, STRIDES)
 
 
-def make_updater(method: str, cfg: Config, device: torch.device, capacity: int) -> Updater:
+def make_train_step(method: str, cfg: Config, device: torch.device, capacity: int) -> TrainStep:
     """One of ours, ready to step."""
     backend = {"compiled": "auto", "triton": "triton", "eager": "torch", "released": "torch"}[method]
     mode = cfg.train.compile if method == "compiled" else "off"
@@ -115,7 +115,7 @@ def make_updater(method: str, cfg: Config, device: torch.device, capacity: int) 
     detector = build_detector(cfg).to(device, memory_format=torch.channels_last).train()
     if method == "released":
         detector.loss = ReleasedLoss()
-    return Updater(detector, cfg, device, capacity)
+    return TrainStep(detector, cfg, device, capacity)
 
 
 class TorchvisionDetector(FCOS):
@@ -166,7 +166,7 @@ def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -
 
 
 def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
-    """A training step of torchvision's FCOS, from the bytes of a batch to the update; as `Updater.step` but for DDP."""
+    """A training step of torchvision's FCOS, from the bytes of a batch to the update; as `TrainStep.step` but for DDP."""
     torch.manual_seed(0)
     detector = make_torchvision(cfg, size, device).train()
     forward = torch.compile(detector) if compiled else detector
@@ -177,7 +177,7 @@ def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: t
         for target in batch.targets
     ]
 
-    def step() -> Fetched:
+    def step() -> AsyncHostCopy:
         optimizer.zero_grad(set_to_none=True)
         images = batch.images.to(device, non_blocking=True).float().div_(255)
         targets = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in on_host]
@@ -187,7 +187,7 @@ def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: t
         scaler.scale(total).backward()
         scaler.step(optimizer)
         scaler.update()
-        return Fetched(torch.stack([total, *losses.values()]))
+        return AsyncHostCopy(torch.stack([total, *losses.values()]))
 
     return step
 

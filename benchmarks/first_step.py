@@ -39,14 +39,14 @@ def first_step(args: argparse.Namespace) -> None:
     """Compile for both orientations and take one step; prints the seconds since the launch."""
     import torch
 
-    from benchmarks.detectors import benchmark_config, make_batch, make_updater
+    from benchmarks.detectors import benchmark_config, make_batch, make_train_step
 
     device, size = torch.device(args.device), (args.height, args.width)
     cfg = benchmark_config(args.cfg, [size, size[::-1]], args.images, args.precision, args.mode)
-    updater = make_updater("compiled", cfg, device, capacity=100 * args.images)
-    list(updater.compile_ahead(args.images))
+    train_step = make_train_step("compiled", cfg, device, capacity=100 * args.images)
+    list(train_step.compile_ahead(args.images))
     batch = make_batch(size, [7] * args.images, cfg.head.num_classes, pinned=device.type == "cuda")
-    updater.step([batch], 1.0)[1].mean.read()
+    train_step([batch], 1.0)[1].mean.read()
     print(f"{time.time() - float(os.environ[LAUNCHED]):.3g}")
 
 

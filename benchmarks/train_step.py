@@ -35,7 +35,7 @@ from benchmarks.detectors import (
     benchmark_config,
     make_batch,
     make_target,
-    make_updater,
+    make_train_step,
     network_parts,
     torchvision_step,
 )
@@ -54,7 +54,7 @@ from dwtriton.core.transfer import to_device
 from dwtriton.data.transforms import normalise
 from dwtriton.model.flops import image_flops
 from dwtriton.train.compile import GraphWatch
-from dwtriton.train.step import Updater
+from dwtriton.train.step import TrainStep
 
 MUST_RUN = ("compiled", "triton")  # the others are baselines
 BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, in turn; the mean of COCO is 7
@@ -134,15 +134,15 @@ def measure_row(method: str, cfg: Config, size: tuple[int, int], device: torch.d
     row: dict = {"method": method}
     try:
         if method in OURS:
-            updater = make_updater(method, cfg, device, capacity=100 * count)
-            step = partial(updater.step, [batch], 1.0)
+            train_step = make_train_step(method, cfg, device, capacity=100 * count)
+            step = partial(train_step, [batch], 1.0)
         else:
             step = torchvision_step(cfg, batch, size, device, compiled=method.endswith("compiled"))
         row |= measure_steps(step, count, device, seconds)
         if method in OURS:
             if share := loss_share(step, device):
                 row["loss_share"] = significant(share)
-            row["parts_ms"] = measure_parts(updater, batch, row["ms"], device, seconds / 4)
+            row["parts_ms"] = measure_parts(train_step, batch, row["ms"], device, seconds / 4)
     except Exception as error:
         row["skipped"] = reason(error)
     print(f"  {row.get('images_s', row.get('skipped'))} images/s", flush=True)
@@ -190,14 +190,14 @@ def measure_steps(step: Step, images: int, device: torch.device, seconds: float)
     }
 
 
-def measure_parts(updater: Updater, batch, step_ms: float, device: torch.device, seconds: float) -> dict[str, float]:
+def measure_parts(train_step: TrainStep, batch, step_ms: float, device: torch.device, seconds: float) -> dict[str, float]:
     """Milliseconds of each part of a step; forward parts are measured by themselves, the optimiser too."""
-    cfg, detector = updater.cfg, updater.detector
+    cfg, detector = train_step.cfg, train_step.detector
 
     def inputs():
         images = batch.images.to(device, non_blocking=True)
         sizes = to_device(torch.tensor(batch.image_sizes), device)
-        return normalise(images, sizes, cfg.data), pack_targets(batch.targets, device, updater.capacity)
+        return normalise(images, sizes, cfg.data), pack_targets(batch.targets, device, train_step.capacity)
 
     compiled = cfg.train.compile != "off"
     compile_with = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if compiled else (lambda f: f)
@@ -208,8 +208,8 @@ def measure_parts(updater: Updater, batch, step_ms: float, device: torch.device,
     parts, before = {}, 0.0
     for name, end in ends.items():
         parts[name], before = end - before, end
-    updater.step([batch], 1.0)
-    parts["optimiser"] = median_ms(updater.optimizer.step, device, seconds)
+    train_step([batch], 1.0)
+    parts["optimiser"] = median_ms(train_step.optimizer.step, device, seconds)
     parts["backward"] = step_ms - before - parts["optimiser"]
     return {name: significant(parts[name]) for name in (*ends, "backward", "optimiser")}
 
@@ -229,11 +229,11 @@ def median_ms(step: Step, device: torch.device, seconds: float) -> float:
 def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) -> dict:
     """Graphs, graph breaks and waits of the host in steps whose batches differ in size and numbers of boxes."""
     images, pinned = cfg.data.batch_size, device.type == "cuda"
-    updater = make_updater("compiled", cfg, device, capacity=100 * images)
+    train_step = make_train_step("compiled", cfg, device, capacity=100 * images)
     expected = len(cfg.data.buckets)
     watch = GraphWatch(expected)
     with watch:
-        list(updater.compile_ahead(images))
+        list(train_step.compile_ahead(images))
     pixels = [make_batch(size, [0] * images, cfg.head.num_classes, pinned) for size in cfg.data.buckets]
     generator = torch.Generator().manual_seed(0)
     breaks, syncs, done = graph_breaks(), 0, 0
@@ -244,7 +244,7 @@ def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) 
         size, classes = batch.image_sizes[0], cfg.head.num_classes
         batch.targets = [make_target(size, boxes, classes, generator) for boxes in counts.tolist()]
         with watch:
-            syncs += count_syncs(lambda batch=batch: updater.step([batch], 1.0), device)
+            syncs += count_syncs(lambda batch=batch: train_step([batch], 1.0), device)
         done += 1
     synchronise(device)
     return {

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from dwtriton.config.schema import Config, flatten
 from dwtriton.core.errors import UserError
 
-LET_THREADS_END = 0.2  # seconds: a thread of gloo that frees a tensor while Python shuts down aborts the process
+GLOO_SHUTDOWN_SECONDS = 0.2  # seconds: a thread of gloo that frees a tensor while Python shuts down aborts the process
 MAY_DIFFER = {"data.root", "data.workers"}  # between the machines of a job
 
 
@@ -29,7 +29,7 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes and reports for all."""
     return rank() == 0
 
@@ -44,11 +44,11 @@ def restarted() -> bool:
 
     Each machine's torchrun counts for itself, and one whose processes all lived does not count: any of them decides.
     """
-    return any_rank(_restarts() > 0)
+    return any_across_ranks(_restarts() > 0)
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the job that torchrun started, on the GPU of this process where there is one, and leave it at the end.
 
     Raises UserError if a machine has fewer GPUs than processes, or if restarts cannot work as torchrun was started.
@@ -66,21 +66,21 @@ def joined() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-        time.sleep(LET_THREADS_END)
+        time.sleep(GLOO_SHUTDOWN_SECONDS)
 
 
 @contextmanager
-def one_error() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """Let a UserError of any process end the job on all of them, told once.
 
-    Every process enters with the others, and inside nothing waits for another but `in_turn`.
+    Every process enters with the others, and inside nothing waits for another but `main_process_first`.
     """
     error = None
     try:
         yield
     except UserError as raised:
         error = raised
-    failed = [number for number, fails in enumerate(gather_everywhere(error is not None)) if fails]
+    failed = [number for number, fails in enumerate(all_gather_object(error is not None)) if fails]
     if not failed:
         return
     if rank() != failed[0]:
@@ -91,12 +91,12 @@ def one_error() -> Iterator[None]:
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process goes first, then the first of every other machine, then the rest: who comes later finds files.
 
     What is made on the first's disk need not be made again, whether or not the machines share it.
     """
-    place = 0 if is_first() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    place = 0 if is_main() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
     turns = 2 if distributed.is_initialized() else 0
     for _ in range(place):
         distributed.barrier()
@@ -109,10 +109,10 @@ def in_turn() -> Iterator[None]:
 
 def check_same(values: dict[str, Any]) -> None:
     """Raise the same UserError on all processes, told by the first, unless `values` are equal on every one of them."""
-    everywhere = gather_everywhere(values)
+    everywhere = all_gather_object(values)
     for number, others in enumerate(everywhere):
         keys = sorted(key for key in values.keys() | others.keys() if everywhere[0].get(key) != others.get(key))
-        if keys and not is_first():
+        if keys and not is_main():
             raise SystemExit(2)
         if keys:
             differences = "; ".join(f"{key} is {values.get(key)} and {others.get(key)}" for key in keys)
@@ -127,7 +127,7 @@ def check_same_config(cfg: Config) -> None:
     check_same({key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER})
 
 
-def gather_everywhere(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """The value of every process, in the order of ranks, on each of them. It travels through main memory."""
     if not distributed.is_initialized():
         return [value]
@@ -136,21 +136,21 @@ def gather_everywhere(value: Any) -> list[Any]:
     return values
 
 
-def of_first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """The first process's value, on each of them."""
-    return gather_everywhere(value)[0]
+    return all_gather_object(value)[0]
 
 
-def gather(value: Any) -> list[Any] | None:
+def gather_object(value: Any) -> list[Any] | None:
     """The value of every process, in the order of ranks, on the first; None on the others."""
     if not distributed.is_initialized():
         return [value]
-    values = [None] * world_size() if is_first() else None
+    values = [None] * world_size() if is_main() else None
     distributed.gather_object(value, values)
     return values
 
 
-def any_rank(flag: bool) -> bool:
+def any_across_ranks(flag: bool) -> bool:
     """Whether `flag` is true on some process. Does not wait for a GPU."""
     if not distributed.is_initialized():
         return flag
@@ -159,7 +159,7 @@ def any_rank(flag: bool) -> bool:
     return bool(raised)
 
 
-def mean(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """Mean over the processes, a new tensor; on a GPU nothing waits for it."""
     if not distributed.is_initialized():
         return values
@@ -168,7 +168,7 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def share_buffers(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Give every process the first one's buffers: statistics of batch norms, which each has gathered on its own."""
     if distributed.is_initialized():
         for buffer in module.buffers():

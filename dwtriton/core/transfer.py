@@ -11,7 +11,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Fetched:
+class AsyncHostCopy:
     """Values on their way from a device to main memory."""
 
     def __init__(self, values: Tensor) -> None:

@@ -48,21 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = build_parser().parse_args()
-    with ranks.joined():
-        return run(arguments, cli.open_console(arguments, ranks.is_first()))
+    with ranks.process_group():
+        return run(arguments, cli.open_console(arguments, ranks.is_main()))
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
     out = arguments.out or arguments.weights.parent / "evaluation"
-    with ranks.one_error():
+    with ranks.raise_on_all_ranks():
         check_absent([out / name for name in FILES], arguments.force)
         detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
         cfg = checkpoint.config
     ranks.check_same_config(cfg)
-    with ranks.one_error(), ranks.in_turn():
+    with ranks.raise_on_all_ranks(), ranks.main_process_first():
         draw_missing_shapes(cfg.data, console)
-    with ranks.one_error():
+    with ranks.raise_on_all_ranks():
         data = prepare_validation(cfg)
         check_classes(arguments.weights, checkpoint, data.class_names)
         make_folder(out)
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     notes = [f"{arguments.weights}: {which} after iteration {checkpoint.iteration}"]
     if not checkpoint.class_names:
         notes.append(f"{arguments.weights} has no class names; those of the data are shown")
-    notes += [f"validation data: {line}" for line in data.report.summary()]
+    notes += [f"validation data: {line}" for line in data.problems.summary()]
     notes += [f"left out, its objects count as missed: {line}" for line in sorted(broken)]
     paths = dict(zip(data.image_ids, data.paths))
     title = f"{arguments.weights} on {cfg.data.root}"

@@ -89,7 +89,7 @@ def detect_batch(
 
 def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], set[str]] | None:
     """The results of all processes, and the files that none could read, on the first process; None on the others."""
-    gathered = ranks.gather((results, broken))
+    gathered = ranks.gather_object((results, broken))
     if gathered is None:
         return None
     return [result for own, _ in gathered for result in own], set().union(*(files for _, files in gathered))

@@ -21,7 +21,7 @@ from dwtriton.train.plan import plan
 from dwtriton.train.signals import Interrupted
 from dwtriton.train.trainer import NonFiniteLossError, Trainer
 
-LET_OTHERS_END = 10  # seconds: torchrun's report calls the process that ended first the cause
+TORCHRUN_GRACE_SECONDS = 10  # seconds: torchrun's report calls the process that ended first the cause
 
 EXAMPLES = """\
   python -m dwtriton.train --cfg shapes                        train on generated data, minutes on a CPU
@@ -80,19 +80,19 @@ def main() -> int:
         cli.print_result(arguments, {name: load_config(name).published_ap for name in config_names()})
         return 0
     run = record(train) if ranks.under_torchrun() else train  # so that torchrun's report has the traceback
-    with ranks.joined():
-        return run(arguments, cli.open_console(arguments, ranks.is_first()))
+    with ranks.process_group():
+        return run(arguments, cli.open_console(arguments, ranks.is_main()))
 
 
 def train(arguments: argparse.Namespace, console: Console) -> int:
     """Train on this process of the job; returns the exit code."""
-    with ranks.one_error():
+    with ranks.raise_on_all_ranks():
         cfg = read_config(arguments)
     if arguments.plan:
-        with ranks.one_error(), ranks.in_turn():
+        with ranks.raise_on_all_ranks(), ranks.main_process_first():
             train_set = prepare_data(cfg, console)[0]
             console.print(plan(cfg, train_set))
-        if ranks.is_first():
+        if ranks.is_main():
             steps = OrientedBatchSampler(train_set.landscape, cfg.data.batch_size, cfg.train.seed).steps
             buckets = training_buckets(train_set, cfg)
             cli.print_result(arguments, {"epochs": cfg.schedule.epochs, "steps": steps, "buckets": buckets})
@@ -100,7 +100,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     ranks.check_same({"--out": str(out), "--resume": arguments.resume})
     trainer = Trainer(cfg, out, console)
-    again = ranks.restarted() and ranks.of_first((out / "last.pt").exists())
+    again = ranks.restarted() and ranks.broadcast_object((out / "last.pt").exists())
     trainer.resume() if arguments.resume or again else trainer.start()
     say(console, trainer.summary())
     began = time.perf_counter()
@@ -110,7 +110,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         say(console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}")
         return 130
     except NonFiniteLossError as error:
-        return cli.report_failure(str(error)) if ranks.is_first() else 1
+        return cli.report_failure(str(error)) if ranks.is_main() else 1
     except RuntimeError as error:
         if not ranks.is_lost_contact(error):
             raise
@@ -120,7 +120,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
             f"ended, and how, stands in torchrun's report. Go on from the last checkpoint with --resume --out {out}; "
             f"torchrun --max-restarts does so by itself",
         )
-        time.sleep(LET_OTHERS_END)
+        time.sleep(TORCHRUN_GRACE_SECONDS)
         return 1
     if evaluation is None:
         return 0

@@ -49,7 +49,7 @@ class GraphWatch:
     def __exit__(self, *error: object) -> None:
         self.graphs += _graphs_of_process() - self._before
 
-    def surprise(self) -> str | None:
+    def unexpected_recompile(self) -> str | None:
         """The cause of a graph beyond the expected ones, once: None if there is none, or its cause was told before."""
         if self.graphs <= max(self.expected, self._told):
             return None

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class MovingAverage:
+class EMA:
     """`module` holds the average; its decay rises from 0, where it begins, to `decay`: first weights are forgotten."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -19,10 +19,10 @@ def plan(cfg: Config, train_set: CocoDataset) -> Group:
     sampler = OrientedBatchSampler(train_set.landscape, cfg.data.batch_size, cfg.train.seed)
     natural: Counter[Size] = Counter()  # how often batches have which size, without buckets
     batches: dict[Size, list[int]] = defaultdict(list)  # pixels of the images of every batch, by bucket
-    for samples in sampler.whole_batches():
-        size = train_set.padded_size(samples)
+    for requests in sampler.whole_batches():
+        size = train_set.padded_size(requests)
         natural[size] += 1
-        pixels = sum(area(train_set.network_size(sample)) for sample in samples)
+        pixels = sum(area(train_set.network_size(request)) for request in requests)
         batches[smallest_bucket(size, buckets)].append(pixels)
     steps = f"{cfg.schedule.epochs} epochs x {sampler.steps} steps of {cfg.data.batch_size} images"
     graphs = f"{len(buckets)} buckets, each a graph of torch.compile" if buckets else "no buckets"

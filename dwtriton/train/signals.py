@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-ONE_REQUEST = 2.0  # seconds in which further signals belong to the first: torchrun passes on what all processes get
+SAME_SIGNAL_SECONDS = (
+    2.0  # seconds in which further signals belong to the first: torchrun passes on what all processes get
+)
 
 
 class Interrupted(Exception):
@@ -25,7 +27,7 @@ def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
         if not requested:
             requested.append(time.monotonic())
             request_stop()
-        elif number == signal.SIGINT and time.monotonic() - requested[0] > ONE_REQUEST:
+        elif number == signal.SIGINT and time.monotonic() - requested[0] > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in signals}

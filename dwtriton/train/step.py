@@ -12,11 +12,11 @@ from dwtriton.checkpoints.checkpoint import Checkpoint
 from dwtriton.config.schema import Config
 from dwtriton.core import ranks
 from dwtriton.core.targets import pack_targets
-from dwtriton.core.transfer import Fetched, to_device
+from dwtriton.core.transfer import AsyncHostCopy, to_device
 from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.train.compile import TrainingNetwork, compile_network
-from dwtriton.train.ema import MovingAverage
+from dwtriton.train.ema import EMA
 from dwtriton.train.optimizer import build_optimizer, set_learning_rate
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,11 +28,11 @@ class StepLosses(NamedTuple):
     """
 
     names: list[str]
-    mean: Fetched  # [len(names)], over all passes of all processes
-    own: Fetched  # [passes, len(names)], of this process
+    mean: AsyncHostCopy  # [len(names)], over all passes of all processes
+    own: AsyncHostCopy  # [passes, len(names)], of this process
 
 
-class Updater:
+class TrainStep:
     """Detector, optimiser, loss scale and moving average: all that a step changes.
 
     The batch of a step is shared out over the processes and, with `train.accumulate`, over several passes of each. The
@@ -62,7 +62,7 @@ class Updater:
             )
         self.optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
-        self.average = MovingAverage(detector, cfg.train.ema_decay) if cfg.train.ema_decay else None
+        self.ema = EMA(detector, cfg.train.ema_decay) if cfg.train.ema_decay else None
 
     def compile_ahead(self, images: int) -> Iterator[None]:
         """Compile for passes of so many images, one bucket at a time.
@@ -91,14 +91,14 @@ class Updater:
             for name, buffer in self.detector.named_buffers():
                 buffer.copy_(buffers[name])  # in place: a CUDA graph reads it where it lies
 
-    def evaluated(self) -> DualWeightDetector:
+    def eval_detector(self) -> DualWeightDetector:
         """The detector to evaluate, the same on every process: the moving average, if there is one."""
-        detector = self.detector if self.average is None else self.average.module
+        detector = self.detector if self.ema is None else self.ema.module
         if not self.cfg.backbone.frozen_statistics:
-            ranks.share_buffers(detector)
+            ranks.broadcast_buffers(detector)
         return detector
 
-    def step(self, batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
+    def __call__(self, batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
         """Update the weights by this process's batches of the step; returns the learning rate and the losses.
 
         Under float16 a step whose gradients overflow changes the loss scale and no weight; the moving average takes the
@@ -118,10 +118,10 @@ class Updater:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.cfg.optimizer.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.detector)
+        if self.ema is not None:
+            self.ema.update(self.detector)
         own = torch.stack(own)
-        return lr, StepLosses(["loss", *losses], Fetched(ranks.mean(own.mean(0))), Fetched(own))
+        return lr, StepLosses(["loss", *losses], AsyncHostCopy(ranks.all_reduce_mean(own.mean(0))), AsyncHostCopy(own))
 
     def checkpoint_state(self) -> dict[str, dict | None]:
         """The fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""
@@ -129,7 +129,7 @@ class Updater:
             "model": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() or None,
-            "ema": None if self.average is None else self.average.module.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -137,9 +137,9 @@ class Updater:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler is not None:
             self.scaler.load_state_dict(checkpoint.scaler)
-        if self.average is not None:
-            self.average.module.load_state_dict(checkpoint.ema)
-            self.average.updates = checkpoint.iteration
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint.ema)
+            self.ema.updates = checkpoint.iteration
 
     def _begin_step(self) -> None:
         """Forget the gradients of the step before; CUDA graphs may then write where they were."""

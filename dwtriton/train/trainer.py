@@ -31,7 +31,7 @@ from dwtriton.train.optimizer import lr_factor
 from dwtriton.train.run_folder import RunFolder
 from dwtriton.train.settle import settle_buckets, settle_for_device
 from dwtriton.train.signals import Interrupted, stopping_on_signals
-from dwtriton.train.step import StepLosses, Updater
+from dwtriton.train.step import StepLosses, TrainStep
 from dwtriton.train.tensorboard import import_writer
 
 
@@ -60,10 +60,10 @@ class Trainer:
         )
         cfg = self.cfg = settle_for_device(cfg, self.device)
         ranks.check_same_config(cfg)
-        with ranks.one_error():
+        with ranks.raise_on_all_ranks():
             if cfg.train.tensorboard:
                 import_writer()
-            with ranks.in_turn():
+            with ranks.main_process_first():
                 draw_missing_shapes(cfg.data, console)
             self.train_set, self.val_set = prepare_data(cfg)
             cfg = self.cfg = settle_buckets(cfg, self.train_set)
@@ -75,7 +75,7 @@ class Trainer:
         self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
         self.started_from = "fresh weights"
-        self.images_in_a_pass = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
+        self.micro_batch_size = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
         self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
         self.pending: Pending | None = None
         self.folder: RunFolder | None = None  # of the first process
@@ -85,16 +85,16 @@ class Trainer:
 
     def start(self) -> None:
         """Begin in an empty folder, from the checkpoint `train.weights` or the backbone weights of the config."""
-        with ranks.one_error():
+        with ranks.raise_on_all_ranks():
             if (self.out / "last.pt").exists():
                 raise UserError(
                     f"{self.out} already holds a run: add --resume to go on with it, or choose another --out"
                 )
-        with ranks.one_error():
+        with ranks.raise_on_all_ranks():
             if self.cfg.train.weights:
                 self.started_from = start_from(self.detector, self.cfg.train.weights, self.train_set.class_names)
             else:
-                with ranks.in_turn():  # the first may have to download
+                with ranks.main_process_first():  # the first may have to download
                     load_backbone_weights(self.detector.backbone, self.cfg.backbone.weights)
                 self.started_from = f"backbone weights {self.cfg.backbone.weights}"
         self._place()
@@ -102,24 +102,24 @@ class Trainer:
     def resume(self) -> None:
         """Go on from `last.pt`, where the run stopped."""
         path = self.out / "last.pt"
-        with ranks.one_error():
+        with ranks.raise_on_all_ranks():
             checkpoint = load_checkpoint(path)
             check_continues(path, checkpoint, self.cfg, self.train_set.class_names)
             load_weights(self.detector, checkpoint.model, str(path))
         self.iteration = checkpoint.iteration
         self.started_from = str(path)
         self._place()
-        self.updater.load(checkpoint)
+        self.train_step.load(checkpoint)
 
     def _place(self) -> None:
         """Put the detector on its device and the run into its folder, once all processes agree what the run is."""
         data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
         ranks.check_same(data | {"data.buckets": self.cfg.data.buckets, "iteration": self.iteration})
         self.detector.to(self.device, memory_format=torch.channels_last)
-        most_boxes = self.train_set.most_boxes(self.images_in_a_pass)
-        self.updater = Updater(self.detector, self.cfg, self.device, most_boxes)
-        with ranks.one_error():
-            if ranks.is_first():
+        most_boxes = self.train_set.most_boxes(self.micro_batch_size)
+        self.train_step = TrainStep(self.detector, self.cfg, self.device, most_boxes)
+        with ranks.raise_on_all_ranks():
+            if ranks.is_main():
                 self.folder = RunFolder(self.out, self.cfg, self.iteration)
 
     def summary(self) -> str:
@@ -131,19 +131,19 @@ class Trainer:
         lines = [
             f"{parameters / 1e6:.1f} M trainable parameters, {self.cfg.train.precision} on {self.device.type}, "
             f"from {self.started_from}",
-            f"{shares}{self.images_in_a_pass} images in a step",
+            f"{shares}{self.micro_batch_size} images in a step",
             f"{len(self.train_set)} training and {len(self.val_set)} validation images",
             f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
         ]
         for split, data in (("training", self.train_set), ("validation", self.val_set)):
-            lines += [f"{split} data: {line}" for line in data.report.summary()]
+            lines += [f"{split} data: {line}" for line in data.problems.summary()]
         if self.cfg.train.tensorboard:
             lines.append(f"TensorBoard: tensorboard --logdir {self.out}")
         return "\n".join(lines)
 
     def left_out(self) -> int:
         """Images and annotations that could not be used so far, in both splits."""
-        return sum(data.report.counts.total() for data in (self.train_set, self.val_set)) + len(self.broken)
+        return sum(data.problems.counts.total() for data in (self.train_set, self.val_set)) + len(self.broken)
 
     def fit(self) -> Evaluation | None:
         """Train to the last epoch; returns the final evaluation, on the first process.
@@ -170,9 +170,9 @@ class Trainer:
         self.detector.train()
         began = time.perf_counter()
         with self.watch, self.display.stage("compiling", len(self.cfg.data.buckets)) as advance:
-            for _ in self.updater.compile_ahead(self.images_in_a_pass):
+            for _ in self.train_step.compile_ahead(self.micro_batch_size):
                 advance()
-                if ranks.any_rank(self.stop_requested):
+                if ranks.any_across_ranks(self.stop_requested):
                     self.save()
                     raise Interrupted
         seconds = time.perf_counter() - began
@@ -187,7 +187,7 @@ class Trainer:
         passes = [self.speed.timed(iter(self.loader))] * self.cfg.train.accumulate  # one iterator, in every place
         for batches in zip(*passes):
             self.step(batches, epoch)
-            if ranks.any_rank(self.stop_requested):
+            if ranks.any_across_ranks(self.stop_requested):
                 self.save()
                 raise Interrupted
             if self.iteration % self.cfg.train.checkpoint_every == 0:
@@ -203,12 +203,12 @@ class Trainer:
             if not len(batch):
                 raise DataError(f"no training image of this orientation can be read: {batch.broken[0]}")
         with self.watch:
-            lr, losses = self.updater.step(batches, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
+            lr, losses = self.train_step(batches, lr_factor(self.iteration, self.cfg.schedule, self.per_epoch))
         self.settle()
         self.iteration += 1
         self.pending = Pending(self.iteration, epoch + 1, lr, losses, batches)
-        if cause := self.watch.surprise():
-            say(self.console, f"compiled once more, in iteration {self.iteration}: {cause}", "yellow")
+        if cause := self.watch.unexpected_recompile():
+            say(self.console, f"recompiled in iteration {self.iteration}: {cause}", "yellow")
 
     def settle(self) -> None:
         """Read, check and record the losses of the iteration that is pending, if one is."""
@@ -244,7 +244,7 @@ class Trainer:
                     class_names=self.train_set.class_names,
                     category_ids=self.train_set.category_ids,
                     iteration=self.iteration,
-                    **self.updater.checkpoint_state(),
+                    **self.train_step.checkpoint_state(),
                 ),
             )
 
@@ -276,12 +276,12 @@ class Trainer:
             advance()
 
         try:
-            detector, category_ids = self.updater.evaluated(), self.val_set.category_ids
+            detector, category_ids = self.train_step.eval_detector(), self.val_set.category_ids
             self.predict = self.predict or compile_predict(detector, self.cfg.inference.compile)
             results = detect(self.predict, self.device, self.val_loader, self.cfg.data, category_ids, on_batch)
         except Interrupted:
             results = []
-        if ranks.any_rank(self.stop_requested):
+        if ranks.any_across_ranks(self.stop_requested):
             raise Interrupted
         return results
 
@@ -291,7 +291,7 @@ class Trainer:
 
     def _explain_failure(self, what: str, pending: Pending, suspects: list[Batch]) -> str:
         own = [f"{i} ({path})" for batch in suspects for i, path in zip(batch.image_ids, batch.paths)]
-        images = ", ".join(image for of_rank in ranks.gather_everywhere(own) for image in of_rank)
+        images = ", ".join(image for of_rank in ranks.all_gather_object(own) for image in of_rank)
         last = self.out / "last.pt"
         kept = f"{last} is the last good checkpoint" if last.exists() else "there was no checkpoint yet"
         return (

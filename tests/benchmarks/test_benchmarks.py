@@ -255,7 +255,7 @@ def fail(*_arguments, **_options):
 def test_a_contestant_that_fails_is_recorded_and_the_others_go_on(quick, tmp_path, monkeypatch, capsys):
     """The exit code tells whether it was one of those that must run."""
     out = tmp_path / "steps.json"
-    make = train_step.make_updater
+    make = train_step.make_train_step
     arguments = [*SMALL, "--images", "2", "--varied", "1", "--out", str(out)]
     monkeypatch.setattr(train_step, "varied_steps", lambda *_: None)
     monkeypatch.setattr(train_step, "torchvision_step", fail)
@@ -264,7 +264,7 @@ def test_a_contestant_that_fails_is_recorded_and_the_others_go_on(quick, tmp_pat
     assert failed == {"method": "torchvision", "skipped": "RuntimeError: no such luck"}
     assert measured["loss_share"] == 0.0123
     monkeypatch.setattr(
-        train_step, "make_updater", lambda method, *a, **k: (fail if method == "triton" else make)(method, *a, **k)
+        train_step, "make_train_step", lambda method, *a, **k: (fail if method == "triton" else make)(method, *a, **k)
     )
     assert train_step.main([*arguments, "--methods", "triton", "eager"]) == 1
     results = json.loads(out.read_text())

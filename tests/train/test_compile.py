@@ -16,7 +16,7 @@ from dwtriton.train import compile as compiling
 from dwtriton.train import trainer as loop
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
-from dwtriton.train.step import Updater
+from dwtriton.train.step import TrainStep
 from dwtriton.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(sha
     truth = gradients(copy.deepcopy(detector).double(), batch, cfg)
     eager = gradients(detector, batch, cfg)
     network = compiling.compile_network(compiling.TrainingNetwork(detector, cfg.data), "default", graphs=1)
-    compiled = gradients(detector, batch, cfg, network, whole.updater.capacity)  # the graph of the run
+    compiled = gradients(detector, batch, cfg, network, whole.train_step.capacity)  # the graph of the run
     for name, true in truth.items():
         allowed = max(2 * (eager[name] - true).abs().max(), 1e-5 * true.abs().max())
         assert (compiled[name] - true).abs().max() <= allowed, name
@@ -117,9 +117,9 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_say(ahead, traced, ti
     trainer = run(tiny(*settings, "train.accumulate=2"), tmp_path / "run", console)
     assert trainer.iteration == trainer.total
     assert trainer.watch.graphs == len(trainer.cfg.data.buckets) == 2
-    assert trainer.updater.capacity == trainer.train_set.most_boxes(2)  # images of a pass, not of a step
+    assert trainer.train_step.capacity == trainer.train_set.most_boxes(2)  # images of a pass, not of a step
     assert ("compiled 2 graphs in " in console.file.getvalue()) == ahead
-    assert "compiled once more" not in console.file.getvalue()
+    assert "recompiled in iteration" not in console.file.getvalue()
 
 
 def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console):
@@ -149,10 +149,10 @@ def test_a_graph_that_nobody_expected_is_told_once_with_its_cause(traced, tiny, 
 
     trainer.step = step_of_another_size
     trainer.fit()
-    told = [line for line in console.file.getvalue().splitlines() if "compiled once more" in line]
+    told = [line for line in console.file.getvalue().splitlines() if "recompiled in iteration" in line]
     assert [line.partition(":")[0] for line in told] == [
-        "compiled once more, in iteration 3",
-        "compiled once more, in iteration 5",
+        "recompiled in iteration 3",
+        "recompiled in iteration 5",
     ]
     assert "size mismatch at index 0. expected 4, actual 3" in told[0]
 
@@ -164,9 +164,9 @@ def test_the_watch_tells_each_cause_once():
     for size in (2, 3, 3, 4):
         with watch:
             function(torch.zeros(size))
-        told.append(watch.surprise())
+        told.append(watch.unexpected_recompile())
     function(torch.zeros(5))  # outside the watch
-    told.append(watch.surprise())
+    told.append(watch.unexpected_recompile())
     assert [cause is not None for cause in told] == [False, True, False, True, False]
     assert "size mismatch at index 0. expected 2, actual 3" in told[1]
     assert watch.graphs == 3
@@ -178,14 +178,14 @@ def untraced(monkeypatch):
     monkeypatch.setattr(compiling.torch, "compile", lambda network, **_settings: network)
 
 
-def assert_untouched(updater, state, random):
+def assert_untouched(train_step, state, random):
     """Everything that a step depends on is as it was; tensors bit by bit."""
-    now = updater.checkpoint_state()
+    now = train_step.checkpoint_state()
     for part in ("model", "ema"):
         assert all(torch.equal(value, state[part][name]) for name, value in now[part].items()), part
     assert (now["optimizer"], now["scaler"]) == (state["optimizer"], state["scaler"])
     assert not now["optimizer"]["state"]  # no momenta yet
-    assert all(p.grad is None for p in updater.detector.parameters())
+    assert all(p.grad is None for p in train_step.detector.parameters())
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -195,12 +195,12 @@ def test_compiling_ahead_changes_nothing_that_a_step_depends_on(untraced, tiny, 
     torch.manual_seed(0)
     detector = build_detector(cfg).train()
     detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] + torch.rand(()),))
-    updater = Updater(detector, cfg, CPU, capacity=50)
-    updater.scaler = torch.amp.GradScaler("cpu")  # as in float16, in which CPUs are slow
-    before = copy.deepcopy(updater.checkpoint_state()), torch.get_rng_state()
+    train_step = TrainStep(detector, cfg, CPU, capacity=50)
+    train_step.scaler = torch.amp.GradScaler("cpu")  # as in float16, in which CPUs are slow
+    before = copy.deepcopy(train_step.checkpoint_state()), torch.get_rng_state()
     ends = 0
-    for _ in updater.compile_ahead(images=4):
-        assert_untouched(updater, *before)
+    for _ in train_step.compile_ahead(images=4):
+        assert_untouched(train_step, *before)
         ends += 1
     assert ends == 2
 
@@ -208,10 +208,10 @@ def test_compiling_ahead_changes_nothing_that_a_step_depends_on(untraced, tiny, 
         assert not torch.equal(detector.backbone.bn1.running_var, before[0]["model"]["backbone.bn1.running_var"])
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(updater.scaler, "scale", fail)
+    monkeypatch.setattr(train_step.scaler, "scale", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        next(updater.compile_ahead(images=4))
-    assert_untouched(updater, *before)
+        next(train_step.compile_ahead(images=4))
+    assert_untouched(train_step, *before)
 
 
 def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tmp_path, console):
@@ -219,14 +219,14 @@ def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tm
     trainer = Trainer(tiny("train.compile=default"), tmp_path / "run", console)
     trainer.start()
     before = copy.deepcopy(trainer.detector.state_dict())
-    compile_ahead = trainer.updater.compile_ahead
+    compile_ahead = trainer.train_step.compile_ahead
 
     def stopping(images):
         for _ in compile_ahead(images):
             trainer.stop_requested = True  # as by Ctrl-C while the first size of batch compiles
             yield
 
-    trainer.updater.compile_ahead = stopping
+    trainer.train_step.compile_ahead = stopping
     with pytest.raises(Interrupted):
         trainer.fit()
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pt")
@@ -242,5 +242,5 @@ def test_a_graph_without_a_known_cause_ends_no_run():
     watch = compiling.GraphWatch(expected=0)
     with watch:
         torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
-    assert watch.surprise() == "PyTorch names no cause"
-    assert watch.surprise() is None
+    assert watch.unexpected_recompile() == "PyTorch names no cause"
+    assert watch.unexpected_recompile() is None

@@ -191,7 +191,7 @@ def fit(setup: Setup, dtype: torch.dtype) -> Trained:
         trainer.evaluate = lambda: None
         trainer.fit()
         rows = read_metrics(Path(folder) / "metrics.jsonl")
-    state = trainer.updater.optimizer.state
+    state = trainer.train_step.optimizer.state
     return Trained(
         [row["lr"] for row in rows],
         np.array([[row[name] for name in ("loss_cls_pos", "loss_loc", "loss_cls_neg")] for row in rows]),

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dwtriton import build_detector
-from dwtriton.core.transfer import Fetched, to_device
+from dwtriton.core.transfer import AsyncHostCopy, to_device
 from dwtriton.data.batching import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.compile import GraphWatch
-from dwtriton.train.step import Updater
+from dwtriton.train.step import TrainStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -24,7 +24,7 @@ def fresh_compiler():
 
 @pytest.fixture
 def make(tiny):
-    """make(*overrides) -> (updater of a fresh detector on the GPU, steps of an epoch in page-locked memory)."""
+    """make(*overrides) -> (train_step of a fresh detector on the GPU, steps of an epoch in page-locked memory)."""
 
     def make(*overrides: str):
         cfg = tiny(*SETTINGS, *overrides)
@@ -32,7 +32,7 @@ def make(tiny):
         device = torch.device("cuda")
         detector = build_detector(cfg).to(device, memory_format=torch.channels_last).train()
         data, _ = prepare_data(cfg)
-        return Updater(detector, cfg, device, data.most_boxes(4)), [[batch] for batch in train_loader(data, cfg)]
+        return TrainStep(detector, cfg, device, data.most_boxes(4)), [[batch] for batch in train_loader(data, cfg)]
 
     return make
 
@@ -48,14 +48,14 @@ def sync_is_an_error():
 def test_the_host_waits_for_nothing_in_a_step(mode, precision, make, sync_is_an_error):
     """With clipping and moving average; float16 with its loss scale."""
     options = ["optimizer.clip_norm=5.0", "train.ema_decay=0.9", f"train.compile={mode}"]
-    updater, steps = make(*options, f"train.precision={precision}")
+    train_step, steps = make(*options, f"train.precision={precision}")
     if mode != "off":
-        list(updater.compile_ahead(4))
+        list(train_step.compile_ahead(4))
     for step in steps[:4]:
-        updater.step(step, 1.0)
+        train_step(step, 1.0)
     torch.cuda.synchronize()
     sync_is_an_error()
-    losses = [updater.step(step, 1.0)[1] for step in steps[4:]]
+    losses = [train_step(step, 1.0)[1] for step in steps[4:]]
     assert all(values.mean.read().isfinite().all() for values in losses)
 
 
@@ -63,31 +63,31 @@ def test_the_host_waits_for_nothing_in_a_step(mode, precision, make, sync_is_an_
 def test_compiled_steps_follow_the_eager_ones_from_one_graph_a_bucket(mode, make, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 in full
     eager, steps = make("train.compile=off", "backbone.frozen_statistics=true")
-    updater, _ = make(f"train.compile={mode}", "backbone.frozen_statistics=true")
+    train_step, _ = make(f"train.compile={mode}", "backbone.frozen_statistics=true")
     watch = GraphWatch(expected=2)
     with watch:
-        list(updater.compile_ahead(4))
+        list(train_step.compile_ahead(4))
     for step in steps:
-        expected = eager.step(step, 1.0)[1].mean.read()
+        expected = eager(step, 1.0)[1].mean.read()
         with watch:
-            losses = updater.step(step, 1.0)[1].mean.read()
+            losses = train_step(step, 1.0)[1].mean.read()
         torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
-        assert watch.surprise() is None
+        assert watch.unexpected_recompile() is None
     assert watch.graphs == 2
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiling_ahead_leaves_no_trace_on_the_device(mode, make):
-    updater, _ = make(f"train.compile={mode}", "train.precision=float16", "backbone.frozen_statistics=false")
-    before = {name: value.clone() for name, value in updater.detector.state_dict().items()}
-    random, random_on_gpu, scale = torch.get_rng_state(), torch.cuda.get_rng_state(), updater.scaler.get_scale()
-    for _ in updater.compile_ahead(4):
-        assert all(torch.equal(value, before[name]) for name, value in updater.detector.state_dict().items())
-        assert all(p.grad is None for p in updater.detector.parameters())
+    train_step, _ = make(f"train.compile={mode}", "train.precision=float16", "backbone.frozen_statistics=false")
+    before = {name: value.clone() for name, value in train_step.detector.state_dict().items()}
+    random, random_on_gpu, scale = torch.get_rng_state(), torch.cuda.get_rng_state(), train_step.scaler.get_scale()
+    for _ in train_step.compile_ahead(4):
+        assert all(torch.equal(value, before[name]) for name, value in train_step.detector.state_dict().items())
+        assert all(p.grad is None for p in train_step.detector.parameters())
         assert torch.equal(torch.get_rng_state(), random)
         assert torch.equal(torch.cuda.get_rng_state(), random_on_gpu)
-        assert updater.scaler.get_scale() == scale
-    assert not updater.optimizer.state
+        assert train_step.scaler.get_scale() == scale
+    assert not train_step.optimizer.state
 
 
 def test_passes_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
@@ -100,17 +100,17 @@ def test_passes_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
     batches = [batch for [batch] in steps if batch.images.shape == steps[0][0].images.shape]
     for first in range(0, len(batches) - 1, 2):  # recorded, then replayed
         passes = batches[first : first + 2]
-        losses = [updater.step(passes, 1.0)[1].own.read() for updater in (captured, eager)]
+        losses = [train_step(passes, 1.0)[1].own.read() for train_step in (captured, eager)]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
         gradients = [
-            torch.cat([p.grad.flatten() for p in updater.detector.parameters() if p.requires_grad])
-            for updater in (captured, eager)
+            torch.cat([p.grad.flatten() for p in train_step.detector.parameters() if p.requires_grad])
+            for train_step in (captured, eager)
         ]
         assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
 
 
 def test_values_are_fetched_as_they_were_when_it_was_ordered():
     values = to_device(torch.arange(1000.0), "cuda")
-    fetched = Fetched(values)
+    fetched = AsyncHostCopy(values)
     values.zero_()
     assert torch.equal(fetched.read(), torch.arange(1000.0))

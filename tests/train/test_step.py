@@ -14,7 +14,7 @@ from dwtriton.data.batching import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
-from dwtriton.train.step import Updater
+from dwtriton.train.step import TrainStep
 from dwtriton.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ FROZEN = "backbone.frozen_statistics=true"  # nothing but an update changes the 
 
 @pytest.fixture
 def make(tiny):
-    """make(*overrides) -> (updater of a fresh detector, batches of its first steps as lists of passes)."""
+    """make(*overrides) -> (train_step of a fresh detector, batches of its first steps as lists of passes)."""
 
     def make(*overrides: str):
         cfg = tiny(FROZEN, *overrides)
@@ -32,13 +32,13 @@ def make(tiny):
         detector = build_detector(cfg).train()
         batches = list(train_loader(prepare_data(cfg)[0], cfg))
         passes = cfg.train.accumulate
-        return Updater(detector, cfg, CPU), [batches[i : i + passes] for i in range(0, len(batches), passes)]
+        return TrainStep(detector, cfg, CPU), [batches[i : i + passes] for i in range(0, len(batches), passes)]
 
     return make
 
 
-def weights(updater):
-    return {name: p.detach().clone() for name, p in updater.detector.named_parameters()}
+def weights(train_step):
+    return {name: p.detach().clone() for name, p in train_step.detector.named_parameters()}
 
 
 def size_needed(batch):
@@ -61,54 +61,54 @@ def gradients(detector, batch, size=None):
 
 def test_accumulation_takes_the_mean_gradient_of_its_passes_padded_to_one_size(make):
     settings = ["train.accumulate=2", "data.short_side=[64, 96]", "data.long_side=160", "data.buckets=0"]
-    updater, steps = make(*PLAIN_SGD, *settings)
+    train_step, steps = make(*PLAIN_SGD, *settings)
     passes = next(step for step in steps if size_needed(step[0]) != size_needed(step[1]))
     assert [len(batch) for batch in passes] == [2, 2]
-    before = weights(updater)
+    before = weights(train_step)
     size = [max(size_needed(batch)[axis] for batch in passes) for axis in (0, 1)]
     assert [list(batch.images.shape[2:]) for batch in passes] == [size, size]
-    expected = [gradients(updater.detector, batch, size) for batch in passes]
-    lr, losses = updater.step(passes, 1.0)
+    expected = [gradients(train_step.detector, batch, size) for batch in passes]
+    lr, losses = train_step(passes, 1.0)
     assert lr == 0.04 * 4 / 16
     assert losses.own.read().shape == (2, 4)
     torch.testing.assert_close(losses.mean.read(), losses.own.read().mean(0))
     after = {name: before[name] - lr * (expected[0][name] + expected[1][name]) / 2 for name in before}
-    torch.testing.assert_close(weights(updater), after, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weights(train_step), after, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("share", [0.25, 4.0])
 def test_clipping_scales_the_gradient_down_to_the_norm_and_never_up(share, make):
-    updater, (passes, *_) = make(*PLAIN_SGD)
-    gradient = gradients(updater.detector, passes[0])
+    train_step, (passes, *_) = make(*PLAIN_SGD)
+    gradient = gradients(train_step.detector, passes[0])
     norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt().item()
-    updater, (passes, *_) = make(*PLAIN_SGD, f"optimizer.clip_norm={share * norm}")
-    before = weights(updater)
-    lr, _ = updater.step(passes, 1.0)
+    train_step, (passes, *_) = make(*PLAIN_SGD, f"optimizer.clip_norm={share * norm}")
+    before = weights(train_step)
+    lr, _ = train_step(passes, 1.0)
     after = {name: before[name] - lr * min(share, 1.0) * gradient[name] for name in before}
-    torch.testing.assert_close(weights(updater), after, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weights(train_step), after, rtol=1e-5, atol=1e-7)
 
 
 def test_float16_skips_a_step_whose_gradients_overflow_and_lowers_the_loss_scale(make):
-    updater, (first, second, *_) = make(*PLAIN_SGD, "train.precision=float16")
-    updater.scaler.load_state_dict(updater.scaler.state_dict() | {"scale": 2.0**40})
-    before = weights(updater)
-    _, losses = updater.step(first, 1.0)
+    train_step, (first, second, *_) = make(*PLAIN_SGD, "train.precision=float16")
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 2.0**40})
+    before = weights(train_step)
+    _, losses = train_step(first, 1.0)
     assert losses.mean.read().isfinite().all()
-    assert all(torch.equal(value, before[name]) for name, value in weights(updater).items())
-    assert updater.scaler.get_scale() == 2.0**39
-    updater.scaler.load_state_dict(updater.scaler.state_dict() | {"scale": 2.0**10})
-    updater.step(second, 1.0)
-    assert not torch.equal(weights(updater)["head.class_conv.weight"], before["head.class_conv.weight"])
-    assert all(value.isfinite().all() for value in weights(updater).values())
+    assert all(torch.equal(value, before[name]) for name, value in weights(train_step).items())
+    assert train_step.scaler.get_scale() == 2.0**39
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 2.0**10})
+    train_step(second, 1.0)
+    assert not torch.equal(weights(train_step)["head.class_conv.weight"], before["head.class_conv.weight"])
+    assert all(value.isfinite().all() for value in weights(train_step).values())
 
 
 def test_float16_with_clipping_agrees_with_float32(make):
     """The loss scale is divided out before the norm is measured."""
     results = []
     for precision in ("float32", "float16"):
-        updater, (passes, *_) = make(*PLAIN_SGD, f"train.precision={precision}", "optimizer.clip_norm=0.5")
-        updater.step(passes, 1.0)
-        results.append(torch.cat([p.grad.double().flatten() for p in updater.detector.parameters()]))
+        train_step, (passes, *_) = make(*PLAIN_SGD, f"train.precision={precision}", "optimizer.clip_norm=0.5")
+        train_step(passes, 1.0)
+        results.append(torch.cat([p.grad.double().flatten() for p in train_step.detector.parameters()]))
     single, half = results
     assert single.norm() == pytest.approx(0.5, rel=1e-5)
     assert half.norm() == pytest.approx(0.5, rel=1e-5)
@@ -116,28 +116,28 @@ def test_float16_with_clipping_agrees_with_float32(make):
 
 
 def test_the_moving_average_follows_its_recurrence_and_is_what_is_evaluated(make):
-    updater, steps = make(*PLAIN_SGD, "train.ema_decay=0.3")
+    train_step, steps = make(*PLAIN_SGD, "train.ema_decay=0.3")
     average = None
     for count, passes in enumerate(steps[:4]):
-        updater.step(passes, 1.0)
+        train_step(passes, 1.0)
         decay = min(0.3, (1 + count) / (10 + count))
         average = {
             name: value if average is None else average[name] + (1 - decay) * (value - average[name])
-            for name, value in weights(updater).items()
+            for name, value in weights(train_step).items()
         }
-    assert updater.evaluated() is not updater.detector
-    evaluated = {name: p.detach() for name, p in updater.evaluated().named_parameters()}
+    assert train_step.eval_detector() is not train_step.detector
+    evaluated = {name: p.detach() for name, p in train_step.eval_detector().named_parameters()}
     torch.testing.assert_close(evaluated, average, rtol=1e-6, atol=1e-8)
-    state = updater.checkpoint_state()
-    assert torch.equal(state["ema"]["head.class_conv.weight"], updater.evaluated().head.class_conv.weight)
+    state = train_step.checkpoint_state()
+    assert torch.equal(state["ema"]["head.class_conv.weight"], train_step.eval_detector().head.class_conv.weight)
     assert not torch.equal(state["ema"]["head.class_conv.weight"], state["model"]["head.class_conv.weight"])
 
 
 def test_batch_norm_statistics_are_averaged_and_their_counters_copied(make):
-    updater, steps = make("train.ema_decay=0.5", "backbone.frozen_statistics=false")
+    train_step, steps = make("train.ema_decay=0.5", "backbone.frozen_statistics=false")
     for passes in steps[:3]:
-        updater.step(passes, 1.0)
-    average, current = updater.evaluated().backbone.bn1, updater.detector.backbone.bn1
+        train_step(passes, 1.0)
+    average, current = train_step.eval_detector().backbone.bn1, train_step.detector.backbone.bn1
     assert average.num_batches_tracked == current.num_batches_tracked == 3
     assert not torch.equal(average.running_mean, current.running_mean)
 
