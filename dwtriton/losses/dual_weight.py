@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets, check_packed, check_values, concatenate_targets
-from dwtriton.reference import loss as reference
+from dwtriton import reference
 from dwtriton.reference.dense_weights import DualWeights
 
 ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'

@@ -11,7 +11,7 @@ import torch
 
 from dwtriton import DualWeightAssigner, DualWeightLoss
 from dwtriton.losses import dual_weight
-from dwtriton.reference import loss as reference
+from dwtriton import reference
 from tests.support.loss_cases import LOSSES, random_case
 
 CASE = random_case(1, [2], sizes=((3, 4),), strides=(8,))
@@ -96,7 +96,7 @@ def test_the_training_command_refuses_kernels_that_cannot_run(tmp_path):
 def test_the_training_command_takes_its_steps_through_the_kernels(tmp_path):
     """A few steps on a CPU, in the interpreter, with the losses of the torch backend; later ones of updated weights."""
     settings = ["data.shapes={train_images=4, val_images=1, seed=0}", "data.batch_size=2", "data.short_side=[64, 64]"]
-    settings += ["data.long_side=96", "data.test_short_side=64", "data.test_long_side=96", "data.workers=0"]
+    settings += ["data.long_side=96", "inference.short_side=64", "inference.long_side=96", "data.workers=0"]
     settings += ["head.channels=16", "head.convs=1", "head.groups=4", "schedule.epochs=1", "train.precision=float32"]
     losses = {}
     for backend in ("torch", "triton"):
