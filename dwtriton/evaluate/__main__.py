@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dwtriton.checkpoints.checkpoint import check_classes, load_detector
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
@@ -20,12 +20,12 @@ from dwtriton.data.batching import Batch, eval_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_validation
 from dwtriton.evaluate.coco_metrics import Evaluation, detect, evaluate, gather_results
 from dwtriton.evaluate.report import report_html
-from dwtriton.model.compile_predict import compile_predict
+from dwtriton.model.pixels import PixelDetector, compile_predict
 
 FILES = ("detections.json", "metrics.json", "report.html")
 EXAMPLES = """\
   python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
-  python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set test.nms_iou=0.5
+  python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set inference.nms_iou=0.5
   python -m dwtriton.evaluate --weights best.pt --force --json    replace earlier results; for scripts
   torchrun --nproc-per-node 8 -m dwtriton.evaluate --weights best.pt --data ~/coco    on eight GPUs"""
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     detector.to(device, memory_format=torch.channels_last)
 
     loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
-    predict = compile_predict(detector, cfg.inference.compile)
+    predict = compile_predict(PixelDetector(detector, cfg.data), cfg.inference.compile)
     broken: set[str] = set()
     with progress(console, "batches", len(loader)) as advance:
 
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if len(broken) == len(data):
         raise UserError(f"none of the {len(data)} images can be read; the first: {min(broken)}")
     write_text(out / "detections.json", json.dumps(results))
-    say(console, f"{len(results)} detections in {out / 'detections.json'}")
+    print_line(console, f"{len(results)} detections in {out / 'detections.json'}")
     evaluation = evaluate(data.coco, results)
     figures = {**evaluation.metrics, "class_ap": evaluation.class_ap}
     write_text(out / "metrics.json", json.dumps(figures))
@@ -102,10 +102,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     title = f"{arguments.weights} on {cfg.data.root}"
     write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title, notes))
     for line in notes:
-        say(console, line)
+        print_line(console, line)
     console.print(class_table(evaluation))
-    say(console, evaluation.table)
-    say(console, f"figures in {out / 'metrics.json'}, report in {out / 'report.html'}")
+    print_line(console, evaluation.table)
+    print_line(console, f"figures in {out / 'metrics.json'}, report in {out / 'report.html'}")
     cli.print_result(arguments, {"out": str(out), **figures})
     return 0
 

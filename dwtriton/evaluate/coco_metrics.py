@@ -14,7 +14,6 @@ from torchvision.ops import box_convert
 from dwtriton.config.schema import DataConfig
 from dwtriton.core import ranks
 from dwtriton.data.batching import Batch
-from dwtriton.data.transforms import normalise
 from dwtriton.model.detector import Detections
 
 CLASS_METRICS = {  # where they stand in COCOeval's precisions: IoUs, area
@@ -73,9 +72,8 @@ def detect_batch(
     """The results of `detect` for each image of one batch, best first."""
     if not len(batch):
         return []
-    images = normalise(batch.images.to(device), batch.image_sizes, cfg)
     results = []
-    for image_id, found in zip(batch.image_ids, predict(images, batch.image_sizes, batch.scale_factors)):
+    for image_id, found in zip(batch.image_ids, predict(batch.images, batch.image_sizes, batch.scale_factors)):
         boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")
         columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
         results.append(

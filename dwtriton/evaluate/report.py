@@ -22,9 +22,9 @@ from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.evaluate import report_parts as parts
 from dwtriton.evaluate.coco_metrics import AREAS, CLASS_METRICS, Evaluation
 from dwtriton.evaluate.tide import (
-    ERRORS,
+    ERROR_TYPES as ERRORS,
     RECALLS,
-    TOTALS,
+    SPECIAL_ERRORS as TOTALS,
     Analysis,
     Detection,
     Truth,
@@ -220,7 +220,7 @@ def _misses(analysis: Analysis, names: dict[int, str], files: dict[int, ImageFil
         boxes, why = [(truth, OBJECT)], "no detection comes near"
         if nearest is not None:
             boxes.append((nearest, DETECTION))
-            why = f"{nearest.error}, {names[nearest.category_id]} {nearest.score:.2f}"
+            why = f"{nearest.error_type}, {names[nearest.category_id]} {nearest.score:.2f}"
         caption = f"{names[truth.category_id]}, image {truth.image_id}: {why}"
         figures.append(parts.captioned(parts.photograph(_tile(files.get(truth.image_id), boxes)), caption))
     explained = "Blue: the object. Orange: the detection that would be right but for its class or its box, if any."
@@ -230,7 +230,7 @@ def _misses(analysis: Analysis, names: dict[int, str], files: dict[int, ImageFil
 def _mistakes(analysis: Analysis, names: dict[int, str], files: dict[int, ImageFile]) -> str:
     figures = []
     for detection in worst_false_positives(analysis, GALLERY):
-        boxes, why = [(detection, DETECTION)], str(detection.error)
+        boxes, why = [(detection, DETECTION)], str(detection.error_type)
         if detection.truth is not None:
             boxes.append((analysis.truths[detection.truth], OBJECT))
             why += f", {names[detection.truth_category]}"

@@ -1,7 +1,8 @@
-"""What is behind an AP50: matches, kinds of error and what each costs, confusions, curves and the worst mistakes.
+"""Error analysis at an IoU of 0.5: matches, error types and their costs, confusions, curves, the worst mistakes.
 
-The kinds of error and their costs are those of TIDE (Bolya, Foley, Hays, Hoffman, ECCV 2020, arXiv 2008.08115): every
-false positive has one cause, and the cost of a cause is what AP50 would gain if an oracle mended it and nothing else.
+Error types and costs are those of TIDE (Bolya, Foley, Hays, Hoffman, ECCV 2020, arXiv 2008.08115): each false positive
+has one type, and the cost of a type is the AP50 gained if an oracle fixed that type and nothing else.
+docs/evaluation.md has the rules.
 """
 
 from collections import Counter, defaultdict
@@ -13,121 +14,120 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.mask import iou as mask_iou
 
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoUs: enough for a match; too little to mean an object
-MOST_DETECTIONS = 100  # of a class in an image, as COCOeval counts
-RECALLS = np.linspace(0, 1, 101)  # at which COCO reads a precision
-ERRORS = {
-    "classification": "right place, another class",
+FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # a match has at least the first; an error below the second is background
+MAX_DETECTIONS = 100  # per class and image, as in COCOeval
+RECALLS = np.linspace(0, 1, 101)  # COCO's recall grid
+ERROR_TYPES = {
+    "classification": "right place, wrong class",
     "localisation": "right class, IoU from 0.1 to 0.5",
-    "both": "another class, IoU from 0.1 to 0.5",
-    "duplicate": "an object that a surer detection has found",
+    "both": "wrong class, IoU from 0.1 to 0.5",
+    "duplicate": "the object has a higher-scoring detection",
     "background": "no object there",
     "missed": "objects that no detection comes near",
 }
-TOTALS = {  # TIDE's special errors
+SPECIAL_ERRORS = {
     "false positives": "all wrong detections together",
-    "false negatives": "all objects that are not found",
+    "false negatives": "all objects without a right detection",
 }
 
 
 class Truth(NamedTuple):
-    """One object that is no crowd."""
+    """An object; crowd regions are not objects."""
 
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # xywh, pixels
     area: float  # of the annotation, pixels
     found: bool  # matched by a detection of its class
-    near: bool  # found, or some detection would be right if its class or its box were
+    reachable: bool  # found, or a detection would match it if its class or its box were fixed
 
 
 class Detection(NamedTuple):
-    """One detection that counts: COCO leaves out those without a match that lie on a crowd of their class."""
+    """A detection; those without a match that lie on a crowd region of their class are left out, as in COCO."""
 
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # xywh, pixels
     score: float
-    error: str | None  # one of ERRORS but "missed"; None for a true positive
-    truth: int | None  # number of the object that it matches, or would match but for its error
+    error_type: str | None  # one of ERROR_TYPES except "missed"; None for a true positive
+    truth: int | None  # index of the object that it matches, or that its error concerns
     truth_category: int | None  # class of that object
-    mendable: bool  # the surest classification or localisation error of an object that is not found
+    fixable: bool  # highest-scoring classification or localisation error of an object that is not found
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything about the detections of a data set at an IoU of 0.5."""
+    """Objects and detections of a data set, matched at an IoU of 0.5."""
 
     truths: list[Truth]
-    detections: list[Detection]  # best first
-    ap50: float  # as COCOeval has it: -1 if there are no objects
-    costs: dict[str, float]  # by ERRORS and TOTALS: what AP50 would gain without them
-    counts: dict[str, int]  # by ERRORS and TOTALS
+    detections: list[Detection]  # by descending score
+    ap50: float  # COCOeval's; -1 if there are no objects
+    costs: dict[str, float]  # by ERROR_TYPES and SPECIAL_ERRORS: gain of AP50 without them
+    counts: dict[str, int]  # by ERROR_TYPES and SPECIAL_ERRORS
 
 
 def analyse(coco: COCO, results: list[dict]) -> Analysis:
-    """Match detections (COCO results) with the ground truth image by image and find the cause of every mistake."""
-    of_image: dict[int, list[dict]] = defaultdict(list)
+    """Match COCO results with the ground truth image by image and find the type and cost of every error."""
+    by_image: dict[int, list[dict]] = defaultdict(list)
     for result in results:
-        of_image[result["image_id"]].append(result)
+        by_image[result["image_id"]].append(result)
     truths: list[Truth] = []
     detections: list[Detection] = []
     for image_id in sorted(coco.imgs):  # COCOeval's order decides between equal scores
-        _match_image(coco.imgToAnns[image_id], of_image[image_id], truths, detections)
+        _match_image(coco.imgToAnns[image_id], by_image[image_id], truths, detections)
     detections.sort(key=lambda detection: -detection.score)
 
-    counts = {error: sum(detection.error == error for detection in detections) for error in ERRORS}
-    counts["missed"] = sum(not truth.near for truth in truths)
-    counts["false positives"] = sum(detection.error is not None for detection in detections)
+    types = Counter(detection.error_type for detection in detections)
+    counts = {error_type: types[error_type] for error_type in ERROR_TYPES}
+    counts["missed"] = sum(not truth.reachable for truth in truths)
+    counts["false positives"] = len(detections) - types[None]
     counts["false negatives"] = sum(not truth.found for truth in truths)
-    kinds = [*ERRORS, *TOTALS]
     if not truths:
-        return Analysis(truths, detections, -1.0, dict.fromkeys(kinds, 0.0), counts)
+        return Analysis(truths, detections, -1.0, dict.fromkeys(counts, 0.0), counts)
     categories = sorted({truth.category_id for truth in truths})
     ap50 = _mean_ap(truths, detections, categories)
-    costs = {kind: max(0.0, _mean_ap(*_mended(truths, detections, kind), categories) - ap50) for kind in kinds}
+    costs = {error: max(0.0, _mean_ap(*_fixed(truths, detections, error), categories) - ap50) for error in counts}
     return Analysis(truths, detections, ap50, costs, counts)
 
 
 def confusion_matrix(analysis: Analysis, categories: Sequence[int], threshold: float) -> np.ndarray:
     """Counts [C + 1, C + 1] of the detections that score at least `threshold`.
 
-    Rows are the classes of objects, columns those of detections, in the order of `categories`; the last row is no
-    object, the last column no detection. An object counts once, in the column of the surest detection that is in the
-    right place, so a row of a class sums to its objects; all other detections stand in the last row.
+    Rows are classes of objects, columns classes of detections, in the order of `categories`; the last row is "no
+    object", the last column "no detection". Each object counts once, in the column of the highest-scoring detection in
+    its place, so that the row of a class sums to its objects. All other detections count in the last row.
     """
-    place = {category: number for number, category in enumerate(categories)}
+    index = {category: number for number, category in enumerate(categories)}
     nothing = len(categories)
     matrix = np.zeros((nothing + 1, nothing + 1), dtype=int)
     claimed: set[int | None] = set()
     for detection in analysis.detections:
         if detection.score < threshold:
             break
-        column = place[detection.category_id]
-        if detection.error in (None, "classification") and detection.truth not in claimed:
+        row = nothing
+        if detection.error_type in (None, "classification") and detection.truth not in claimed:
             claimed.add(detection.truth)
-            matrix[place[detection.truth_category], column] += 1
-        else:
-            matrix[nothing, column] += 1
+            row = index[detection.truth_category]
+        matrix[row, index[detection.category_id]] += 1
     for number, truth in enumerate(analysis.truths):
         if number not in claimed:
-            matrix[place[truth.category_id], nothing] += 1
+            matrix[index[truth.category_id], nothing] += 1
     return matrix
 
 
 def worst_misses(analysis: Analysis, count: int) -> list[tuple[Truth, Detection | None]]:
-    """The largest objects that were not found, each with the surest detection that nearly found it, if one did."""
-    nearest = {detection.truth: detection for detection in analysis.detections if detection.mendable}
-    missed = [(truth, nearest.get(number)) for number, truth in enumerate(analysis.truths) if not truth.found]
+    """Return the largest objects that were not found, each with its fixable detection, if it has one."""
+    fixable = {detection.truth: detection for detection in analysis.detections if detection.fixable}
+    missed = [(truth, fixable.get(number)) for number, truth in enumerate(analysis.truths) if not truth.found]
     return sorted(missed, key=lambda pair: -pair[0].area)[:count]
 
 
 def worst_false_positives(analysis: Analysis, count: int) -> list[Detection]:
-    """The surest detections that are wrong; of those that concern one object the surest alone."""
+    """Return the highest-scoring false positives, one per object."""
     worst: list[Detection] = []
     shown: set[int] = set()
     for detection in analysis.detections:
-        if detection.error is None or detection.truth in shown:
+        if detection.error_type is None or detection.truth in shown:
             continue
         if detection.truth is not None:
             shown.add(detection.truth)
@@ -136,23 +136,23 @@ def worst_false_positives(analysis: Analysis, count: int) -> list[Detection]:
 
 
 def precision_curves(truths: list[Truth], detections: list[Detection]) -> dict[int, np.ndarray]:
-    """The `precision_curve` of every category that has objects or detections; detections are sorted, best first."""
+    """Return the precision at each of RECALLS of every category that has objects or detections (sorted by score)."""
     totals = Counter(truth.category_id for truth in truths)
     classes = np.array([detection.category_id for detection in detections], dtype=np.int64)
-    right = np.array([detection.error is None for detection in detections], dtype=bool)
+    correct = np.array([detection.error_type is None for detection in detections], dtype=bool)
     categories = sorted(totals.keys() | set(classes.tolist()))
-    return {category: precision_curve(right[classes == category], totals[category]) for category in categories}
+    return {category: _precision_curve(correct[classes == category], totals[category]) for category in categories}
 
 
-def precision_curve(right: np.ndarray, total: int) -> np.ndarray:
-    """Precision at each of RECALLS: the largest at that recall or beyond, 0 where it is never reached.
+def _precision_curve(correct: np.ndarray, total: int) -> np.ndarray:
+    """Interpolated precision at each of RECALLS: the largest at that recall or beyond, 0 where it is not reached.
 
-    `right` [D] bool says which detections are true positives, best first; `total` is the number of objects.
+    `correct` [D] bool marks the true positives, by descending score; `total` is the number of objects.
     """
     if total == 0:
         return np.zeros(len(RECALLS))
-    hits = right.cumsum()
-    recall, precision = hits / total, hits / np.arange(1, len(right) + 1)
+    hits = correct.cumsum()
+    recall, precision = hits / total, hits / np.arange(1, len(correct) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     reached = np.searchsorted(recall, RECALLS, side="left")
     return np.append(envelope, 0.0)[reached]
@@ -161,107 +161,105 @@ def precision_curve(right: np.ndarray, total: int) -> np.ndarray:
 def _match_image(
     annotations: list[dict], results: list[dict], truths: list[Truth], detections: list[Detection]
 ) -> None:
-    """Match one image as COCOeval does, and add its objects to `truths` and its detections to `detections`."""
+    """Match one image as COCOeval does and append its objects to `truths` and its detections to `detections`."""
     objects = [annotation for annotation in annotations if not annotation["iscrowd"]]
     crowds = [annotation for annotation in annotations if annotation["iscrowd"]]
-    results = _best_of_class(results)
-    first = len(truths)
+    results = _top_results(results)
     ious, same = _ious(results, objects, crowd=False), _same_class(results, objects)  # [D, G] each
     matches = _match(ious, same)
-    on_crowd = (_same_class(results, crowds) & (_ious(results, crowds, crowd=True) >= FOREGROUND)).any(1)  # [D]
+    on_crowd = (_same_class(results, crowds) & (_ious(results, crowds, crowd=True) >= FOREGROUND_IOU)).any(1)  # [D]
 
-    taken = {match for match in matches if match is not None}
-    near = set(taken)
+    found = {match for match in matches if match is not None}
+    reachable = set(found)
     for number, result in enumerate(results):
-        error, truth, mendable = None, matches[number], False
+        error_type, truth, fixable = None, matches[number], False
         if truth is None:
             if on_crowd[number]:
                 continue
-            error, truth = _cause(ious[number], same[number])
-            if error in ("classification", "localisation") and truth not in near:
-                near.add(truth)
-                mendable = True
+            error_type, truth = _error_type(ious[number], same[number])
+            if error_type in ("classification", "localisation") and truth not in reachable:
+                reachable.add(truth)
+                fixable = True
         detections.append(
             Detection(
                 result["image_id"],
                 result["category_id"],
                 tuple(result["bbox"]),
                 result["score"],
-                error,
-                None if truth is None else first + truth,
+                error_type,
+                None if truth is None else len(truths) + truth,
                 None if truth is None else objects[truth]["category_id"],
-                mendable,
+                fixable,
             )
         )
     truths += [
-        Truth(o["image_id"], o["category_id"], tuple(o["bbox"]), o["area"], number in taken, number in near)
+        Truth(o["image_id"], o["category_id"], tuple(o["bbox"]), o["area"], number in found, number in reachable)
         for number, o in enumerate(objects)
     ]
 
 
-def _best_of_class(results: list[dict]) -> list[dict]:
-    """The results of an image that count, best first; of equal scores the first."""
+def _top_results(results: list[dict]) -> list[dict]:
+    """Return the MAX_DETECTIONS highest-scoring results of each class in an image, by descending score (stable)."""
     seen: Counter[int] = Counter()
     kept = []
     for result in sorted(results, key=lambda result: -result["score"]):
         seen[result["category_id"]] += 1
-        if seen[result["category_id"]] <= MOST_DETECTIONS:
+        if seen[result["category_id"]] <= MAX_DETECTIONS:
             kept.append(result)
     return kept
 
 
 def _match(ious: np.ndarray, same: np.ndarray) -> list[int | None]:
-    """The object of each detection, in their order: of its class, free, with the largest IoU from FOREGROUND on."""
-    possible = np.where(same & (ious >= FOREGROUND), ious, -1.0)  # [D, G]
+    """Match each detection, in order, to the free object of its class with the largest IoU of at least 0.5."""
+    candidates = np.where(same & (ious >= FOREGROUND_IOU), ious, -1.0)  # [D, G]
     matches: list[int | None] = []
-    for of_detection in possible:
+    for row in candidates:
         best = None
-        if of_detection.size and of_detection.max() >= 0:
-            best = int(np.flatnonzero(of_detection == of_detection.max())[-1])  # COCOeval takes the last of equal ones
-            possible[:, best] = -1.0
+        if row.size and row.max() >= 0:
+            best = int(np.flatnonzero(row == row.max())[-1])  # COCOeval takes the last of equal IoUs
+            candidates[:, best] = -1.0
         matches.append(best)
     return matches
 
 
-def _cause(ious: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
-    """The kind of error of a detection without a match, and the object it concerns; whether that is found or not."""
-    for error, mask, least, most in (
-        ("localisation", same, BACKGROUND, FOREGROUND),
-        ("classification", ~same, FOREGROUND, np.inf),
-        ("duplicate", same, FOREGROUND, np.inf),
-        ("both", ~same, BACKGROUND, FOREGROUND),
+def _error_type(ious: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
+    """Return the error type of a detection without a match and the object it concerns, which may have been found."""
+    for error_type, mask, low, high in (
+        ("localisation", same, BACKGROUND_IOU, FOREGROUND_IOU),
+        ("classification", ~same, FOREGROUND_IOU, np.inf),
+        ("duplicate", same, FOREGROUND_IOU, np.inf),
+        ("both", ~same, BACKGROUND_IOU, FOREGROUND_IOU),
     ):
         if mask.any():
             best = int(np.where(mask, ious, -1.0).argmax())
-            if least <= ious[best] < most:
-                return error, best
+            if low <= ious[best] < high:
+                return error_type, best
     return "background", None
 
 
-def _mended(truths: list[Truth], detections: list[Detection], kind: str) -> tuple[list[Truth], list[Detection]]:
-    """Objects and detections as they would be without one of ERRORS or TOTALS.
+def _fixed(truths: list[Truth], detections: list[Detection], error: str) -> tuple[list[Truth], list[Detection]]:
+    """Return objects and detections as an oracle would leave them that fixes one of ERROR_TYPES or SPECIAL_ERRORS.
 
-    A wrong class or box is put right if its object then has this detection alone; otherwise the detection vanishes,
-    as other false positives do. Missed objects are taken out.
+    Fixable detections become true positives; other false positives of the type are removed, as are missed objects.
     """
-    if kind == "missed":
-        return [truth for truth in truths if truth.near], detections
-    if kind == "false negatives":
+    if error == "missed":
+        return [truth for truth in truths if truth.reachable], detections
+    if error == "false negatives":
         return [truth for truth in truths if truth.found], detections
-    mended = []
-    for detection in detections:
-        if detection.error == kind and detection.mendable:
-            mended.append(detection._replace(error=None, category_id=detection.truth_category))
-        elif detection.error != kind and (detection.error is None or kind != "false positives"):
-            mended.append(detection)
-    return truths, mended
+    if error == "false positives":
+        return truths, [detection for detection in detections if detection.error_type is None]
+    fixed = [
+        detection._replace(error_type=None, category_id=detection.truth_category)
+        if detection.error_type == error
+        else detection
+        for detection in detections
+        if detection.error_type != error or detection.fixable
+    ]
+    return truths, fixed
 
 
 def _mean_ap(truths: list[Truth], detections: list[Detection], categories: list[int]) -> float:
-    """AP at an IoU of 0.5, averaged over those of `categories` that still have objects or detections.
-
-    1 if none has: nothing is wrong any more.
-    """
+    """AP50 averaged over those of `categories` that have objects or detections; 1 if none has: no error is left."""
     curves = precision_curves(truths, detections)
     means = [curves[category].mean() for category in categories if category in curves]
     return float(np.mean(means)) if means else 1.0
@@ -269,12 +267,14 @@ def _mean_ap(truths: list[Truth], detections: list[Detection], categories: list[
 
 def _same_class(results: list[dict], annotations: list[dict]) -> np.ndarray:
     """[D, G] bool"""
-    classes, others = ([record["category_id"] for record in records] for records in (results, annotations))
-    return np.array(classes, dtype=np.int64)[:, None] == np.array(others, dtype=np.int64)
+    classes, others = (
+        np.array([record["category_id"] for record in records], dtype=np.int64) for records in (results, annotations)
+    )
+    return classes[:, None] == others
 
 
 def _ious(results: list[dict], annotations: list[dict], crowd: bool) -> np.ndarray:
-    """IoUs [D, G]; for a crowd the share of the detection that lies in the region."""
+    """IoUs [D, G]; of a crowd region the share of the detection that lies in it."""
     if not results or not annotations:
         return np.zeros((len(results), len(annotations)))
     boxes, others = ([record["bbox"] for record in records] for records in (results, annotations))

@@ -245,7 +245,7 @@ def evaluated(finished, tmp_path_factory):
 
 
 def test_the_command_writes_the_report_and_tells_of_its_progress(finished, evaluated, call, monkeypatch):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     code, printed, error = call(command, "--weights", finished[0] / "last.pt", "--out", evaluated)
     assert code == 0, error
     assert re.search(r"^batches  1/\d+ .* ETA 0:00:\d\d$", printed, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Matches and figures are pycocotools' own; kinds of error and what they cost are TIDE's."""
+"""Matches and metrics equal pycocotools'; error types and their costs equal those of TIDE."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from dwtriton.evaluate.coco_metrics import evaluate
-from dwtriton.evaluate.tide import ERRORS, analyse, confusion_matrix, worst_false_positives, worst_misses
+from dwtriton.evaluate.tide import ERROR_TYPES, analyse, confusion_matrix, worst_false_positives, worst_misses
 
 A, B = 1, 2  # categories
 BOX, FAR, THIRD = [0, 0, 40, 40], [100, 100, 40, 40], [0, 100, 60, 60]
@@ -94,8 +94,8 @@ def test_a_hundred_detections_of_a_class_count_in_an_image():
 
 
 @pytest.mark.parametrize(
-    ("objects", "found", "errors", "kind", "mended"),
-    [  # `mended`: AP50 without that kind
+    ("objects", "found", "errors", "error_type", "fixed"),
+    [  # `fixed`: AP50 without that error type
         ([(1, A, BOX)], [(1, A, CLOSE, 0.9)], [None], None, 1.0),
         ([(1, A, BOX), (1, B, FAR)], [(1, B, BOX, 0.9), (1, B, FAR, 0.8)],
          ["classification", None], "classification", 1.0),
@@ -110,34 +110,34 @@ def test_a_hundred_detections_of_a_class_count_in_an_image():
          ["classification", None], "false negatives", 1.0),
     ],
 )  # fmt: skip
-def test_each_kind_of_error_and_its_cost(objects, found, errors, kind, mended):
+def test_each_error_type_and_its_cost(objects, found, errors, error_type, fixed):
     analysis = analyse(ground_truth(*objects), detected(*found))
-    assert [detection.error for detection in analysis.detections] == errors
+    assert [detection.error_type for detection in analysis.detections] == errors
     assert analysis.ap50 == pytest.approx(evaluate(ground_truth(*objects), detected(*found)).metrics["AP50"], abs=1e-12)
-    if kind is None:
-        assert analysis.ap50 == mended
+    if error_type is None:
+        assert analysis.ap50 == fixed
         assert set(analysis.costs.values()) == {0.0}
     else:
-        assert analysis.counts[kind] == 1
-        assert analysis.costs[kind] == pytest.approx(mended - analysis.ap50)
-        assert analysis.costs[kind] > 0.1
+        assert analysis.counts[error_type] == 1
+        assert analysis.costs[error_type] == pytest.approx(fixed - analysis.ap50)
+        assert analysis.costs[error_type] > 0.1
 
 
-def test_a_mistake_of_an_object_that_is_found_vanishes_when_it_is_mended():
+def test_an_error_on_an_object_that_is_found_is_removed_when_it_is_fixed():
     coco = ground_truth((1, A, BOX), (2, B, BOX))
     analysis = analyse(coco, detected((1, B, BOX, 0.9), (1, A, BOX, 0.8), (2, B, BOX, 0.7)))
-    assert [detection.error for detection in analysis.detections] == ["classification", None, None]
+    assert [detection.error_type for detection in analysis.detections] == ["classification", None, None]
     assert analysis.ap50 == pytest.approx((1 + 0.5) / 2)
     assert analysis.costs["classification"] == pytest.approx(0.25)
-    assert not analysis.detections[0].mendable
+    assert not analysis.detections[0].fixable
 
 
-def test_of_several_mistakes_of_an_object_the_surest_is_mended():
-    """And of no other kind: the object is to be had once."""
+def test_of_several_errors_on_an_object_the_highest_scoring_is_fixed():
+    """And none of another type: an object can be found once."""
     coco = ground_truth((1, A, BOX), (2, B, BOX))
     analysis = analyse(coco, detected((1, A, SHIFTED, 0.9), (1, B, BOX, 0.8), (1, B, CLOSE, 0.7), (2, B, BOX, 0.6)))
-    assert [detection.error for detection in analysis.detections[:3]] == ["localisation", *["classification"] * 2]
-    assert [detection.mendable for detection in analysis.detections] == [True, False, False, False]
+    assert [detection.error_type for detection in analysis.detections[:3]] == ["localisation", *["classification"] * 2]
+    assert [detection.fixable for detection in analysis.detections] == [True, False, False, False]
     assert analysis.ap50 == pytest.approx(1 / 6)
     assert analysis.costs["localisation"] == pytest.approx(0.5)
     assert analysis.costs["classification"] == pytest.approx((0 + 1) / 2 - 1 / 6)
@@ -147,40 +147,42 @@ def test_of_several_mistakes_of_an_object_the_surest_is_mended():
 def test_detections_on_a_crowd_of_their_class_do_not_count():
     coco = ground_truth((1, A, BOX), crowds=[(1, A, [90, 90, 100, 100])])
     analysis = analyse(coco, detected((1, A, FAR, 0.9), (1, B, FAR, 0.8), (1, A, BOX, 0.7)))
-    assert [(d.category_id, d.error) for d in analysis.detections] == [(B, "background"), (A, None)]
+    assert [(d.category_id, d.error_type) for d in analysis.detections] == [(B, "background"), (A, None)]
     assert analysis.ap50 == 1
     assert len(analysis.truths) == 1
 
 
-def mend(coco, results, analysis, kind):
-    """The objects and results themselves without a kind of error, for pycocotools to evaluate."""
-    objects = [(t.image_id, t.category_id, list(t.bbox)) for t in analysis.truths if kind != "missed" or t.near]
+def fix(coco, results, analysis, error_type):
+    """Objects and results without an error type, for pycocotools to evaluate."""
+    objects = [
+        (t.image_id, t.category_id, list(t.bbox)) for t in analysis.truths if error_type != "missed" or t.reachable
+    ]
     found = []
     for detection in analysis.detections:
         category, bbox = detection.category_id, list(detection.bbox)
-        if detection.error == kind:
-            if not detection.mendable:
+        if detection.error_type == error_type:
+            if not detection.fixable:
                 continue
             category = detection.truth_category
-            bbox = list(analysis.truths[detection.truth].bbox) if kind == "localisation" else bbox
+            bbox = list(analysis.truths[detection.truth].bbox) if error_type == "localisation" else bbox
         found.append((detection.image_id, category, bbox, detection.score))
     return ground_truth(*objects, classes=len(coco.cats)), detected(*found)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_costs_are_what_pycocotools_measures_once_the_mistakes_are_mended(seed):
+def test_costs_are_what_pycocotools_measures_once_the_errors_are_fixed(seed):
     coco, results = random_case(seed, least_objects=5)
     analysis = analyse(coco, results)
     assert sum(map(bool, analysis.costs.values())) >= 5
-    for kind in ERRORS:
-        mended, better = mend(coco, results, analysis, kind)
-        assert {a["category_id"] for a in mended.dataset["annotations"]} == {A, B, 3}
-        gain = evaluate(mended, better).metrics["AP50"] - analysis.ap50
-        assert analysis.costs[kind] == pytest.approx(gain, abs=1e-12), kind
+    for error_type in ERROR_TYPES:
+        fixed, better = fix(coco, results, analysis, error_type)
+        assert {a["category_id"] for a in fixed.dataset["annotations"]} == {A, B, 3}
+        gain = evaluate(fixed, better).metrics["AP50"] - analysis.ap50
+        assert analysis.costs[error_type] == pytest.approx(gain, abs=1e-12), error_type
 
 
 def test_counts_and_costs_are_those_of_the_authors_program():
-    """Each kind's count and cost in points of AP50, from tidecv 1.0.1 for the same case."""
+    """Count and cost of each error type in points of AP50, from tidecv 1.0.1 for the same case."""
     tidecv = {
         "classification": (4, 15.207340282900478),
         "localisation": (14, 5.699187713257544),
@@ -192,28 +194,28 @@ def test_counts_and_costs_are_those_of_the_authors_program():
         "false negatives": (None, 22.479826930061417),  # it gives no count
     }
     analysis = analyse(*random_case(5, least_objects=5))
-    for kind, (count, cost) in tidecv.items():
-        assert count in (analysis.counts[kind], None)
-        assert 100 * analysis.costs[kind] == pytest.approx(cost, abs=1e-9), kind
+    for error_type, (count, cost) in tidecv.items():
+        assert count in (analysis.counts[error_type], None)
+        assert 100 * analysis.costs[error_type] == pytest.approx(cost, abs=1e-9), error_type
 
 
-def test_the_confusion_matrix_counts_every_object_once_and_every_sure_detection():
+def test_the_confusion_matrix_counts_every_object_once_and_every_detection_over_the_threshold():
     coco = ground_truth((1, A, BOX), (1, B, FAR), (2, A, BOX), (3, B, BOX), classes=3)
     found = detected(
         (1, A, BOX, 0.9),
         (1, A, CLOSE, 0.8),  # once more
         (1, A, FAR, 0.7),  # a B
         (2, A, SHIFTED, 0.6),  # not in the right place
-        (3, 3, BOX, 0.55),  # a B; surer than the right class
+        (3, 3, BOX, 0.55),  # a B; scores higher than the right class
         (3, B, BOX, 0.5),
         (4, B, BOX, 0.3),  # of nothing
-        (2, A, BOX, 0.2),  # not sure enough
+        (2, A, BOX, 0.2),  # below the threshold
     )
     matrix = confusion_matrix(analyse(coco, found), [A, B, 3], threshold=0.3)
     assert matrix.tolist() == [[1, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0], [2, 2, 0, 0]]
 
 
-def test_the_worst_misses_are_the_largest_and_the_worst_mistakes_the_surest_of_each_object():
+def test_the_worst_misses_are_the_largest_and_the_worst_false_positives_the_highest_scoring_of_each_object():
     coco = ground_truth((1, A, BOX), (1, A, THIRD), (2, B, BOX), (2, B, FAR))
     found = detected(
         (1, A, BOX, 0.9),
@@ -225,7 +227,7 @@ def test_the_worst_misses_are_the_largest_and_the_worst_mistakes_the_surest_of_e
     analysis = analyse(coco, found)
     misses = worst_misses(analysis, 2)
     assert [(truth.image_id, list(truth.bbox)) for truth, _ in misses] == [(1, THIRD), (2, BOX)]
-    assert [near and (near.error, near.score) for _, near in misses] == [None, ("localisation", 0.6)]
+    assert [near and (near.error_type, near.score) for _, near in misses] == [None, ("localisation", 0.6)]
     assert len(worst_misses(analysis, 9)) == 3
     assert [detection.score for detection in worst_false_positives(analysis, 9)] == [0.7, 0.6, 0.3]
     assert [detection.score for detection in worst_false_positives(analysis, 2)] == [0.7, 0.6]
