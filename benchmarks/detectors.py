@@ -23,7 +23,6 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from benchmarks.released import released_loss
 from dwtriton.config.schema import Config, load_config
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
@@ -32,6 +31,7 @@ from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector, build_detector
 from dwtriton.train.optimizer import build_optimizer
 from dwtriton.train.step import AUTOCAST, TrainStep
+from tests.support.released import released_loss
 
 Step = Callable[[], object]
 
@@ -135,10 +135,10 @@ class TorchvisionDetector(FCOS):
             num_classes=cfg.head.num_classes,
             min_size=min(size),
             max_size=max(size),
-            score_thresh=cfg.test.score_threshold,
-            nms_thresh=cfg.test.nms_iou,
-            detections_per_img=cfg.test.max_detections,
-            topk_candidates=cfg.test.candidates_per_level,
+            score_thresh=cfg.inference.score_threshold,
+            nms_thresh=cfg.inference.nms_iou,
+            detections_per_img=cfg.inference.max_detections,
+            topk_candidates=cfg.inference.candidates_per_level,
         )
         self.transform = Unresized(min(size), max(size), self.transform.image_mean, self.transform.image_std)
 

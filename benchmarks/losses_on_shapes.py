@@ -33,14 +33,14 @@ from benchmarks.machine import machine
 from benchmarks.recording import RESULTS, reason, results_file, significant
 from dwtriton import DualWeightLoss, postprocess
 from dwtriton.config.schema import Config, load_config
-from dwtriton.console.cli import run, say
+from dwtriton.console.cli import print_line, run
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.core.points import STRIDES, pyramid_points
 from dwtriton.data.batching import Batch, eval_loader, train_loader
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.prepare import prepare_data
-from dwtriton.data.transforms import normalise
 from dwtriton.evaluate.coco_metrics import detect, evaluate
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.metrics import Display, Speed
 from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
 from dwtriton.train.settle import settle_for_device
@@ -68,7 +68,7 @@ class SmallFCOS(nn.Module):
         head = FCOSHead(channels, num_anchors=1, num_classes=classes, num_convs=cfg.head.convs)
         anchors = AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
         self.fcos = FCOS(backbone, classes, anchor_generator=anchors, head=head)
-        self.test_cfg = cfg.test
+        self.inference_cfg = cfg.inference
         self.dual_weight_loss = DualWeightLoss(STRIDES)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -105,7 +105,9 @@ class SmallFCOS(nn.Module):
         self, images: Tensor, image_sizes: list[tuple[int, int]], scale_factors: list[tuple[float, float]]
     ) -> list[dict[str, Tensor]]:
         cls_logits, sides, objectness = self(images)
-        limits = self.test_cfg.model_dump() | {"score_threshold": SCORE_THRESHOLD}
+        limits = self.inference_cfg.model_dump(exclude={"short_side", "long_side", "compile"}) | {
+            "score_threshold": SCORE_THRESHOLD
+        }
         return postprocess(cls_logits, in_pixels(sides), objectness, image_sizes, scale_factors, **limits)
 
 
@@ -132,17 +134,17 @@ def main(arguments: list[str] | None = None) -> int:
     make_folder(args.out.parent)
     with Display(console, len(runs) * args.iterations, 0, cfg.train.log_every) as display:
         for number, (loss, lr) in enumerate(runs):
-            say(console, f"run {number + 1} of {len(runs)}: {loss}, learning rate {lr:g}")
+            print_line(console, f"run {number + 1} of {len(runs)}: {loss}, learning rate {lr:g}")
             row = {"loss": loss, "lr": lr}
             try:
                 row |= train(cfg, loss, lr, args.iterations, device, data, display, done=number * args.iterations)
-                say(console, f"  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  {row['ms']:g} ms a step")
+                print_line(console, f"  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  {row['ms']:g} ms a step")
             except RuntimeError as error:  # such as a loss that is not finite
                 row["skipped"] = reason(error)
             results["rows"].append(row)
             write_text(args.out, json.dumps(results) + "\n")
             draw(results, args.out.with_suffix(".png"))
-    say(console, f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it")
+    print_line(console, f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it")
     return 0
 
 
@@ -213,7 +215,7 @@ def step(
 ) -> dict[str, float]:
     """Update the weights by a batch; returns the terms of the loss before."""
     model.train()
-    images = normalise(batch.images.to(device), batch.image_sizes, cfg.data)
+    images = PixelDetector(model, cfg.data).normalise(batch.images.to(device), batch.image_sizes)
     targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
     optimizer.zero_grad(set_to_none=True)
     with autocast(cfg, device):
@@ -231,7 +233,14 @@ def rate(
     model.eval()
     loader = eval_loader(val_set, cfg)
     with display.stage("evaluating", len(loader)) as advance:
-        results = detect(model.predict, device, loader, cfg.data, val_set.category_ids, lambda _batch: advance())
+        results = detect(
+            PixelDetector(model, cfg.data).predict,
+            device,
+            loader,
+            cfg.data,
+            val_set.category_ids,
+            lambda _batch: advance(),
+        )
         return evaluate(val_set.coco, results).metrics
 
 

@@ -26,11 +26,9 @@ from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
-from dwtriton.core.transfer import to_device
 from dwtriton.data.batching import Batch
-from dwtriton.data.transforms import normalise
-from dwtriton.model.compile_predict import compile_predict
 from dwtriton.model.detector import build_detector
+from dwtriton.model.pixels import PixelDetector, compile_predict
 
 METHODS = ("compiled", "eager", "torchvision", "torchvision compiled")
 OURS = ("compiled", "eager")
@@ -110,22 +108,21 @@ def own_predict(cfg: Config, batch: Batch, device: torch.device, mode: str) -> t
     """Detections of the batch; and their selection among the candidates, alone."""
     torch.manual_seed(0)
     detector = build_detector(cfg).to(device, memory_format=torch.channels_last).eval()
-    predict = compile_predict(detector, mode)
+    network = PixelDetector(detector, cfg.data)
+    predict = compile_predict(network, mode)
 
-    def inputs() -> Tensor:
-        images = batch.images.to(device, non_blocking=True)
-        return normalise(images, to_device(torch.tensor(batch.image_sizes), device), cfg.data)
+    images = batch.images.to(device)
 
     with torch.inference_mode():
-        scores = detector.candidates(inputs()).scores
-    shift_scores(detector.head.class_conv.bias, scores, cfg.test.score_threshold)
+        scores = network.candidates(images, batch.image_sizes).scores
+    shift_scores(detector.head.class_conv.bias, scores, cfg.inference.score_threshold)
 
     def detect():
         with autocast(cfg, device):
-            return predict(inputs(), batch.image_sizes)
+            return predict(batch.images, batch.image_sizes)
 
     with torch.inference_mode():
-        candidates = detector.candidates(inputs())
+        candidates = network.candidates(images, batch.image_sizes)
     return detect, lambda: detector.select(candidates, batch.images, batch.image_sizes)
 
 
@@ -141,9 +138,9 @@ def torchvision_predict(cfg: Config, batch: Batch, size: tuple[int, int], device
         images, _ = detector.transform(inputs())
         outputs = detector.head(list(detector.backbone(images.tensors).values()))
         scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).flatten(1)  # [B, P*C]
-        scores = scores.topk(min(len(STRIDES) * cfg.test.candidates_per_level, scores.shape[1])).values
+        scores = scores.topk(min(len(STRIDES) * cfg.inference.candidates_per_level, scores.shape[1])).values
     # its scores are the square roots of these
-    shift_scores(detector.head.classification_head.cls_logits.bias, scores, cfg.test.score_threshold**2)
+    shift_scores(detector.head.classification_head.cls_logits.bias, scores, cfg.inference.score_threshold**2)
 
     def detect():
         with autocast(cfg, device), torch.inference_mode():

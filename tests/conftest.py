@@ -13,9 +13,9 @@ from dwtriton.train.trainer import Trainer
 TINY = [
     "data.shapes={train_images=24, val_images=8, seed=0}",
     "data.short_side=[64, 64]",
-    "data.test_short_side=64",
+    "inference.short_side=64",
     "data.long_side=96",
-    "data.test_long_side=96",
+    "inference.long_side=96",
     "data.buckets=[[64, 96], [96, 64]]",
     "data.batch_size=4",
     "data.workers=0",
@@ -24,12 +24,12 @@ TINY = [
     "head.groups=4",
     "schedule.epochs=2",
     "schedule.warmup_iterations=3",
-    "loss.loc=1.0",
+    "loss.weight_loc=1.0",
     "train.evaluate_every=1",
     "train.precision=float32",
     "train.compile=off",
     "train.log_every=2",
-    "test.score_threshold=0.001",
+    "inference.score_threshold=0.001",
 ]
 
 

@@ -1,11 +1,11 @@
 """Config files as plain values: finding them, joining them with their bases, and overrides from the command line."""
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from dwtriton.core.errors import UserError
+from dwtriton.core.text import nearest
 
 CONFIG_FOLDER = Path(__file__).parent / "presets"
 
@@ -39,12 +39,6 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"override {override!r}: {section!r} is a value, it has no keys")
     values[last] = value
-
-
-def nearest(name: str, candidates: list[str], cutoff: float = 0.4) -> str:
-    """`; did you mean 'x'?` for the candidate closest to `name`, or the empty string."""
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _find(name: str | Path, folder: Path) -> Path:

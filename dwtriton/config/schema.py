@@ -20,7 +20,9 @@ from pydantic import (
     WrapValidator,
 )
 
-from dwtriton.config.files import ConfigError, apply_override, nearest, read_config_file
+from dwtriton.config.files import ConfigError, apply_override, read_config_file
+from dwtriton.config.renames import renamed_keys
+from dwtriton.core.text import nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
@@ -72,8 +74,6 @@ class DataConfig(Section):
         (800, 800), description="lowest and highest short side in training, pixels; drawn uniformly"
     )
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
-    test_short_side: PositiveInt = Field(800, description="short side in testing, pixels")
-    test_long_side: PositiveInt = Field(1333, description="longest side allowed in testing, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
@@ -118,9 +118,9 @@ class LossConfig(Section):
 
     backend: Literal["auto", "triton", "torch"] = "auto"
     soft_prior: bool = Field(True, description="Gaussian centre prior; false: its threshold at 0.3")
-    cls_pos: NonNegativeFloat = 1.0
-    loc: NonNegativeFloat = 1.0
-    cls_neg: NonNegativeFloat = 1.0
+    weight_cls_pos: NonNegativeFloat = 1.0
+    weight_loc: NonNegativeFloat = 1.0
+    weight_cls_neg: NonNegativeFloat = 1.0
     ignore_crowd: bool = Field(
         False, description="points inside crowd areas add no negative loss (released code: they do)"
     )
@@ -186,22 +186,17 @@ class TrainConfig(Section):
 
 
 class InferenceConfig(Section):
-    """How detections are computed, in training's evaluations and in the commands that detect."""
+    """How images are resized and detections chosen, in every evaluation and every command that detects."""
 
-    compile: Annotated[Literal["off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
-        "off", description="mode of torch.compile, for any size of image; pays where many images are detected in"
-    )
-
-
-class TestConfig(Section):
-    """Post-processing (recipe, section Testing)."""
-
-    __test__ = False  # not a test class, whatever its name says to pytest
-
+    short_side: PositiveInt = Field(800, description="short side of the resized image, pixels")
+    long_side: PositiveInt = Field(1333, description="longest side allowed, pixels")
     score_threshold: Fraction = 0.05
     candidates_per_level: PositiveInt = 1000
     nms_iou: Fraction = 0.6
     max_detections: PositiveInt = 100
+    compile: Annotated[Literal["off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
+        "off", description="mode of torch.compile, for any size of image; pays where many images are detected in"
+    )
 
 
 class Config(Section):
@@ -219,7 +214,6 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
-    test: TestConfig = TestConfig()
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
@@ -256,6 +250,8 @@ def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | 
 
 
 def _check(values: dict[str, Any], source: str) -> Config:
+    if renamed := renamed_keys(values):
+        raise ConfigError(f"config {source}: " + "; ".join(f"{old} is now {new}" for old, new in renamed.items()))
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dwtriton.config.schema import DataConfig
+from dwtriton.config.schema import DataConfig, InferenceConfig
 
 CATEGORIES = [{"id": 90, "name": "zebra"}, {"id": 7, "name": "train"}, {"id": 33, "name": "kite"}]
 IMAGES = [
@@ -30,9 +30,8 @@ class TinyCoco:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.content = copy.deepcopy({"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES})
-        self.cfg = DataConfig(
-            root=root, short_side=(48, 48), long_side=80, test_short_side=48, test_long_side=80, workers=0, batch_size=2
-        )
+        self.cfg = DataConfig(root=root, short_side=(48, 48), long_side=80, workers=0, batch_size=2)
+        self.inference = InferenceConfig(short_side=48, long_side=80)
 
     def add(self, **annotation) -> None:
         self.content["annotations"].append(
