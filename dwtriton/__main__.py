@@ -3,10 +3,10 @@
 import sys
 from importlib import import_module, metadata
 
-from dwtriton.config.files import nearest
 from dwtriton.console import cli
 from dwtriton.console.cli import EXIT_CODES
 from dwtriton.core.errors import UserError
+from dwtriton.core.text import nearest
 
 COMMANDS = {  # what each does, in the order in which one meets them
     "train": "train a detector on data in COCO layout",

@@ -1,19 +1,30 @@
-"""Wording that messages share."""
+"""Phrases that messages share."""
 
+import difflib
 from collections.abc import Sequence
 
 
 def listed(items: Sequence[str], limit: int, total: int | None = None) -> str:
-    """`a, b, c and 4 more`: the first `limit` items, and how many of `total` (default: of the items) there are besides.
-
-    >>> listed(["a", "b", "c"], 2)
-    'a, b and 1 more'
-    """
-    hidden = (total or len(items)) - min(limit, len(items))
-    return ", ".join(items[:limit]) + (f" and {hidden} more" if hidden else "")
+    """Return "a, b, c and 4 more": at most `limit` items, then how many of `total` (default: of the items) are left."""
+    return ", ".join(items[:limit]) + _more(items, limit, total, " and {} more")
 
 
 def listed_lines(items: Sequence[str], limit: int) -> list[str]:
-    """The same with an item a line: the first `limit` items, then perhaps `and 4 more`."""
-    hidden = len(items) - limit
-    return [*items[:limit], f"and {hidden} more"] if hidden > 0 else list(items)
+    """Return at most `limit` items, a line each, then the line "and 4 more" if some are left."""
+    return [*items[:limit], *filter(None, [_more(items, limit, None, "and {} more")])]
+
+
+def first_of(items: Sequence[str], hint: str = "") -> str:
+    """Return "a (and 4 more)" for sentences, which do not join to a list; `hint` follows the number."""
+    return items[0] + _more(items, 1, None, f" (and {{}} more{hint})")
+
+
+def _more(items: Sequence[str], limit: int, total: int | None, text: str) -> str:
+    hidden = (total or len(items)) - min(limit, len(items))
+    return text.format(hidden) if hidden else ""
+
+
+def nearest(name: str, candidates: list[str], cutoff: float = 0.4) -> str:
+    """Return `; did you mean 'x'?` for the candidate closest to `name`, or the empty string if none is close."""
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
+from dwtriton.core.text import first_of, listed_lines
 from dwtriton.data.formats.check import (
     Findings,
     check_split,
@@ -21,7 +22,7 @@ from dwtriton.data.formats.check import (
     find_splits,
     training_command,
 )
-from dwtriton.data.formats.convert import Source, convert, listed
+from dwtriton.data.formats.convert import Source, convert, numbered
 from dwtriton.data.formats.voc import is_voc, read_voc
 from dwtriton.data.formats.yolo import read_yolo
 
@@ -76,17 +77,15 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     sheets = {split.name: out / f"{split.name}.png" for split in splits}
     check_absent(sheets.values(), arguments.force)
     make_folder(out)
-    for line in others[:LISTED]:
-        say(console, f"left aside: {line}")
-    if len(others) > LISTED:
-        say(console, f"and {len(others) - LISTED} more")
+    for line in listed_lines([f"ignored: {line}" for line in others], LISTED):
+        print_line(console, line)
     findings = {split.name: check_split(split, waiting) for split in splits}
     for name, found in findings.items():
         show(found, console)
         if not found.fatal:
             figure = draw_sheet(found.split)
             write_atomically(sheets[name], lambda path, figure=figure: figure.savefig(path, dpi=110))
-            say(console, f"samples: {sheets[name]}")
+            print_line(console, f"samples: {sheets[name]}")
     train, val = choose_splits(splits)
     fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
     fatal = fatal or different_categories(train, val)
@@ -96,11 +95,10 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
         {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command},
     )
     if fatal:
-        more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
-        raise UserError(f"{root} cannot be trained on as it is: {fatal[0]}{more}")
+        raise UserError(f"{root} cannot be trained on as it is: {first_of(fatal)}")
     if train is val:
-        say(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
-    say(console, f"train on it: {command}")
+        print_line(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
+    print_line(console, f"train on it: {command}")
     return 0
 
 
@@ -110,13 +108,13 @@ def run_convert(arguments: argparse.Namespace, console: Console, waiting: Consol
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
     if converted.left_out:
-        say(console, f"left out: {listed(converted.left_out)}", "yellow")
-    say(
+        print_line(console, f"left out: {numbered(converted.left_out)}", "yellow")
+    print_line(
         console,
         f"{out}: {converted.images} images, {converted.background} of them without a box, {converted.boxes} boxes, "
         f"{len(converted.classes)} classes",
     )
-    say(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
+    print_line(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
     cli.print_result(arguments, {"out": str(out), **converted._asdict()})
     return 0
 
@@ -134,12 +132,10 @@ def read_source(root: Path, names: Path | None, train: list[str] | None, val: li
 
 def show(found: Findings, console: Console) -> None:
     """The findings of a split, for people."""
-    say(console, f"{found.split.name}: {found.split.annotations}, images in {found.split.images}")
-    for line in found.fatal[:LISTED]:
-        say(console, f"cannot be trained on: {line}", "red")
+    print_line(console, f"{found.split.name}: {found.split.annotations}, images in {found.split.images}")
+    for line in listed_lines([f"cannot be trained on: {line}" for line in found.fatal], LISTED):
+        print_line(console, line, "red")
     if found.fatal:
-        if len(found.fatal) > LISTED:
-            say(console, f"and {len(found.fatal) - LISTED} more", "red")
         return
     table = Table("what", "least", "middle", "most")
     for name, spread in (
@@ -151,15 +147,15 @@ def show(found: Findings, console: Console) -> None:
         table.add_row(name, *(f"{value:g}" for value in spread))
     console.print(table)
     sizes = ", ".join(f"{share:.0%} {name}" for name, share in found.box_sizes.items())
-    say(console, f"{found.images} images, {found.boxes} boxes ({sizes}), {found.crowds} of them crowd")
+    print_line(console, f"{found.images} images, {found.boxes} boxes ({sizes}), {found.crowds} of them crowd")
     classes = Table("class", "boxes")
     for name, count in found.classes.items():
         classes.add_row(Text(name), str(count))
     console.print(classes)
     for line in found.problems.summary():
-        say(console, line, "yellow")
+        print_line(console, line, "yellow")
     if not found.problems.counts:
-        say(console, "no problems found")
+        print_line(console, "no problems found")
 
 
 def as_json(found: Findings) -> dict:

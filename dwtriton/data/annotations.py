@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from pycocotools.coco import COCO
 
-from dwtriton.data.problems import DataError, DataReport
+from dwtriton.core.text import first_of
+from dwtriton.data.problems import DataError, DataProblems
 
 KEYS = {
     "images": ("id", "file_name", "width", "height"),
@@ -33,7 +34,7 @@ class Records(NamedTuple):
     fatal: list[str]
 
 
-def read_annotations(path: Path, report: DataReport) -> COCO:
+def read_annotations(path: Path, problems: DataProblems) -> COCO:
     """Read and check a COCO detection file.
 
     Annotations with an unknown image, an unknown category, a box that is not four finite numbers or that lies wholly
@@ -43,9 +44,8 @@ def read_annotations(path: Path, report: DataReport) -> COCO:
     """
     content, images, categories, annotations, fatal = read_records(path)
     if fatal:
-        more = f" (and {len(fatal) - 1} more: python -m dwtriton.data check)" if len(fatal) > 1 else ""
-        raise DataError(f"{path}: {fatal[0]}{more}")
-    kept = [a for a in annotations.values() if is_usable(a, images, categories, report)]
+        raise DataError(f"{path}: {first_of(fatal, ': python -m dwtriton.data check')}")
+    kept = [a for a in annotations.values() if is_usable(a, images, categories, problems)]
     for annotation in kept:
         annotation.pop("segmentation", None)
         annotation.setdefault("iscrowd", 0)
@@ -115,25 +115,25 @@ def _by_id(content: dict[str, Any], section: str, fatal: list[str]) -> dict[int,
     return records
 
 
-def is_usable(annotation: dict, images: dict, categories: dict, report: DataReport) -> bool:
+def is_usable(annotation: dict, images: dict, categories: dict, problems: DataProblems) -> bool:
     """Whether an annotation can be used; if not, it is reported."""
     name = f"annotation {annotation['id']} of image {annotation['image_id']}"
     if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
-        report.add("unknown image, annotation skipped", name)
+        problems.add("unknown image, annotation skipped", name)
         return False
     image = images[annotation["image_id"]]
     name += f" ({image['file_name']})"
     if not isinstance(annotation["category_id"], int) or annotation["category_id"] not in categories:
-        report.add("unknown category, annotation skipped", f"category {annotation['category_id']} in {name}")
+        problems.add("unknown category, annotation skipped", f"category {annotation['category_id']} in {name}")
         return False
     box = annotation["bbox"]
     if not _is_box(box):
-        report.add("box is not four finite numbers, annotation skipped", name)
+        problems.add("box is not four finite numbers, annotation skipped", name)
         return False
     x, y, width, height = box
     outside = x >= image["width"] or y >= image["height"] or x + max(width, 0) <= 0 or y + max(height, 0) <= 0
     if outside:
-        report.add("box outside the image, annotation skipped", name)
+        problems.add("box outside the image, annotation skipped", name)
     return not outside
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.buckets import Size, choose_buckets, fits, padded_size, smallest_bucket
-from dwtriton.data.coco import CocoDataset, Example, Sample
+from dwtriton.data.coco import CocoDataset, Sample, SampleRequest
 
 LINGER = 60  # seconds that a worker survives SIGTERM while the main process saves its state
 
@@ -29,11 +29,11 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of `(index, seed)` whose images are all landscape or all not, in an order drawn from (seed, epoch).
 
     An epoch has every index at least once; the last batch of an orientation is filled up from that orientation's
-    beginning. A sample's seed depends on (seed, epoch, position) alone, not on workers nor on where a run resumed.
+    beginning. A request's seed depends on (seed, epoch, position) alone, not on workers nor on where a run resumed.
 
     Of each batch, process `rank` of `world_size` gets its own part, as `accumulate` batches one after another; the
     parts of all make up the batch, whatever their number. With `padded_size`, the (h, w) that a whole batch is padded
-    to, samples are `(index, seed, (h, w))`, and all parts of a batch have one size.
+    to, requests are `(index, seed, (h, w))`, and all parts of a batch have one size.
     Raises UserError if the batch cannot be shared out so.
     """
 
@@ -45,7 +45,7 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
-        padded_size: Callable[[list[Sample]], Size] | None = None,
+        padded_size: Callable[[list[SampleRequest]], Size] | None = None,
     ) -> None:
         if batch_size % (world_size * accumulate):
             raise UserError(
@@ -78,15 +78,15 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
         for batch in self.whole_batches():
             suffix = () if self.padded_size is None else (self.padded_size(batch),)
             for first in range(self.rank * size, self.batch_size, self.world_size * size):
-                yield [(sample.index, sample.seed, *suffix) for sample in batch[first : first + size]]
+                yield [(request.index, request.seed, *suffix) for request in batch[first : first + size]]
 
-    def whole_batches(self) -> Iterator[list[Sample]]:
+    def whole_batches(self) -> Iterator[list[SampleRequest]]:
         """The batches of the epoch from its start on, of all processes together."""
         rng = np.random.default_rng((self.seed, self.epoch))
         batches = rng.permutation(np.concatenate([self._batches(group, rng) for group in self.groups]))  # [N, B]
         seeds = rng.integers(2**63, size=batches.shape)
         for batch in np.stack([batches, seeds], -1)[self.start :]:  # [B, 2]
-            yield [Sample(index, seed) for index, seed in batch.tolist()]
+            yield [SampleRequest(index, seed) for index, seed in batch.tolist()]
 
     def _batches(self, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         count = -(-len(group) // self.batch_size)
@@ -97,7 +97,7 @@ class OrientedBatchSampler(Sampler[list[tuple[int, int]]]):
 class Batch:
     """Images of one batch. A batch of evaluation has no image at all if none of its files could be read."""
 
-    images: torch.Tensor  # uint8 [B, 3, H, W], channels_last, zero-padded; `normalise` makes the network's input
+    images: torch.Tensor  # uint8 [B, 3, H, W], channels_last, zero-padded; PixelDetector normalises them
     targets: list[dict[str, torch.Tensor]]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], iscrowd [G]
     image_ids: list[int]
     image_sizes: list[tuple[int, int]]  # (h, w) before padding
@@ -122,24 +122,24 @@ class Batch:
         return replace(self, images=self.images.pin_memory())
 
 
-def collate(examples: list[Example], num_classes: int, size_divisor: int) -> Batch:
-    """Pad to the size that the samples asked for, else to the least multiples of `size_divisor`; check the targets.
+def collate(samples: list[Sample], num_classes: int, size_divisor: int) -> Batch:
+    """Pad to the size that the requests asked for, else to the least multiples of `size_divisor`; check the targets.
 
     Raises ValueError, naming the image, for labels outside 0..num_classes-1 and boxes not finite or inverted.
     """
-    readable = [example for example in examples if example.image is not None]
-    for example in readable:
-        _check_target(example, num_classes)
-    sizes = [tuple(example.image.shape[-2:]) for example in readable]
-    padded = examples[0].padded or padded_size([*sizes, (1, 1)], size_divisor)
+    readable = [sample for sample in samples if sample.image is not None]
+    for sample in readable:
+        _check_target(sample, num_classes)
+    sizes = [tuple(sample.image.shape[-2:]) for sample in readable]
+    padded = samples[0].padded or padded_size([*sizes, (1, 1)], size_divisor)
     return Batch(
-        images=_stack([example.image for example in readable], *padded),
-        targets=[example.target for example in readable],
-        image_ids=[example.image_id for example in readable],
+        images=_stack([sample.image for sample in readable], *padded),
+        targets=[sample.target for sample in readable],
+        image_ids=[sample.image_id for sample in readable],
         image_sizes=sizes,
-        scale_factors=[example.scale_factor for example in readable],
-        paths=[example.path for example in readable],
-        broken=[line for example in examples for line in example.broken],
+        scale_factors=[sample.scale_factor for sample in readable],
+        paths=[sample.path for sample in readable],
+        broken=[line for sample in samples for line in sample.broken],
     )
 
 
@@ -164,7 +164,7 @@ def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: i
         rank,
         world_size,
         cfg.train.accumulate,
-        lambda samples: smallest_bucket(dataset.padded_size(samples), buckets),
+        lambda requests: smallest_bucket(dataset.padded_size(requests), buckets),
     )
     return _loader(dataset, cfg, sampler, persistent_workers=cfg.data.workers > 0)
 
@@ -208,7 +208,9 @@ def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: in
     size = max(1, cfg.data.batch_size // world_size)
     batches = [
         same[i : i + size]
-        for same in (list(group) for _, group in groupby(order, lambda index: dataset.padded_size([Sample(index)])))
+        for same in (
+            list(group) for _, group in groupby(order, lambda index: dataset.padded_size([SampleRequest(index)]))
+        )
         for i in range(0, len(same), size)
     ]
     return _loader(dataset, cfg, batches[rank::world_size])
@@ -244,8 +246,8 @@ def _leave_signals_to_parent(main_ends: Event, _worker_id: int) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0) if main_ends.is_set() else signal.alarm(LINGER))
 
 
-def _check_target(example: Example, num_classes: int) -> None:
-    boxes, labels = example.target["boxes"], example.target["labels"]
+def _check_target(sample: Sample, num_classes: int) -> None:
+    boxes, labels = sample.target["boxes"], sample.target["labels"]
     bad_labels = (labels < 0) | (labels >= num_classes)
     bad_boxes = ~boxes.isfinite().all(-1) | (boxes[:, :2] > boxes[:, 2:]).any(-1)
     if bad_labels.any():
@@ -256,4 +258,4 @@ def _check_target(example: Example, num_classes: int) -> None:
         problem = f"box {index} is {boxes[index].tolist()}; it must be finite with x1 <= x2 and y1 <= y2"
     else:
         return
-    raise ValueError(f"image {example.image_id} ({example.path}): {problem}")
+    raise ValueError(f"image {sample.image_id} ({sample.path}): {problem}")

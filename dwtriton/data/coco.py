@@ -13,18 +13,18 @@ from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
-from dwtriton.config.schema import DataConfig
+from dwtriton.config.schema import DataConfig, InferenceConfig
 from dwtriton.data.annotations import read_annotations
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import Split, layout_error, split_paths
-from dwtriton.data.problems import DataError, DataReport
+from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.transforms import draw_augmentation, resized_size, transform
 
 MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, section Data)
 
 
-class Sample(NamedTuple):
+class SampleRequest(NamedTuple):
     """What a sampler asks of a data set."""
 
     index: int
@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Example:
+class Sample:
     """One image, ready for a batch. `image` is None if no file could be read; `broken` says why."""
 
     image: torch.Tensor | None  # uint8 [3, h, w]
@@ -42,7 +42,7 @@ class Example:
     path: str
     scale_factor: tuple[float, float]  # (sx, sy), network pixels per original pixel
     broken: list[str] = field(default_factory=list)  # "PATH: reason", the files that could not be read
-    padded: Size | None = None  # as the sample asked for it
+    padded: Size | None = None  # as the request asked for it
 
 
 class CocoDataset(Dataset):
@@ -50,24 +50,31 @@ class CocoDataset(Dataset):
 
     `"train"` leaves out images without a usable box or with a side under 32 pixels, and augments; `"val"` keeps every
     image whose file exists. Boxes that are crowd, have no area or a side under 1 pixel are dropped from the targets;
-    with `keep_crowd` the crowd boxes stay, and targets mark them in `"iscrowd"` (G,) bool.
+    with `keep_crowd` the crowd boxes stay, and targets mark them in `"iscrowd"` (G,) bool. `inference` has the size of
+    the images in `"val"`.
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1, in the order of the sorted category ids),
     `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids` and `paths` of
     the items, `report` (what was left out, why), `info` (of the annotation file), `fingerprint` (of items and targets),
     and of the `"val"` split `coco` (pycocotools' COCO, the ground truth for COCOeval).
 
-    Items are addressed by `index` or by the fields of a `Sample`.
+    Items are addressed by `index` or by the fields of a `SampleRequest`.
     Raises DataError if the files cannot be used.
     """
 
-    def __init__(self, cfg: DataConfig, split: Split, keep_crowd: bool = False) -> None:
-        self.cfg = cfg
+    def __init__(
+        self,
+        cfg: DataConfig,
+        split: Split,
+        keep_crowd: bool = False,
+        inference: InferenceConfig | None = None,
+    ) -> None:
+        self.cfg, self.inference = cfg, inference or InferenceConfig()
         self.training = split == "train"
         self.keep_crowd = keep_crowd
-        self.report = DataReport()
+        self.problems = DataProblems()
         paths = split_paths(cfg, split)
-        coco = read_annotations(paths.annotations, self.report)
+        coco = read_annotations(paths.annotations, self.problems)
         self.info: dict[str, Any] = coco.dataset["info"]
         if not self.training:
             self.coco = coco
@@ -82,7 +89,7 @@ class CocoDataset(Dataset):
         if self.training:
             images = [image for image in images if self._trainable(image, targets[image["id"]])]
         if not images:
-            raise DataError(f"{paths.annotations}: no image is left; {'; '.join(self.report.summary())}")
+            raise DataError(f"{paths.annotations}: no image is left; {'; '.join(self.problems.summary())}")
         self._targets_by_item = [targets[image["id"]] for image in images]
         self.paths = [str(paths.images / image["file_name"]) for image in images]
         self.image_ids: list[int] = [image["id"] for image in images]
@@ -94,33 +101,33 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, item: int | tuple) -> Example:
-        """The example. If its file is broken, training takes the next item of the same orientation that is not."""
-        sample = Sample(*item) if isinstance(item, tuple) else Sample(item)
+    def __getitem__(self, item: int | tuple) -> Sample:
+        """The sample. If its file is broken, training takes the next item of the same orientation that is not."""
+        request = SampleRequest(*item) if isinstance(item, tuple) else SampleRequest(item)
         broken: list[str] = []
-        for candidate in self._candidates(sample):
+        for candidate in self._candidates(request):
             try:
-                return self._example(candidate, broken)
+                return self._sample(candidate, broken)
             except BrokenImageError as error:
                 broken.append(str(error))
-        index = sample.index
-        return Example(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, sample.padded)
+        index = request.index
+        return Sample(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, request.padded)
 
-    def network_size(self, sample: Sample) -> Size:
+    def network_size(self, request: SampleRequest) -> Size:
         """(h, w) of an item in the network, before padding."""
-        short_side, long_side, _ = self._augmentation(sample)
-        return resized_size(*self._sizes[sample.index].tolist(), short_side, long_side)
+        short_side, long_side, _ = self._augmentation(request)
+        return resized_size(*self._sizes[request.index].tolist(), short_side, long_side)
 
-    def padded_size(self, samples: Iterable[Sample]) -> Size:
-        """(h, w) that a batch of these samples is padded to: multiples of the divisor in which its images fit."""
-        return padded_size((self.network_size(sample) for sample in samples), self.cfg.size_divisor)
+    def padded_size(self, requests: Iterable[SampleRequest]) -> Size:
+        """(h, w) that a batch of these requests is padded to: multiples of the divisor in which its images fit."""
+        return padded_size((self.network_size(request) for request in requests), self.cfg.size_divisor)
 
     def largest_sizes(self) -> list[Size]:
         """The largest (h, w) that a batch of either orientation can be padded to."""
         high, limit = (
             (self.cfg.short_side[1], self.cfg.long_side)
             if self.training
-            else (self.cfg.test_short_side, self.cfg.test_long_side)
+            else (self.inference.short_side, self.inference.long_side)
         )
         groups = [self._sizes[self.landscape == wide].tolist() for wide in (False, True)]
         return [
@@ -140,32 +147,32 @@ class CocoDataset(Dataset):
         """
         return images * max(map(self.box_count, range(len(self))))
 
-    def _augmentation(self, sample: Sample) -> tuple[int, int, bool]:
+    def _augmentation(self, request: SampleRequest) -> tuple[int, int, bool]:
         """Limits of the short and of the long side in pixels, and whether to flip."""
         if not self.training:
-            return self.cfg.test_short_side, self.cfg.test_long_side, False
-        short_side, flipped = draw_augmentation(self.cfg, sample.seed)
+            return self.inference.short_side, self.inference.long_side, False
+        short_side, flipped = draw_augmentation(self.cfg, request.seed)
         return short_side, self.cfg.long_side, flipped
 
-    def _candidates(self, sample: Sample) -> Iterator[Sample]:
-        """The sample itself; in training then the others of its orientation that fit, in the order that follows it."""
-        yield sample
+    def _candidates(self, request: SampleRequest) -> Iterator[SampleRequest]:
+        """The request itself; in training then the others of its orientation that fit, in the order that follows it."""
+        yield request
         if not self.training:
             return
-        following = np.roll(np.arange(len(self)), -sample.index)[1:]
-        for index in following[self.landscape[following] == self.landscape[sample.index]].tolist():
-            candidate = sample._replace(index=index)
-            if sample.padded is None or fits(self.network_size(candidate), sample.padded):
+        following = np.roll(np.arange(len(self)), -request.index)[1:]
+        for index in following[self.landscape[following] == self.landscape[request.index]].tolist():
+            candidate = request._replace(index=index)
+            if request.padded is None or fits(self.network_size(candidate), request.padded):
                 yield candidate
 
-    def _example(self, sample: Sample, broken: list[str]) -> Example:
-        index = sample.index
+    def _sample(self, request: SampleRequest, broken: list[str]) -> Sample:
+        index = request.index
         height, width = self._sizes[index].tolist()
         image = read_image(Path(self.paths[index]), (height, width))
         target = {key: torch.from_numpy(value.copy()) for key, value in self._targets_by_item[index].items()}
-        augmentation = self._augmentation(sample)
+        augmentation = self._augmentation(request)
         image, target["boxes"], scale_factor = transform(image, target["boxes"], self.cfg, *augmentation)
-        return Example(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, sample.padded)
+        return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
 
     def _fingerprint(self) -> str:
         """Differs for other images, in another order or of another size, and for other targets."""
@@ -198,7 +205,7 @@ class CocoDataset(Dataset):
         width, height = annotation["bbox"][2:]
         if annotation["area"] <= 0 or width < 1 or height < 1:
             kind = "box without area or under 1 pixel, not used as a target"
-            self.report.add(kind, f"annotation {annotation['id']} of image {annotation['image_id']} ({image})")
+            self.problems.add(kind, f"annotation {annotation['id']} of image {annotation['image_id']} ({image})")
             return False
         return self.keep_crowd or not annotation["iscrowd"]
 
@@ -211,14 +218,14 @@ class CocoDataset(Dataset):
             if (folder / image["file_name"]).is_file():
                 images.append(image)
             else:
-                self.report.add(kind, str(folder / image["file_name"]))
+                self.problems.add(kind, str(folder / image["file_name"]))
         return images
 
     def _trainable(self, image: dict[str, Any], target: dict[str, np.ndarray]) -> bool:
         if min(image["width"], image["height"]) < MIN_IMAGE_SIDE:
-            self.report.add(f"image with a side under {MIN_IMAGE_SIDE} pixels, not trained on", image["file_name"])
+            self.problems.add(f"image with a side under {MIN_IMAGE_SIDE} pixels, not trained on", image["file_name"])
             return False
         if np.count_nonzero(~target["iscrowd"]) if self.keep_crowd else len(target["boxes"]):
             return True
-        self.report.add("image without a usable box, not trained on", image["file_name"])
+        self.problems.add("image without a usable box, not trained on", image["file_name"])
         return False

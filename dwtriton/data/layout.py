@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dwtriton.config.schema import DataConfig
+from dwtriton.core.text import listed
 from dwtriton.data.problems import DataError
 
 Split = Literal["train", "val"]
@@ -64,5 +65,4 @@ def _found(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is a file" if root.exists() else f"{root} does not exist"
     names = sorted(p.name + "/" * p.is_dir() for p in (*root.iterdir(), *(root / "annotations").glob("*.json")))
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    return ", ".join(names[:NAMES_LISTED]) + more if names else "an empty folder"
+    return listed(names, NAMES_LISTED) or "an empty folder"

@@ -50,7 +50,7 @@ def _prepare(cfg: Config, splits: tuple[Split, ...], console: Console | None) ->
     data = cfg.data
     draw_missing_shapes(data, console)
     check_layout(data, splits)
-    datasets = [CocoDataset(data, split, keep_crowd=cfg.loss.ignore_crowd) for split in splits]
+    datasets = [CocoDataset(data, split, cfg.loss.ignore_crowd, cfg.inference) for split in splits]
     for dataset in datasets:
         if data.shapes is not None:
             check_shapes(dataset.info, data.root, data.shapes)

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from dwtriton.core.errors import UserError
+from dwtriton.core.text import listed
 
 EXAMPLES_KEPT = 3
 
@@ -11,7 +12,7 @@ class DataError(UserError):
     """A data set that cannot be used: names the file, the id and the remedy."""
 
 
-class DataReport:
+class DataProblems:
     """Counts what was left out, by kind, and keeps the first examples of each kind.
 
     `counts` maps a kind ("box outside the image, annotation skipped") to its number; `examples` maps it to the first
@@ -33,7 +34,5 @@ class DataReport:
         return [self._line(kind) for kind in self.counts]
 
     def _line(self, kind: str) -> str:
-        more = self.counts[kind] - len(self.examples[kind])
-        return (
-            f"{self.counts[kind]} x {kind}: " + ", ".join(self.examples[kind]) + (f", and {more} more" if more else "")
-        )
+        count = self.counts[kind]
+        return f"{count} x {kind}: {listed(self.examples[kind], EXAMPLES_KEPT, count)}"

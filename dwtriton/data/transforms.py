@@ -13,7 +13,7 @@ from dwtriton.config.schema import DataConfig
 
 
 def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
-    """Short side in pixels (uniform integer in `cfg.short_side`) and whether to flip, for one training example."""
+    """Short side in pixels (uniform integer in `cfg.short_side`) and whether to flip, for one training sample."""
     rng = np.random.default_rng(seed)
     low, high = cfg.short_side
     return int(rng.integers(low, high, endpoint=True)), bool(rng.random() < cfg.flip)
@@ -55,20 +55,3 @@ def flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(-1)
     width = image.shape[-1]
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
-
-
-def normalise(images: Tensor, sizes: Tensor | list[tuple[int, int]], cfg: DataConfig) -> Tensor:
-    """uint8 RGB [B, 3, H, W] to float32 with `cfg.mean` and `cfg.std`, given for values in 0..255, on their device.
-
-    Beyond the (h, w) of each image in `sizes` [B, 2], in its padding, the result is 0. The layout stays.
-    """
-    images = images.float()
-    mean, std = (  # filled where they are needed: a copy from the host would wait for the device
-        torch.cat([images.new_full((1, 1, 1), value) for value in values]) for values in (cfg.mean, cfg.std)
-    )
-    sizes = torch.as_tensor(sizes, device=images.device)
-    rows, columns = (
-        torch.arange(side, device=images.device) < limit for side, limit in zip(images.shape[2:], sizes.T[..., None])
-    )  # [B, H], [B, W]
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return images.sub_(mean).div_(std).mul_(inside)

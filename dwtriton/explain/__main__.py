@@ -13,19 +13,19 @@ from torch import Tensor
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, check_classes, load_detector
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
 from dwtriton.core.points import STRIDES
 from dwtriton.data.batching import collate
-from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.data.coco import CocoDataset, Sample
 from dwtriton.data.prepare import prepare_validation
-from dwtriton.data.transforms import normalise
 from dwtriton.explain.maps import Explanation
 from dwtriton.explain.pictures import SHOWN, check_box, describe_strongest, draw_object, draw_objects, draw_strip
 from dwtriton.losses.dual_weight import DualWeightAssigner
 from dwtriton.model.detector import DualWeightDetector
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.reference.dense_weights import DualWeights
 
 __all__ = ["Explanation", "draw", "draw_strip", "explain"]
@@ -46,34 +46,33 @@ def draw(explanation: Explanation, box: int | None = None) -> Figure:
     return draw_objects(explanation) if box is None else draw_object(explanation, box)
 
 
-def explain(detector: DualWeightDetector, checkpoint: Checkpoint, example: Example) -> Explanation:
+def explain(detector: DualWeightDetector, checkpoint: Checkpoint, sample: Sample) -> Explanation:
     """What a detector, in evaluation mode and on its device, and the label assignment make of an image of a data set.
 
     Detector and checkpoint are those of `load_detector`. Raises UserError for an image that could not be read.
     """
-    objects = real_objects(example)
+    objects = real_objects(sample)
     cfg = checkpoint.config
     device = next(detector.parameters()).device
-    batch = collate([example], cfg.head.num_classes, cfg.data.size_divisor)
-    images = normalise(batch.images.to(device), batch.image_sizes, cfg.data)
+    batch = collate([sample], cfg.head.num_classes, cfg.data.size_divisor)
     with torch.no_grad():
-        outputs = detector.head_outputs(images)
+        outputs = PixelDetector(detector, cfg.data).head_outputs(batch.images.to(device), batch.image_sizes)
     (weights,) = DualWeightAssigner(STRIDES, cfg.loss.soft_prior)(*outputs, batch.targets)
     return Explanation(
-        image=example.image.permute(1, 2, 0).numpy(),
+        image=sample.image.permute(1, 2, 0).numpy(),
         weights=DualWeights(*(values.cpu() for values in weights)),
-        boxes=example.target["boxes"][objects],
-        labels=example.target["labels"][objects],
+        boxes=sample.target["boxes"][objects],
+        labels=sample.target["labels"][objects],
         level_sizes=[tuple(level.shape[2:]) for level in outputs[0]],
         names=checkpoint.labels,
     )
 
 
-def real_objects(example: Example) -> Tensor:
-    """Which boxes of an example are objects and not crowds, (G,) bool. Raises UserError if its image is unreadable."""
-    if example.image is None:
-        raise UserError(f"the image cannot be used: {example.broken[0]}")
-    crowd = example.target.get("iscrowd", torch.zeros_like(example.target["labels"]))
+def real_objects(sample: Sample) -> Tensor:
+    """Which boxes of a sample are objects and not crowds, (G,) bool. Raises UserError if its image is unreadable."""
+    if sample.image is None:
+        raise UserError(f"the image cannot be used: {sample.broken[0]}")
+    crowd = sample.target.get("iscrowd", torch.zeros_like(sample.target["labels"]))
     return ~crowd.bool()
 
 
@@ -119,10 +118,10 @@ def main() -> int:
     first = load_detector(arguments.weights[0], arguments.set, arguments.data)
     dataset = prepare_validation(first[1].config, console)
     check_classes(arguments.weights[0], first[1], dataset.class_names)
-    example = dataset[find_image(dataset, arguments.image)]
-    picture = arguments.out / picture_name(example.path, arguments)
+    sample = dataset[find_image(dataset, arguments.image)]
+    picture = arguments.out / picture_name(sample.path, arguments)
     check_absent([picture], arguments.force)
-    numbers = choose_objects(example, arguments.object)
+    numbers = choose_objects(sample, arguments.object)
     make_folder(arguments.out)
 
     steps = []
@@ -130,7 +129,7 @@ def main() -> int:
         for file in arguments.weights:
             loaded = first if file == arguments.weights[0] else load_detector(file, arguments.set, arguments.data)
             check_classes(file, loaded[1], dataset.class_names)
-            steps.append(explain_step(file, *loaded, example, console))
+            steps.append(explain_step(file, *loaded, sample, console))
             advance()
     steps.sort(key=lambda step: step.iteration)  # a shell sorts epoch-10 before epoch-9
     if len(steps) > 1:
@@ -139,10 +138,10 @@ def main() -> int:
     else:
         figure = draw(steps[0].explained, arguments.object)
     write_atomically(picture, lambda path: save(figure, path))
-    tell(steps, numbers, example, console)
-    say(console, f"picture: {picture}")
+    tell(steps, numbers, sample, console)
+    print_line(console, f"picture: {picture}")
     if arguments.object is None and len(numbers) > SHOWN:
-        say(console, f"it shows the {SHOWN} largest objects; --object N draws any")
+        print_line(console, f"it shows the {SHOWN} largest objects; --object N draws any")
     checkpoints = [
         {
             "weights": str(step.weights),
@@ -153,7 +152,7 @@ def main() -> int:
     ]
     cli.print_result(
         arguments,
-        {"picture": str(picture), "image": example.path, "image_id": example.image_id, "checkpoints": checkpoints},
+        {"picture": str(picture), "image": sample.path, "image_id": sample.image_id, "checkpoints": checkpoints},
     )
     return 0
 
@@ -184,11 +183,11 @@ def picture_name(image: str, arguments: argparse.Namespace) -> str:
     return f"{name}.{arguments.format}"
 
 
-def choose_objects(example: Example, wanted: int | None) -> list[int]:
+def choose_objects(sample: Sample, wanted: int | None) -> list[int]:
     """Numbers of the objects that are asked for. Raises UserError if the image has no such object."""
-    count = int(real_objects(example).sum())
+    count = int(real_objects(sample).sum())
     if not count:
-        raise UserError(f"{example.path} has no objects: choose another image with --image")
+        raise UserError(f"{sample.path} has no objects: choose another image with --image")
     if wanted is None:
         return list(range(count))
     check_box(count, wanted)
@@ -196,28 +195,28 @@ def choose_objects(example: Example, wanted: int | None) -> list[int]:
 
 
 def explain_step(
-    file: Path, detector: DualWeightDetector, checkpoint: Checkpoint, example: Example, console: Console
+    file: Path, detector: DualWeightDetector, checkpoint: Checkpoint, sample: Sample, console: Console
 ) -> Step:
     """Explain the image with one checkpoint, on the GPU if there is one."""
     if not checkpoint.class_names:
-        say(console, f"{file} has no class names; category ids are shown", "yellow")
+        print_line(console, f"{file} has no class names; category ids are shown", "yellow")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector.to(device, memory_format=torch.channels_last)
-    return Step(file, checkpoint.iteration, explain(detector, checkpoint, example))
+    return Step(file, checkpoint.iteration, explain(detector, checkpoint, sample))
 
 
-def tell(steps: Sequence[Step], numbers: Sequence[int], example: Example, console: Console) -> None:
+def tell(steps: Sequence[Step], numbers: Sequence[int], sample: Sample, console: Console) -> None:
     """Print what every checkpoint makes of the objects."""
-    height, width = example.image.shape[1:]
-    say(console, f"{example.path}, {width} x {height} pixels in the network")
+    height, width = sample.image.shape[1:]
+    print_line(console, f"{sample.path}, {width} x {height} pixels in the network")
     for step in steps:
-        say(console, f"{step.weights}, iteration {step.iteration}")
+        print_line(console, f"{step.weights}, iteration {step.iteration}")
         for number in numbers:
             summary = step.explained.summary(number)
             box = ", ".join(f"{side:.0f}" for side in summary["box"])
             what = f"box ({box}), {summary['points']} points, positive weights together {summary['positive_sum']:.2f}"
-            say(console, f"  object {step.explained.title(number)}: {what}")
-            say(console, f"    {describe_strongest(step.explained, number)}")
+            print_line(console, f"  object {step.explained.title(number)}: {what}")
+            print_line(console, f"    {describe_strongest(step.explained, number)}")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -16,17 +16,17 @@ from torchvision.ops import box_convert
 
 from dwtriton.checkpoints.checkpoint import load_detector
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.console.drawing import draw_boxes
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_atomically, write_text
 from dwtriton.data.batching import collate
-from dwtriton.data.coco import Example
+from dwtriton.data.coco import Sample
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.evaluate.coco_metrics import detect_batch
-from dwtriton.model.compile_predict import compile_predict
-from dwtriton.predict.inputs import batches_of_one_size, find_inputs, image_loader, picture_names, unlabelled_example
+from dwtriton.model.pixels import PixelDetector, compile_predict
+from dwtriton.predict.inputs import batches_of_one_size, find_inputs, image_loader, picture_names, unlabelled_sample
 from dwtriton.predict.video import Video, import_av, write_video
 
 EXAMPLES = """\
@@ -85,13 +85,13 @@ def main() -> int:
             f"the GPU has too little memory for {arguments.batch} images at a time; lower --batch"
         ) from None
     except KeyboardInterrupt:
-        say(console, "interrupted; what was found so far is kept", "yellow")
+        print_line(console, "interrupted; what was found so far is kept", "yellow")
         raise
     finally:
         predictor.report()
         if predictor.pictures:
             write_text(results_file, json.dumps(predictor.coco()))
-            say(console, f"detections: {results_file}")
+            print_line(console, f"detections: {results_file}")
     if not predictor.pictures:
         raise UserError(f"none of {len(images) + len(videos)} files could be used; the first: {predictor.skipped[0]}")
     cli.print_result(arguments, {"out": str(arguments.out), **predictor.counts()})
@@ -114,13 +114,13 @@ class Predictor:
         """Load the detector; raises UserError if it cannot be. `inputs` are all that will come."""
         self.console, self.batch, self.weights = console, arguments.batch, arguments.weights
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        overrides = [f"test.score_threshold={arguments.threshold}", *arguments.set]
+        overrides = [f"inference.score_threshold={arguments.threshold}", *arguments.set]
         detector, self.checkpoint = load_detector(arguments.weights, overrides)
         self.cfg = self.checkpoint.config
         detector.to(self.device, memory_format=torch.channels_last)
-        self.predict = compile_predict(detector, self.cfg.inference.compile)
+        self.predict = compile_predict(PixelDetector(detector, self.cfg.data), self.cfg.inference.compile)
         if not self.checkpoint.class_names:
-            say(console, f"{arguments.weights} has no class names; category ids are shown instead", "yellow")
+            print_line(console, f"{arguments.weights} has no class names; category ids are shown instead", "yellow")
         names = {} if arguments.no_pictures else picture_names(inputs)
         self.draw_to = {path: arguments.out / name for path, name in names.items()}
         self.pictures: list[dict[str, Any]] = []  # COCO's images: files, and frames of videos
@@ -133,23 +133,23 @@ class Predictor:
         if not paths:
             return
         with progress(self.console, "images", len(paths)) as advance:
-            for example, found in self._detect(self._readable(paths, advance)):
-                size, path = original_size(example), Path(example.path)
-                self._keep(example, size, found)
+            for sample, found in self._detect(self._readable(paths, advance)):
+                size, path = original_size(sample), Path(sample.path)
+                self._keep(sample, size, found)
                 if path in self.draw_to and max(size) > LARGEST_JPEG:
-                    say(self.console, f"not drawn, a side has more than {LARGEST_JPEG} pixels: {path}", "yellow")
+                    print_line(self.console, f"not drawn, a side has more than {LARGEST_JPEG} pixels: {path}", "yellow")
                 elif path in self.draw_to:
                     picture = self._draw(read_image(path), found)
                     write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), QUALITY))
                     self.pictures[-1]["drawn"] = self.draw_to[path].name
                 advance()
 
-    def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Example]:
-        for example in image_loader(paths, self.cfg.data):
-            if example.image is not None:
-                yield example
+    def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Sample]:
+        for sample in image_loader(paths, self.cfg):
+            if sample.image is not None:
+                yield sample
             else:
-                self.skipped += example.broken
+                self.skipped += sample.broken
                 advance()
 
     def video(self, path: Path) -> None:
@@ -175,17 +175,17 @@ class Predictor:
         first_id = max((picture["id"] for picture in self.pictures), default=0) + 1
         on_their_way: deque[Tensor] = deque()
 
-        def examples() -> Iterator[Example]:
+        def samples() -> Iterator[Sample]:
             try:
                 for image_id, frame in enumerate(video.frames(), first_id):
                     on_their_way.append(frame)
-                    yield unlabelled_example(frame, self.cfg.data, image_id, str(video.path))
+                    yield unlabelled_sample(frame, self.cfg, image_id, str(video.path))
             except BrokenImageError as error:
                 (self.incomplete if video.read else self.skipped).append(str(error))
 
-        for example, found in self._detect(examples()):
+        for sample, found in self._detect(samples()):
             frame = on_their_way.popleft()
-            self._keep(example, tuple(frame.shape[1:]), found, frame_id=example.image_id - first_id)
+            self._keep(sample, tuple(frame.shape[1:]), found, frame_id=sample.image_id - first_id)
             advance()
             yield self._draw(frame, found) if video.path in self.draw_to else frame
 
@@ -196,7 +196,7 @@ class Predictor:
         return {
             "info": {
                 "description": f"detections of {self.weights}",
-                "score_threshold": self.cfg.test.score_threshold,
+                "score_threshold": self.cfg.inference.score_threshold,
                 "skipped": self.skipped,
                 "incomplete": self.incomplete,
             },
@@ -219,23 +219,23 @@ class Predictor:
     def report(self) -> None:
         """Say what was found and what was not read."""
         for line in self.skipped:
-            say(self.console, f"skipped: {line}", "yellow")
+            print_line(self.console, f"skipped: {line}", "yellow")
         for line in self.incomplete:
-            say(self.console, f"incomplete: {line}", "yellow")
+            print_line(self.console, f"incomplete: {line}", "yellow")
         line = "{images} images and {frames} video frames: {detections} detections".format(**self.counts())
-        say(self.console, f"{line}; {len(self.skipped)} files skipped")
+        print_line(self.console, f"{line}; {len(self.skipped)} files skipped")
 
-    def _detect(self, examples: Iterable[Example]) -> Iterator[tuple[Example, list[dict[str, Any]]]]:
-        """Each example with what is found in it, as COCO results, best first."""
-        for batch in batches_of_one_size(examples, self.batch, self.cfg.data.size_divisor):
+    def _detect(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[dict[str, Any]]]]:
+        """Each sample with what is found in it, as COCO results, best first."""
+        for batch in batches_of_one_size(samples, self.batch, self.cfg.data.size_divisor):
             loaded = collate(batch, self.cfg.head.num_classes, self.cfg.data.size_divisor)
             ids = self.checkpoint.category_ids
             yield from zip(batch, detect_batch(self.predict, self.device, loaded, self.cfg.data, ids))
 
-    def _keep(self, example: Example, size: tuple[int, int], found: list[dict[str, Any]], **more: int) -> None:
+    def _keep(self, sample: Sample, size: tuple[int, int], found: list[dict[str, Any]], **more: int) -> None:
         """Note an image of the given (h, w) and what was found in it."""
         height, width = size
-        picture = {"id": example.image_id, "file_name": example.path, "height": height, "width": width, **more}
+        picture = {"id": sample.image_id, "file_name": sample.path, "height": height, "width": width, **more}
         self.pictures.append(picture)
         for result in found:
             _, _, width, height = result["bbox"]
@@ -248,10 +248,10 @@ class Predictor:
         return draw_boxes(image, box_convert(xywh, "xywh", "xyxy"), labels, texts)
 
 
-def original_size(example: Example) -> tuple[int, int]:
-    """(h, w) of the file that an example was made from."""
-    sx, sy = example.scale_factor
-    return round(example.image.shape[1] / sy), round(example.image.shape[2] / sx)
+def original_size(sample: Sample) -> tuple[int, int]:
+    """(h, w) of the file that a sample was made from."""
+    sx, sy = sample.scale_factor
+    return round(sample.image.shape[1] / sy), round(sample.image.shape[2] / sx)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dwtriton.config.schema import DataConfig
+from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.buckets import Size, padded_size
-from dwtriton.data.coco import Example
+from dwtriton.data.coco import Sample
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.transforms import transform
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
-WAITING = 4  # batches of examples that may wait for others of their size
+WAITING = 4  # batches of samples that may wait for others of their size
 
 
 def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:
@@ -68,35 +68,40 @@ def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
-def unlabelled_example(image: Tensor, cfg: DataConfig, image_id: int, path: str) -> Example:
+def unlabelled_sample(image: Tensor, cfg: Config, image_id: int, path: str) -> Sample:
     """An image, uint8 [3, h, w], resized as in testing, without ground truth."""
     nothing = torch.zeros(0, 4)
-    resized, boxes, scale_factor = transform(image, nothing, cfg, cfg.test_short_side, cfg.test_long_side)
+    resized, boxes, scale_factor = transform(
+        image, nothing, cfg.data, cfg.inference.short_side, cfg.inference.long_side
+    )
     target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
-    return Example(resized, target, image_id, path, scale_factor)
+    return Sample(resized, target, image_id, path, scale_factor)
 
 
 class ImageFiles(Dataset):
     """Examples of image files, numbered from 1; `image` is None and `broken` says why where one cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], cfg: DataConfig) -> None:
+    def __init__(self, paths: Sequence[Path], cfg: Config) -> None:
         self.paths, self.cfg = paths, cfg
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Sample:
         path = self.paths[index]
         try:
-            return unlabelled_example(read_image(path), self.cfg, index + 1, str(path))
+            return unlabelled_sample(read_image(path), self.cfg, index + 1, str(path))
         except BrokenImageError as error:
-            return Example(None, {}, index + 1, str(path), (1.0, 1.0), [str(error)])
+            return Sample(None, {}, index + 1, str(path), (1.0, 1.0), [str(error)])
 
 
-def image_loader(paths: Sequence[Path], cfg: DataConfig) -> DataLoader:
+def image_loader(paths: Sequence[Path], cfg: Config) -> DataLoader:
     """Examples of image files one by one, in their order. Ctrl-C reaches workers too, but is for the main process."""
     return DataLoader(
-        ImageFiles(paths, cfg), batch_size=None, num_workers=min(cfg.workers, len(paths)), worker_init_fn=_ignore_ctrl_c
+        ImageFiles(paths, cfg),
+        batch_size=None,
+        num_workers=min(cfg.data.workers, len(paths)),
+        worker_init_fn=_ignore_ctrl_c,
     )
 
 
@@ -104,15 +109,15 @@ def _ignore_ctrl_c(_worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def batches_of_one_size(examples: Iterable[Example], batch: int, divisor: int) -> Iterator[list[Example]]:
-    """Up to `batch` examples that pad to the same size, so that what is found in an image depends on it alone.
+def batches_of_one_size(samples: Iterable[Sample], batch: int, divisor: int) -> Iterator[list[Sample]]:
+    """Up to `batch` samples that pad to the same size, so that what is found in an image depends on it alone.
 
     Examples of one size keep their order. Few wait: then a batch goes that is not full.
     """
-    waiting: dict[Size, list[Example]] = defaultdict(list)
-    for example in examples:
-        size = padded_size([tuple(example.image.shape[1:])], divisor)
-        waiting[size].append(example)
+    waiting: dict[Size, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        size = padded_size([tuple(sample.image.shape[1:])], divisor)
+        waiting[size].append(sample)
         if len(waiting[size]) == batch:
             yield waiting.pop(size)
         elif sum(map(len, waiting.values())) == WAITING * batch:

@@ -9,11 +9,11 @@ from PIL import Image
 
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batching import collate, eval_loader, train_loader
-from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.data.coco import CocoDataset, Sample
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import check_layout
 from dwtriton.data.prepare import prepare_data
-from dwtriton.data.problems import DataError, DataReport
+from dwtriton.data.problems import DataError, DataProblems
 
 
 def truncate(path, share=0.5):
@@ -114,9 +114,9 @@ def test_bad_ids_and_sizes_stop(tiny, section, change, message):
 def test_a_missing_area_is_that_of_the_box(tiny):
     tiny.content["annotations"][0]["area"] = None
     del tiny.content["annotations"][1]["area"]
-    dataset = CocoDataset(tiny.write(), "val")
+    dataset = CocoDataset(tiny.write(), "val", inference=tiny.inference)
     assert [dataset.coco.anns[i]["area"] for i in (1, 2)] == [600, 600]
-    assert dataset.report.summary() == []
+    assert dataset.problems.summary() == []
 
 
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
@@ -133,13 +133,13 @@ def test_unusable_annotations_are_skipped_counted_and_named(tiny):
     for box in ([1, 1, 9], [1, 1, 9, None], "1 1 9 9", [1, 1, 9, float("nan")]):
         tiny.add(bbox=box)
     tiny.add(bbox=[700, 1, 9, 9])
-    dataset = CocoDataset(tiny.write(), "val")
+    dataset = CocoDataset(tiny.write(), "val", inference=tiny.inference)
     assert len(dataset.coco.anns) == 5
-    assert dataset.report.summary() == [
+    assert dataset.problems.summary() == [
         "1 x unknown category, annotation skipped: category 55 in annotation 105 of image 11 (wide.jpg)",
         "2 x unknown image, annotation skipped: annotation 106 of image 404, annotation 107 of image [11]",
         "4 x box is not four finite numbers, annotation skipped: annotation 108 of image 11 (wide.jpg), "
-        "annotation 109 of image 11 (wide.jpg), annotation 110 of image 11 (wide.jpg), and 1 more",
+        "annotation 109 of image 11 (wide.jpg), annotation 110 of image 11 (wide.jpg) and 1 more",
         "1 x box outside the image, annotation skipped: annotation 112 of image 11 (wide.jpg)",
     ]
 
@@ -152,7 +152,7 @@ def test_no_usable_box_at_all_stops_training_and_says_why(tiny):
 
 
 def test_report_of_nothing_is_empty():
-    assert DataReport().summary() == []
+    assert DataProblems().summary() == []
 
 
 # --- image files
@@ -164,7 +164,7 @@ def test_missing_images_are_skipped_and_their_ground_truth_still_counts(tiny):
         tiny.image_path(split, "tall.jpg").unlink()
         dataset = CocoDataset(cfg, split)
         assert sorted(dataset[i].image_id for i in range(len(dataset))) == [8, 11, 20]
-        (line,) = dataset.report.summary()
+        (line,) = dataset.problems.summary()
         assert line.startswith("1 x image file missing, image skipped")
         assert str(tiny.image_path(split, "tall.jpg")) in line
         assert ("its ground truth still counts" in line) == (split == "val")
@@ -196,12 +196,12 @@ def test_training_replaces_a_broken_image_by_the_next_of_its_orientation(tiny):
     truncate(broken)
     dataset = CocoDataset(cfg, "train")
     index = dataset.paths.index(str(broken))
-    example = dataset[index, 3]
-    assert example.image_id == 20
-    (line,) = example.broken
+    sample = dataset[index, 3]
+    assert sample.image_id == 20
+    (line,) = sample.broken
     assert line.startswith(f"{broken}: ")
-    replacement = dataset[dataset.paths.index(example.path), 3]
-    assert torch.equal(example.image, replacement.image)
+    replacement = dataset[dataset.paths.index(sample.path), 3]
+    assert torch.equal(sample.image, replacement.image)
     assert replacement.broken == []
 
 
@@ -210,9 +210,9 @@ def test_an_orientation_without_a_readable_image_gives_no_image_but_the_reasons(
     for name in ("wide.jpg", "wide_two.jpg"):
         truncate(tiny.image_path("train", name))
     dataset = CocoDataset(cfg, "train")
-    example = dataset[int(np.flatnonzero(dataset.landscape)[0])]
-    assert example.image is None
-    assert sorted(line.split(":")[0] for line in example.broken) == sorted(
+    sample = dataset[int(np.flatnonzero(dataset.landscape)[0])]
+    assert sample.image is None
+    assert sorted(line.split(":")[0] for line in sample.broken) == sorted(
         str(tiny.image_path("train", name)) for name in ("wide.jpg", "wide_two.jpg")
     )
 
@@ -228,7 +228,7 @@ def test_loaders_report_broken_files_through_the_batch(tiny, workers):
     assert {line.split(": ")[0] for batch in train for line in batch.broken} == {
         str(tiny.image_path("train", "wide.jpg"))
     }
-    val = list(eval_loader(CocoDataset(data, "val"), cfg))
+    val = list(eval_loader(CocoDataset(data, "val", inference=tiny.inference), cfg))
     assert sorted(id_ for batch in val for id_ in batch.image_ids) == [5, 8, 20]
     assert [line.split(": ")[0] for batch in val for line in batch.broken] == [str(tiny.image_path("val", "wide.jpg"))]
 
@@ -236,7 +236,7 @@ def test_loaders_report_broken_files_through_the_batch(tiny, workers):
 def test_a_batch_whose_files_are_all_broken_is_empty(tiny):
     cfg = tiny.write()
     truncate(tiny.image_path("val", "wide.jpg"))
-    dataset = CocoDataset(cfg, "val")
+    dataset = CocoDataset(cfg, "val", inference=tiny.inference)
     batch = collate([dataset[dataset.paths.index(str(tiny.image_path("val", "wide.jpg")))]], 3, 32)
     assert len(batch) == 0
     assert batch.images.shape == (0, 3, 32, 32)
@@ -246,7 +246,7 @@ def test_a_batch_whose_files_are_all_broken_is_empty(tiny):
 def test_size_that_disagrees_with_the_annotations_is_broken(tiny):
     cfg = tiny.write()
     tiny.draw(tiny.image_path("val", "wide.jpg"), 48, 64)
-    dataset = CocoDataset(cfg, "val")
+    dataset = CocoDataset(cfg, "val", inference=tiny.inference)
     (line,) = dataset[0].broken
     assert line.endswith("wide.jpg: is 48x64 when upright, its annotations say 64x48")
 
@@ -305,7 +305,7 @@ def test_a_file_with_several_frames_is_broken(tmp_path):
 )
 def test_collate_names_the_image_and_index_of_a_bad_target(box, label, message):
     target = {"boxes": torch.tensor([[0.0, 0, 1, 1], box]), "labels": torch.tensor([0, label])}
-    example = Example(torch.zeros(3, 32, 32), target, 77, "folder/a.jpg", (1.0, 1.0))
+    sample = Sample(torch.zeros(3, 32, 32), target, 77, "folder/a.jpg", (1.0, 1.0))
     with pytest.raises(ValueError, match=message) as error:
-        collate([example], num_classes=3, size_divisor=32)
+        collate([sample], num_classes=3, size_divisor=32)
     assert "image 77 (folder/a.jpg)" in str(error.value)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader
-from dwtriton.data.coco import CocoDataset, Example
+from dwtriton.data.coco import CocoDataset, Sample
 
 ORIENTATIONS = [True] * 11 + [False] * 6 + [True] * 2
 
@@ -95,13 +95,13 @@ def test_orientations_are_mixed_over_the_epoch():
     assert 10 < sum(a != b for a, b in itertools.pairwise(order)) < 40
 
 
-def example(height, width, image_id):
+def sample(height, width, image_id):
     target = {"boxes": torch.tensor([[0.0, 0.0, width, height]]), "labels": torch.tensor([0])}
-    return Example(torch.full((3, height, width), float(image_id)), target, image_id, f"{image_id}.jpg", (0.5, 0.25))
+    return Sample(torch.full((3, height, width), float(image_id)), target, image_id, f"{image_id}.jpg", (0.5, 0.25))
 
 
 def test_collate_pads_with_zeros_below_and_right_to_the_largest_multiple():
-    batch = collate([example(40, 64, 1), example(33, 70, 2)], num_classes=1, size_divisor=32)
+    batch = collate([sample(40, 64, 1), sample(33, 70, 2)], num_classes=1, size_divisor=32)
     assert batch.images.shape == (2, 3, 64, 96)
     assert batch.image_sizes == [(40, 64), (33, 70)]
     assert (batch.images[0, :, :40, :64] == 1).all()
@@ -126,7 +126,7 @@ def many(tiny) -> Config:
         for i in range(24)
     ]
     data = tiny.write().model_copy(update={"short_side": (32, 64), "long_side": 100, "batch_size": 3})
-    return Config(data=data, head={"num_classes": 3})
+    return Config(data=data, head={"num_classes": 3}, inference=tiny.inference)
 
 
 def with_workers(cfg, workers):
@@ -170,7 +170,7 @@ def test_loading_leaves_the_global_random_generator_alone(many):
 
 
 def test_evaluation_has_every_image_once_in_order_of_aspect(many):
-    dataset = CocoDataset(many.data, "val")
+    dataset = CocoDataset(many.data, "val", inference=many.inference)
     batches = list(eval_loader(dataset, many))
     ids = [image_id for batch in batches for image_id in batch.image_ids]
     assert sorted(ids) == list(range(24))
@@ -183,7 +183,7 @@ def test_evaluation_has_every_image_once_in_order_of_aspect(many):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_evaluation_has_every_image_on_one_process_and_none_padded_for_another(many, world_size):
-    dataset = CocoDataset(many.data, "val")
+    dataset = CocoDataset(many.data, "val", inference=many.inference)
     batches = [batch for rank in range(world_size) for batch in eval_loader(dataset, many, rank, world_size)]
     assert sorted(image_id for batch in batches for image_id in batch.image_ids) == list(range(24))
     for batch in batches:

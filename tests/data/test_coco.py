@@ -10,17 +10,17 @@ from dwtriton.data.problems import DataError
 
 
 def target_of(dataset, image_id):
-    (example,) = [dataset[i] for i in range(len(dataset)) if dataset[i].image_id == image_id]
-    return example.target
+    (sample,) = [dataset[i] for i in range(len(dataset)) if dataset[i].image_id == image_id]
+    return sample.target
 
 
 def original_boxes(dataset, image_id):
-    (example,) = [dataset[i] for i in range(len(dataset)) if dataset[i].image_id == image_id]
-    return (example.target["boxes"] / torch.tensor(example.scale_factor * 2)).tolist()
+    (sample,) = [dataset[i] for i in range(len(dataset)) if dataset[i].image_id == image_id]
+    return (sample.target["boxes"] / torch.tensor(sample.scale_factor * 2)).tolist()
 
 
 def test_labels_follow_the_sorted_category_ids(tiny):
-    dataset = CocoDataset(tiny.write(), "val")
+    dataset = CocoDataset(tiny.write(), "val", inference=tiny.inference)
     assert dataset.category_ids == [7, 33, 90]
     assert dataset.class_names == ["train", "kite", "zebra"]
     assert target_of(dataset, 11)["labels"].tolist() == [1, 2]  # categories 33 and 90
@@ -30,11 +30,11 @@ def test_labels_follow_the_sorted_category_ids(tiny):
 
 
 def test_boxes_become_corners_scaled_to_the_network_image(tiny):
-    dataset = CocoDataset(tiny.write(), "val")
-    example = next(dataset[i] for i in range(len(dataset)) if dataset[i].image_id == 8)  # 50 x 50 to 48 x 48
-    assert example.image.shape == (3, 48, 48)
-    np.testing.assert_allclose(example.target["boxes"], np.array([[25, 25, 35, 35]]) * 48 / 50, rtol=1e-6)
-    assert example.scale_factor == (48 / 50, 48 / 50)
+    dataset = CocoDataset(tiny.write(), "val", inference=tiny.inference)
+    sample = next(dataset[i] for i in range(len(dataset)) if dataset[i].image_id == 8)  # 50 x 50 to 48 x 48
+    assert sample.image.shape == (3, 48, 48)
+    np.testing.assert_allclose(sample.target["boxes"], np.array([[25, 25, 35, 35]]) * 48 / 50, rtol=1e-6)
+    assert sample.scale_factor == (48 / 50, 48 / 50)
     np.testing.assert_allclose(original_boxes(dataset, 11), [[4, 6, 24, 36], [10.5, 0, 40.5, 20]], rtol=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_unusable_boxes_are_left_out_of_targets(tiny):
         "box without area or under 1 pixel, not used as a target",
         "box outside the image, annotation skipped",
     )
-    assert dataset.report.counts == {tiny_boxes: 3, outside: 4}
+    assert dataset.problems.counts == {tiny_boxes: 3, outside: 4}
     assert "iscrowd" not in target_of(dataset, 11)
 
 
@@ -78,10 +78,10 @@ def test_images_without_usable_boxes_or_too_small_are_left_out_of_training_only(
     for keep_crowd in (False, True):
         train = CocoDataset(cfg, "train", keep_crowd)
         assert sorted(train[i].image_id for i in range(len(train))) == [5, 8, 11, 20, 33]
-    val = CocoDataset(cfg, "val")
+    val = CocoDataset(cfg, "val", inference=tiny.inference)
     assert sorted(val[i].image_id for i in range(len(val))) == [5, 8, 11, 20, 30, 31, 32, 33]
     assert target_of(val, 30)["boxes"].shape == (0, 4)
-    assert "1 x image with a side under 32 pixels, not trained on: small.jpg" in train.report.summary()
+    assert "1 x image with a side under 32 pixels, not trained on: small.jpg" in train.problems.summary()
 
 
 def test_keep_crowd_marks_crowd_boxes_in_the_targets(tiny):
@@ -96,7 +96,7 @@ def test_keep_crowd_marks_crowd_boxes_in_the_targets(tiny):
 
 def test_validation_does_not_augment_and_training_does_by_the_seed_alone(tiny):
     cfg = tiny.write().model_copy(update={"short_side": (30, 60)})
-    val, train = CocoDataset(cfg, "val"), CocoDataset(cfg, "train")
+    val, train = CocoDataset(cfg, "val", inference=tiny.inference), CocoDataset(cfg, "train")
     assert torch.equal(val[0, 1].image, val[0, 2].image)
     assert torch.equal(train[0, 1].image, train[0, 1].image)
     shapes = {tuple(train[0, seed].image.shape) for seed in range(20)}
@@ -116,7 +116,7 @@ def test_ground_truth_works_in_cocoeval_without_area_iscrowd_or_positive_ids(tin
     for annotation in tiny.content["annotations"]:
         del annotation["area"], annotation["iscrowd"]
         annotation["id"] -= 1  # the first has id 0, which COCOeval takes for no match
-    dataset = CocoDataset(tiny.write(), "val")
+    dataset = CocoDataset(tiny.write(), "val", inference=tiny.inference)
     perfect = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
         for a in tiny.content["annotations"]
@@ -129,7 +129,7 @@ def test_ground_truth_works_in_cocoeval_without_area_iscrowd_or_positive_ids(tin
 
 
 def test_reading_prints_nothing(tiny, capsys):
-    CocoDataset(tiny.write(), "val")
+    CocoDataset(tiny.write(), "val", inference=tiny.inference)
     assert capsys.readouterr() == ("", "")
 
 

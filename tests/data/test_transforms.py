@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batching import collate
-from dwtriton.data.coco import Example
+from dwtriton.data.coco import Sample
 from dwtriton.data.transforms import draw_augmentation, flip, normalise, resize, resized_size, transform
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -47,7 +47,7 @@ def test_whole_pipeline_equals_golden(golden):
     cfg = DataConfig(mean=golden["mean"].tolist(), std=golden["std"].tolist())
     image, boxes, scale_factor = transform(*tensors(golden), cfg, short_side, long_side, flipped=bool(golden["flip"]))
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.int64)}
-    batch = collate([Example(image, target, 1, "a.jpg", scale_factor)], num_classes=1, size_divisor=32)
+    batch = collate([Sample(image, target, 1, "a.jpg", scale_factor)], num_classes=1, size_divisor=32)
 
     images = normalise(batch.images, batch.image_sizes, cfg)
     assert (batch.images.dtype, images.dtype) == (torch.uint8, torch.float32)
@@ -89,9 +89,9 @@ def test_defaults_are_the_recipes_pipeline():
     stages = {
         stage["type"]: stage for stage in json.loads((GOLDEN / "recipe.json").read_text())["r50_1x"]["train_pipeline"]
     }
-    cfg = Config().data
+    cfg, inference = Config().data, Config().inference
     assert [cfg.long_side, cfg.short_side[0]] == list(np.ravel(stages["Resize"]["img_scale"]))
-    assert (cfg.test_long_side, cfg.test_short_side) == (cfg.long_side, cfg.short_side[0])
+    assert (inference.long_side, inference.short_side) == (cfg.long_side, cfg.short_side[0])
     assert cfg.flip == stages["RandomFlip"]["flip_ratio"]
     assert list(cfg.mean) == stages["Normalize"]["mean"]
     assert list(cfg.std) == stages["Normalize"]["std"]
@@ -181,4 +181,4 @@ def test_boxes_that_vanish_when_resized_are_legal():
     _, boxes, scale_factor = transform(image, boxes, DataConfig(), 10, 100)
     assert (boxes[:, :2] == boxes[:, 2:]).any()
     target = {"boxes": boxes, "labels": torch.zeros(1, dtype=torch.int64)}
-    assert len(collate([Example(torch.zeros(3, 1, 100), target, 1, "a", scale_factor)], 1, 32)) == 1
+    assert len(collate([Sample(torch.zeros(3, 1, 100), target, 1, "a", scale_factor)], 1, 32)) == 1

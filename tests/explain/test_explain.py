@@ -13,7 +13,7 @@ from PIL import Image
 from dwtriton import DualWeightAssigner
 from dwtriton.checkpoints.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from dwtriton.core.errors import UserError
-from dwtriton.data.coco import Example
+from dwtriton.data.coco import Sample
 from dwtriton.data.prepare import prepare_validation
 from dwtriton.explain import __main__ as explain
 from dwtriton.explain.__main__ import Explanation, draw, draw_strip
@@ -236,31 +236,31 @@ def loaded(finished):
 
 def test_an_image_is_explained_by_what_the_head_says_of_it(loaded):
     detector, checkpoint, dataset = loaded
-    example = dataset[0]
-    explained = explain.explain(detector, checkpoint, example)
-    assert explained.image.shape == (*example.image.shape[1:], 3)
-    assert torch.equal(explained.boxes, example.target["boxes"])
+    sample = dataset[0]
+    explained = explain.explain(detector, checkpoint, sample)
+    assert explained.image.shape == (*sample.image.shape[1:], 3)
+    assert torch.equal(explained.boxes, sample.target["boxes"])
     height, width = explained.level_sizes[0]
     assert (height % 4, width % 4) == (0, 0)  # of the padded image
     pixels = torch.zeros(1, 3, height * 8, width * 8)
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (checkpoint.config.data.mean, checkpoint.config.data.std)
     )
-    pixels[0, :, : example.image.shape[1], : example.image.shape[2]] = (example.image - mean) / std
+    pixels[0, :, : sample.image.shape[1], : sample.image.shape[2]] = (sample.image - mean) / std
     with torch.no_grad():
         cls_logits, box_distances, objectness = detector.head_outputs(pixels)
-    (truth,) = DualWeightAssigner()(cls_logits, box_distances, objectness, [example.target])
+    (truth,) = DualWeightAssigner()(cls_logits, box_distances, objectness, [sample.target])
     for name in ("points", "inside", "score", "pos", "neg"):
         torch.testing.assert_close(getattr(explained.weights, name), getattr(truth, name))
 
 
 def test_crowds_are_no_objects_but_silence_the_negative_weights(loaded):
     detector, checkpoint, dataset = loaded
-    example = next(dataset[index] for index in range(len(dataset)) if dataset.box_count(index) > 1)
-    plain = explain.explain(detector, checkpoint, example)
+    sample = next(dataset[index] for index in range(len(dataset)) if dataset.box_count(index) > 1)
+    plain = explain.explain(detector, checkpoint, sample)
     crowd = torch.zeros(len(plain.boxes), dtype=torch.bool)
     crowd[0] = True
-    explained = explain.explain(detector, checkpoint, replace(example, target={**example.target, "iscrowd": crowd}))
+    explained = explain.explain(detector, checkpoint, replace(sample, target={**sample.target, "iscrowd": crowd}))
     assert torch.equal(explained.boxes, plain.boxes[1:])
     torch.testing.assert_close(explained.weights.pos, plain.weights.pos[:, 1:])
     inside = plain.weights.inside[:, 0].numpy()
@@ -270,7 +270,7 @@ def test_crowds_are_no_objects_but_silence_the_negative_weights(loaded):
 
 
 def test_an_unreadable_image_is_an_error(loaded):
-    broken = Example(None, {}, 7, "x.jpg", (1.0, 1.0), ["x.jpg: truncated"])
+    broken = Sample(None, {}, 7, "x.jpg", (1.0, 1.0), ["x.jpg: truncated"])
     with pytest.raises(UserError, match=r"cannot be used: x\.jpg: truncated"):
         explain.explain(*loaded[:2], broken)
 
@@ -341,7 +341,7 @@ def test_nothing_is_written_after_bad_input(finished, loaded, shapes_root, tmp_p
     (empty / "annotations" / "val.json").write_text(json.dumps(truth))
     broken, intact, *_ = (empty / "val").iterdir()
     broken.write_bytes(broken.read_bytes()[:300])
-    count = len(load_example(loaded).target["labels"])
+    count = len(load_sample(loaded).target["labels"])
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     for arguments, message in [
         ([*weights, finished[0] / "best.pt"], "choose it with --object N"),
@@ -362,7 +362,7 @@ def test_nothing_is_written_after_bad_input(finished, loaded, shapes_root, tmp_p
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
-def load_example(loaded):
-    """The example that the command takes without --image."""
+def load_sample(loaded):
+    """The sample that the command takes without --image."""
     dataset = loaded[2]
     return next(dataset[index] for index in range(len(dataset)) if dataset.box_count(index))

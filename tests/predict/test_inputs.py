@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dwtriton.core.errors import UserError
-from dwtriton.data.coco import Example
+from dwtriton.data.coco import Sample
 from dwtriton.predict.inputs import WAITING, batches_of_one_size, find_inputs, picture_names
 
 
@@ -63,14 +63,14 @@ def test_pictures_get_names_of_their_own():
     assert len(set(names.values())) == len(paths)
 
 
-def examples(sizes):
+def samples(sizes):
     for number, (height, width) in enumerate(sizes):
-        yield Example(torch.zeros(3, height, width, dtype=torch.uint8), {}, number, "", (1.0, 1.0))
+        yield Sample(torch.zeros(3, height, width, dtype=torch.uint8), {}, number, "", (1.0, 1.0))
 
 
 def test_a_batch_pads_to_one_size_and_is_full_if_it_can_be():
     sizes = [(30, 60), (90, 60), (32, 64), (20, 40), (96, 64), (70, 33), (1, 33)]
-    batches = [[e.image_id for e in batch] for batch in batches_of_one_size(examples(sizes), 2, 32)]
+    batches = [[e.image_id for e in batch] for batch in batches_of_one_size(samples(sizes), 2, 32)]
     assert batches == [[0, 2], [1, 4], [3, 6], [5]]
 
 
@@ -80,13 +80,13 @@ def test_few_examples_wait_however_many_sizes_there_are():
 
     def counted():
         nonlocal asked
-        for example in examples(sizes):
+        for sample in samples(sizes):
             asked += 1
-            yield example
+            yield sample
 
     given, batch = [], 3
     for found in batches_of_one_size(counted(), batch, 32):
-        given += [example.image_id for example in found]
-        assert len({tuple(example.image.shape) for example in found}) == 1
+        given += [sample.image_id for sample in found]
+        assert len({tuple(sample.image.shape) for sample in found}) == 1
         assert asked - len(given) < WAITING * batch
     assert sorted(given) == list(range(200))

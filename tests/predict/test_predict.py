@@ -97,7 +97,7 @@ def test_the_json_is_coco_ground_truth_and_results(finished, images, tmp_path, p
 
 
 def test_pictures_show_the_boxes_on_the_image(images, tmp_path, predict):
-    _, _, _, content = predict(*images.values(), "--set", "test.max_detections=1")
+    _, _, _, content = predict(*images.values(), "--set", "inference.max_detections=1")
     for name, path in images.items():
         (picture,) = [p for p in content["images"] if p["file_name"] == str(path)]
         assert picture["drawn"] == f"{path.stem}.jpg"
@@ -197,7 +197,7 @@ def test_nothing_is_overwritten_without_force(images, tmp_path, predict):
         (["note.jpg", "--threshold", "1.5"], "--threshold is a score from 0 to 1"),
         (["note.jpg", "--batch", "0"], "--batch must be at least 1"),
         (["note.jpg", "--weights", "absent.pt"], "absent.pt does not exist"),
-        (["note.jpg", "--set", "test.nms=1"], "unknown key 'test.nms'"),
+        (["note.jpg", "--set", "inference.nms=1"], "unknown key 'inference.nms'"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(arguments, message, finished, call, tmp_path, monkeypatch):
@@ -245,10 +245,10 @@ def test_a_threshold_of_one_finds_nothing_and_still_draws(images, tmp_path, pred
 def test_an_interrupted_run_keeps_what_was_found(images, tmp_path, predict, monkeypatch):
     keep = command.Predictor._keep
 
-    def interrupted(self, example, *rest, **more):
-        if example.image_id == 3:
+    def interrupted(self, sample, *rest, **more):
+        if sample.image_id == 3:
             raise KeyboardInterrupt
-        keep(self, example, *rest, **more)
+        keep(self, sample, *rest, **more)
 
     monkeypatch.setattr(command.Predictor, "_keep", interrupted)
     code, printed, _, content = predict(*images.values(), "--batch", 1)

@@ -22,7 +22,7 @@ from dwtriton.console.progress import progress
 from dwtriton.data.annotations import OtherFormatError, Records, is_usable, read_records
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.images import BrokenImageError, read_image, upright_size
-from dwtriton.data.problems import DataError, DataReport
+from dwtriton.data.problems import DataError, DataProblems
 
 SMALL, LARGE = 32**2, 96**2  # areas in pixels, COCO's borders between small, medium and large
 TINY = 4  # pixels
@@ -51,7 +51,7 @@ class Findings:
 
     split: Split
     fatal: list[str]
-    problems: DataReport
+    problems: DataProblems
     images: int = 0
     boxes: int = 0
     crowds: int = 0
@@ -103,34 +103,34 @@ def check_split(split: Split, console: Console) -> Findings:
     """Look through a split as a training would; image files are opened for their size, not decoded."""
     records = split.records
     if records.fatal:
-        return Findings(split, records.fatal, DataReport())
+        return Findings(split, records.fatal, DataProblems())
     cfg = DataConfig(root=Path(), train_images=str(split.images), train_annotations=str(split.annotations))
     try:
-        report = CocoDataset(cfg, "train", keep_crowd=True).report
+        problems = CocoDataset(cfg, "train", keep_crowd=True).problems
     except DataError as error:
-        return Findings(split, [str(error).partition("\n")[0]], DataReport())
+        return Findings(split, [str(error).partition("\n")[0]], DataProblems())
     with progress(console, f"opening images of {split.name}", len(records.images)) as advance:
         for image in records.images.values():
-            _check_file(split.images / image["file_name"], (image["width"], image["height"]), report)
+            _check_file(split.images / image["file_name"], (image["width"], image["height"]), problems)
             advance()
     files = Counter(image["file_name"] for image in records.images.values())
     for name, times in files.items():
         if times > 1:
-            report.add("file of several images", f"{name} ({times})")
+            problems.add("file of several images", f"{name} ({times})")
     boxes = _usable_boxes(records)
-    _check_boxes(boxes, records, report)
+    _check_boxes(boxes, records, problems)
     used = Counter(annotation["category_id"] for annotation in boxes)
     classes = {str(records.categories[id_]["name"]): used[id_] for id_ in sorted(records.categories)}
     for name, count in classes.items():
         if not count:
-            report.add("category without a box", name)
+            problems.add("category without a box", name)
     per_image = Counter(annotation["image_id"] for annotation in boxes)
     sizes = np.array([_inner_size(annotation, records) for annotation in boxes]).reshape(-1, 2)  # width, height
     sides = np.array([side for image in records.images.values() for side in (image["width"], image["height"])])
     return Findings(
         split,
         [],
-        report,
+        problems,
         images=len(records.images),
         boxes=len(boxes),
         crowds=sum(bool(annotation.get("iscrowd")) for annotation in boxes),
@@ -234,38 +234,38 @@ def _image_folder(root: Path, annotations: Path, name: str, records: Records) ->
 
 def _usable_boxes(records: Records) -> list[dict]:
     """The annotations that count as boxes, crowds among them: the data set has reported why the others do not."""
-    silent = DataReport()
+    silent = DataProblems()
     usable = [a for a in records.annotations.values() if is_usable(a, records.images, records.categories, silent)]
     return [a for a in usable if min(a["bbox"][2:]) >= 1 and a.get("area") != 0]
 
 
-def _check_file(path: Path, size: tuple[int, int], report: DataReport) -> None:
+def _check_file(path: Path, size: tuple[int, int], problems: DataProblems) -> None:
     """Report a file that cannot be opened, or is not of its annotated (width, height) when turned upright."""
     if not path.is_file():
         return  # the data set has reported it
     try:
         found = upright_size(path)
     except BrokenImageError as error:
-        report.add("image file that cannot be used, replaced by another in training", str(error))
+        problems.add("image file that cannot be used, replaced by another in training", str(error))
         return
     if found != size:
         sizes = "{}x{}, annotated {}x{}".format(*found, *size)
-        report.add("image of another size than annotated, replaced by another in training", f"{path} ({sizes})")
+        problems.add("image of another size than annotated, replaced by another in training", f"{path} ({sizes})")
 
 
-def _check_boxes(boxes: Sequence[dict], records: Records, report: DataReport) -> None:
+def _check_boxes(boxes: Sequence[dict], records: Records, problems: DataProblems) -> None:
     seen = set()
     for annotation in boxes:
         image = records.images[annotation["image_id"]]
         name = f"annotation {annotation['id']} of image {image['id']} ({image['file_name']})"
         x, y, width, height = annotation["bbox"]
         if x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-            report.add("box reaches over the border of its image, clipped", name)
+            problems.add("box reaches over the border of its image, clipped", name)
         if min(width, height) < TINY:
-            report.add(f"tiny box, a side under {TINY} pixels, hard to learn", name)
+            problems.add(f"tiny box, a side under {TINY} pixels, hard to learn", name)
         key = (image["id"], annotation["category_id"], x, y, width, height)
         if key in seen:
-            report.add("the same box of the same category twice", name)
+            problems.add("the same box of the same category twice", name)
         seen.add(key)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
+from dwtriton.core.text import listed_lines
 from dwtriton.data.images import BrokenImageError, upright_size
 from dwtriton.data.problems import DataError
 from dwtriton.predict.inputs import IMAGES
@@ -72,12 +73,12 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     found = {split: _labelled(source, split, problems, console) for split in SPLITS}
     if problems and not skip_broken:
         raise DataError(
-            f"nothing was written, there are broken places: {listed(problems)}\n"
+            f"nothing was written, there are broken places: {numbered(problems)}\n"
             "Mend them, or add --skip-broken to leave them out"
         )
     for split, images in found.items():
         if not images:
-            raise DataError(f"nothing was written: no image of {split} is left. {listed(problems)}")
+            raise DataError(f"nothing was written: no image of {split} is left. {numbered(problems)}")
     boxes = [box for images in found.values() for image in images for box in image.boxes]
     names = sorted({box.name for box in boxes}) if source.names is None else source.names
     if not names:
@@ -90,10 +91,9 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     return Converted(len(images), len(boxes), sum(not image.boxes for image in images), names, problems)
 
 
-def listed(problems: Sequence[str]) -> str:
+def numbered(problems: Sequence[str]) -> str:
     """The number of problems and the first of them, a line each."""
-    more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-    return "\n  ".join([str(len(problems)), *problems[:LISTED], *more])
+    return "\n  ".join([str(len(problems)), *listed_lines(problems, LISTED)])
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.parsers import expat
 
+from dwtriton.core.text import listed
 from dwtriton.data.formats.convert import Box, Source, clip, image_files, read_text
 from dwtriton.data.problems import DataError
 
@@ -42,7 +43,7 @@ def _listed_images(root: Path, name: str, problems: list[str]) -> list[Path]:
             raise DataError(f"{folder} is not in Pascal VOC's layout: the folder {path} is missing{hint}")
     if not list_file.is_file():
         lists = sorted(path.stem for path in list_file.parent.glob("*.txt"))
-        raise DataError(f"{list_file} does not exist; there are {', '.join(lists[:LISTS_SHOWN]) or 'no lists'}")
+        raise DataError(f"{list_file} does not exist; there are {listed(lists, LISTS_SHOWN) or 'no lists'}")
     files = {path.stem: path for path in image_files(folder / "JPEGImages")}
     images = []
     for number, line in enumerate(read_text(list_file).splitlines(), 1):

@@ -147,7 +147,7 @@ def test_many_problems_of_a_kind_are_counted_and_the_first_named(tiny, call, tmp
     tiny.write()
     _, printed, _ = call(command, "check", tiny.root, "--out", tmp_path / "sheets")
     assert "50 x box outside the image, annotation skipped: annotation 105 of image 11 (wide.jpg), " in printed
-    assert ", and 47 more\n" in printed
+    assert " and 47 more\n" in printed
 
 
 # --- problems that stop a training
@@ -394,7 +394,7 @@ def test_files_that_cannot_be_decoded_have_no_size(tmp_path):
 
 
 def test_progress_goes_to_standard_error_alone(tiny, call, check, monkeypatch, tmp_path):
-    monkeypatch.setattr("dwtriton.console.progress.EVERY", 0.0)
+    monkeypatch.setattr("dwtriton.console.progress.SECONDS_BETWEEN_LINES", 0.0)
     tiny.write()
     _, printed, error = call(command, "check", tiny.root, "--out", tmp_path / "sheets")
     assert "opening images of val2017  4/4" in error

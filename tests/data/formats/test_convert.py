@@ -116,7 +116,7 @@ def test_what_is_written_is_what_a_training_and_pycocotools_read(tmp_path, call)
     train, val = prepare_data(Config(data={"root": out}, head={"num_classes": 2}))
     assert train.class_names == val.class_names == ["cat", "dog"]
     assert train[0].target["labels"].tolist() == [1]
-    assert train.report.summary() == val.report.summary() == []
+    assert train.problems.summary() == val.problems.summary() == []
     assert COCO(out / "annotations/instances_train2017.json").getAnnIds() == [1]
 
 
@@ -510,7 +510,7 @@ def test_a_killed_conversion_leaves_nothing_at_its_place(tmp_path, monkeypatch):
 
 
 def test_long_conversions_tell_how_far_they_are_on_standard_error(tmp_path, call, monkeypatch):
-    monkeypatch.setattr("dwtriton.console.progress.EVERY", 0.0)
+    monkeypatch.setattr("dwtriton.console.progress.SECONDS_BETWEEN_LINES", 0.0)
     root = yolo(tmp_path / "yolo")
     code, printed, error, _ = convert_yolo(call, root)
     assert code == 0

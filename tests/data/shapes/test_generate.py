@@ -184,7 +184,7 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_progress_is_told_to_the_console_that_is_given_and_to_no_other(tmp_path, console, monkeypatch, capfd):
-    monkeypatch.setattr(dwtriton.progress, "EVERY", 0)
+    monkeypatch.setattr(dwtriton.console.progress, "SECONDS_BETWEEN_LINES", 0)
     generate_shapes(tmp_path / "a", 3, 2, 0, console)
     told = console.file.getvalue()
     assert "drawing train shapes  3/3" in told
