@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 import triton
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
+from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder
 from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, kernel_calls, make_case
@@ -133,49 +133,34 @@ def read_entries(path: Path, gpu: str) -> dict[str, dict]:
 
 def tune(
     settings: Sequence[Setting],
-    timers: Callable[[Setting], Mapping[str, Callable[[Config], float]]],
+    timers_for: Callable[[Setting], Mapping[str, Callable[[Config], float]]],
     seconds: float,
     console: Console,
 ) -> list[dict[str, Found]]:
     """Search every setting and kernel, one after the other; each gets an equal share of the time that is left.
 
-    `timers` makes the `measure` of each kernel on a setting's inputs. Returns what was found by setting and kernel.
+    `timers_for` makes the `measure` of each kernel on a setting's inputs. Returns what was found by setting and kernel.
     """
     spaces = [search_space(setting.classes) for setting in settings]
-    searches = sum(len(space) for space in spaces)
-    began = time.perf_counter()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[eta]}"),
-    )
+    searches_left = sum(map(len, spaces))
+    total = sum(len(candidates) for space in spaces for candidates in space.values())
+    deadline = time.perf_counter() + seconds
     results = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=sum(len(configs) for space in spaces for configs in space.values()), eta="")
-
-        def advance(count: int = 1) -> None:
-            bar.advance(task, count)
-            elapsed, tasks = time.perf_counter() - began, bar.tasks[0]
-            eta = min(seconds - elapsed, elapsed / max(1, tasks.completed) * tasks.remaining)
-            bar.update(task, eta=f"ETA {max(0, eta):.0f} s")
-
+    with ProgressDisplay(console, "tuning", total, time_limit=seconds) as display:
         for setting, space in zip(settings, spaces):
-            name = setting.key().name
-            bar.update(task, description=name)
-            measures = timers(setting)
+            timers = timers_for(setting)
             results.append({})
             for kernel, candidates in space.items():
-                bar.update(task, description=f"{name} {kernel}")
-                share = (seconds - (time.perf_counter() - began)) / searches
-                found = search(candidates, measures[kernel], share, progress=advance)
+                name = f"{setting.key().name} {kernel}"
+                display.advance(0, what=name)
+                share = (deadline - time.perf_counter()) / searches_left
+                found = search(candidates, timers[kernel], share, progress=display.advance)
                 results[-1][kernel] = found
-                searches -= 1
-                advance(len(candidates) - found.tried)
+                searches_left -= 1
+                display.advance(len(candidates) - found.tried)
                 if not console.is_terminal:
-                    say(
-                        console, f"{name} {kernel}: {found.us:.1f} us, {found.tried} of {len(candidates)} configs tried"
-                    )
+                    tried = f"{found.tried} of {len(candidates)} configs tried"
+                    print_line(console, f"{name}: {found.us:.1f} us, {tried}")
     return results
 
 
@@ -227,11 +212,11 @@ def main() -> int:
     if arguments.dry_run:
         space = search_space(arguments.classes)
         for setting in settings:
-            say(console, f"key {setting.key().name}: {setting}")
+            print_line(console, f"key {setting.key().name}: {setting}")
         for kernel, configs in space.items():
-            say(console, f"{kernel}: {len(configs)} configs, the default first")
+            print_line(console, f"{kernel}: {len(configs)} configs, the default first")
             for config in configs:
-                say(console, f"  {describe(config)}")
+                print_line(console, f"  {describe(config)}")
         keys = [setting.key().name for setting in settings]
         listed = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
         cli.print_result(arguments, {"keys": keys, "configs": listed})
@@ -254,7 +239,7 @@ def main() -> int:
     new = {setting.key().name: table_entry(setting, found) for setting, found in zip(settings, results)}
     write_table(out, gpu, {**entries, **new})
     cli.print_result(arguments, {"table": str(out), "entries": new})
-    say(console, f"table: {out}" + ("" if out == cache_table(gpu) else f"; to use it, set DWTRITON_TABLE={out}"))
+    print_line(console, f"table: {out}" + ("" if out == cache_table(gpu) else f"; to use it, set DWTRITON_TABLE={out}"))
     return 0
 
 

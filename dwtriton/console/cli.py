@@ -58,7 +58,7 @@ def open_console(arguments: argparse.Namespace, speaks: bool = True) -> Console:
     return Console(quiet=arguments.quiet or arguments.json or not speaks)
 
 
-def say(console: Console, text: str, style: str | None = None) -> None:
+def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is: not wrapped, so that scripts and logs can read it, and without colours for its numbers."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 

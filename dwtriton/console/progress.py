@@ -1,52 +1,113 @@
-"""How far long work is, and how long it will take: a live bar on a terminal, elsewhere a line now and then."""
+"""Progress of long work and the time left for it (ETA): a live bar on a terminal, elsewhere a line now and then."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 
-EVERY = 10.0  # seconds between two lines
+SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress(
-    console: Console, what: str, total: int | None, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[[], None]]:
-    """Show the progress of `total` pieces of work (None: nobody knows how many); call what is yielded after each."""
-    if not console.is_terminal:
-        yield _lines(console, what, total, clock)
-        return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show the progress of `total` steps, None if nobody knows how many; call the function it yields after each."""
+    with ProgressDisplay(console, what, total) as display:
+        yield display.advance
 
 
-def _lines(console: Console, what: str, total: int | None, clock: Callable[[], float]) -> Callable[[], None]:
-    """Counts its calls, and prints the count when the last line is old enough."""
-    started = printed = clock()
-    done = 0
+class ProgressDisplay:
+    """Progress of work that also has figures to show, stages between its steps, or limited time.
 
-    def advance() -> None:
-        nonlocal done, printed
-        done += 1
-        now = clock()
-        if now - printed < EVERY:
-            return
-        printed = now
-        pace = done / (now - started)
-        of_total = "" if total is None else f"/{total}"
-        left = "" if total is None else f"  ETA {_clock_time(max(0, total - done) / pace)}"
-        say(console, f"{what}  {done}{of_total}  {pace:.1f}/s{left}")
+    The ETA follows from the mean pace since the start; the time of stages does not count.
+    """
 
-    return advance
+    def __init__(
+        self,
+        console: Console,
+        what: str,
+        total: int | None,
+        *,
+        done: int = 0,
+        steps_between_lines: int | None = None,
+        time_limit: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            what: name of the work.
+            done: steps done before a resume.
+            steps_between_lines: where there is no terminal; by default lines are `SECONDS_BETWEEN_LINES` apart.
+            time_limit: seconds after which the work ends even if steps are left.
+        """
+        self.console, self.resumed_at, self.clock = console, done, clock
+        self.steps_between_lines, self.time_limit = steps_between_lines, time_limit
+        columns = TextColumn("{task.description}", markup=False), BarColumn(None), MofNCompleteColumn()
+        eta, silent = TextColumn("{task.fields[eta]}"), not console.is_terminal
+        self.bars = _Bars(*columns, eta, console=console, transient=True, expand=True, disable=silent, get_time=clock)
+        self.bars.add_task(what, total=total, completed=done, eta="")
+        [self.task] = self.bars.tasks
+        self.last_line, self.seconds_in_stages = clock(), 0.0
+
+    def __enter__(self) -> "ProgressDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bars.stop()
+
+    def advance(self, steps: int = 1, *, what: str | None = None, figures: str = "") -> None:
+        """Count finished steps. `what` renames the work; `figures` stand below the bar, in a line for the pace."""
+        task = self.task
+        self.bars.update(task.id, advance=steps, description=what)
+        seconds = max(1e-9, task.elapsed - self.seconds_in_stages)
+        pace = (task.completed - self.resumed_at) / seconds
+        eta = ""
+        if task.total is not None and pace:
+            left = min(task.remaining / pace, self.time_limit - seconds)
+            eta = f"ETA {clock_time(max(0, left))}"
+        self.bars.figures = figures
+        self.bars.update(task.id, eta=eta)
+        if not self.console.is_terminal and self._line_is_due():
+            self.last_line = self.clock()
+            count = f"{task.completed}" if task.total is None else f"{task.completed}/{task.total}"
+            columns = task.description, count, figures or f"{pace:.1f}/s", eta
+            print_line(self.console, "  ".join(filter(None, columns)))
+
+    def _line_is_due(self) -> bool:
+        if self.steps_between_lines:
+            return self.task.completed % self.steps_between_lines == 0
+        return self.clock() - self.last_line >= SECONDS_BETWEEN_LINES
+
+    @contextmanager
+    def stage(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """Show a second bar for other work of `total` steps; call the function it yields after each."""
+        began = self.clock()
+        task = self.bars.add_task(what, total=total, eta="")
+        try:
+            yield lambda: self.bars.advance(task)
+        finally:
+            self.bars.remove_task(task)
+            self.seconds_in_stages += self.clock() - began
 
 
-def _clock_time(seconds: float) -> str:
+class _Bars(Progress):
+    """Bars, and a line of figures below them."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.figures:
+            yield Text(self.figures)
+
+
+def clock_time(seconds: float) -> str:
     """h:mm:ss"""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dwtriton.config.files import config_names
 from dwtriton.config.schema import Config, load_config
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
 from dwtriton.data.batching import OrientedBatchSampler, training_buckets
@@ -102,19 +102,19 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     trainer = Trainer(cfg, out, console)
     again = ranks.restarted() and ranks.broadcast_object((out / "last.pt").exists())
     trainer.resume() if arguments.resume or again else trainer.start()
-    say(console, trainer.summary())
+    print_line(console, trainer.summary())
     began = time.perf_counter()
     try:
         evaluation = trainer.fit()
     except Interrupted:
-        say(console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}")
+        print_line(console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}")
         return 130
     except NonFiniteLossError as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
     except RuntimeError as error:
         if not ranks.is_lost_contact(error):
             raise
-        say(
+        print_line(
             Console(stderr=True),
             f"error: rank {ranks.rank()} lost contact with another rank after iteration {trainer.iteration}; which one "
             f"ended, and how, stands in torchrun's report. Go on from the last checkpoint with --resume --out {out}; "
@@ -124,12 +124,12 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         return 1
     if evaluation is None:
         return 0
-    say(console, evaluation.table)
+    print_line(console, evaluation.table)
     minutes = (time.perf_counter() - began) / 60
-    say(
+    print_line(
         console, f"trained and evaluated in {minutes:.1f} minutes; {trainer.left_out()} images and annotations left out"
     )
-    say(console, f"pictures: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
+    print_line(console, f"pictures: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
     cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
     return 0
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.core.files import write_text
 from dwtriton.evaluate.coco_metrics import Evaluation
 
@@ -113,7 +113,7 @@ class Display:
         if iteration % self.log_every == 0:
             speed.reset()
             if not self.console.is_terminal:
-                say(self.console, f"epoch {epoch}  {iteration}/{self.total}  {self.figures}  {eta}")
+                print_line(self.console, f"epoch {epoch}  {iteration}/{self.total}  {self.figures}  {eta}")
 
     def eta(self, iteration: int) -> str:
         """Time left for training at the pace so far, evaluations not counted, as h:mm:ss."""
