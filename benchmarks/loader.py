@@ -38,7 +38,8 @@ from dwtriton.core.files import make_folder, write_text
 from dwtriton.data.batching import collate, train_loader
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.images import read_image
-from dwtriton.data.transforms import flip, normalise, resize
+from dwtriton.data.transforms import flip, resize
+from dwtriton.model.pixels import PixelDetector
 
 BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # for the steps one by one
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, the unit of CPU time in /proc
@@ -115,7 +116,7 @@ def plain(cfg: Config) -> Contestant:
 def check_same_images(contestants: dict[str, Contestant]) -> None:
     """Raises UserError unless all make the same first batch, to two levels of 255: each rounds in its own way."""
     batch, (images, _) = (next(iter(contestant.loader(0))) for contestant in contestants.values())
-    ours = normalise(batch.images, batch.image_sizes, DataConfig())
+    ours = PixelDetector(torch.nn.Identity(), DataConfig()).normalise(batch.images, batch.image_sizes)
     if images.shape != ours.shape or (images - ours).abs().max() * min(DataConfig().std) > 2.01:
         raise UserError("the two loaders make different images; nothing is timed")
 

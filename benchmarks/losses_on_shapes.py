@@ -39,7 +39,8 @@ from dwtriton.core.points import STRIDES, pyramid_points
 from dwtriton.data.batching import Batch, eval_loader, train_loader
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.prepare import prepare_data
-from dwtriton.evaluate.coco_metrics import detect, evaluate
+from dwtriton.evaluate.coco_metrics import evaluate
+from dwtriton.inference.detect import detect
 from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.metrics import Display, Speed
 from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
@@ -233,14 +234,8 @@ def rate(
     model.eval()
     loader = eval_loader(val_set, cfg)
     with display.stage("evaluating", len(loader)) as advance:
-        results = detect(
-            PixelDetector(model, cfg.data).predict,
-            device,
-            loader,
-            cfg.data,
-            val_set.category_ids,
-            lambda _batch: advance(),
-        )
+        predict = PixelDetector(model, cfg.data).predict
+        results = detect(predict, loader, val_set.category_ids, lambda _batch: advance())
         return evaluate(val_set.coco, results).metrics
 
 

@@ -39,11 +39,9 @@ from benchmarks.detectors import (
     network_parts,
     torchvision_step,
 )
-from benchmarks.first_step import seconds_to_first_step
 from benchmarks.flops import peak_flops
 from benchmarks.loss_share import loss_share
 from benchmarks.machine import machine
-from benchmarks.peak import peak_bytes
 from benchmarks.recording import RESULTS, reason, record, results_file, significant
 from benchmarks.train_report import draw, markdown_table
 from dwtriton.config.schema import Config
@@ -51,10 +49,11 @@ from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import to_device
-from dwtriton.data.transforms import normalise
 from dwtriton.model.flops import image_flops
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.compile import GraphWatch
 from dwtriton.train.step import TrainStep
+from tests.support.peak import peak_bytes
 
 MUST_RUN = ("compiled", "triton")  # the others are baselines
 BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, in turn; the mean of COCO is 7
@@ -89,13 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.varied:
         results["varied"] = attempt(lambda: varied_steps(cfg, device, args.varied, args.varied_seconds))
         record(results, args.out, draw)
-    start_afresh(device)
-    if args.first_step:
-        results["first_step_s"] = attempt(lambda: seconds_to_first_step(args))
-        record(results, args.out, draw)
     print(f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it, {time.perf_counter() - start:.0f} s")
     ours = [row for row in results["rows"] if row["method"] in MUST_RUN]
-    return int(any("skipped" in part for part in (*ours, results["varied"] or {}, results.get("first_step_s", {}))))
+    return int(any("skipped" in part for part in (*ours, results["varied"] or {})))
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -112,7 +107,6 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="for each contestant, at least three steps")
     parser.add_argument("--varied", type=int, help="steps of varied batches, 0: none (default: 2000, 10 on a CPU)")
     parser.add_argument("--varied-seconds", type=float, default=240.0, help="at most for these")
-    parser.add_argument("--first-step", action="store_true", help="time from launch to first step, cold and warm, too")
     parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
     args = parser.parse_args(arguments)
     cuda = args.device == "cuda"
@@ -190,14 +184,17 @@ def measure_steps(step: Step, images: int, device: torch.device, seconds: float)
     }
 
 
-def measure_parts(train_step: TrainStep, batch, step_ms: float, device: torch.device, seconds: float) -> dict[str, float]:
+def measure_parts(
+    train_step: TrainStep, batch, step_ms: float, device: torch.device, seconds: float
+) -> dict[str, float]:
     """Milliseconds of each part of a step; forward parts are measured by themselves, the optimiser too."""
     cfg, detector = train_step.cfg, train_step.detector
+    network = PixelDetector(detector, cfg.data)
 
     def inputs():
         images = batch.images.to(device, non_blocking=True)
         sizes = to_device(torch.tensor(batch.image_sizes), device)
-        return normalise(images, sizes, cfg.data), pack_targets(batch.targets, device, train_step.capacity)
+        return network.normalise(images, sizes), pack_targets(batch.targets, device, train_step.capacity)
 
     compiled = cfg.train.compile != "off"
     compile_with = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if compiled else (lambda f: f)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_detector
-from dwtriton.config.schema import DataConfig
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_new_file, write_atomically
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.data.buckets import padded_size
-from dwtriton.model.detector import SIZE_DIVISOR, DualWeightDetector
+from dwtriton.model.detector import SIZE_DIVISOR
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.model.postprocess import Candidates, best_candidates
 
 SCORE_TOLERANCE = 5e-5
@@ -49,23 +49,18 @@ class DisagreementError(RuntimeError):
 
 
 class ExportedDetector(nn.Module):
-    """What is exported: the detector from images as they are decoded to its best candidates."""
+    """The exported part of a detector: from decoded images to the best candidates."""
 
-    def __init__(self, detector: DualWeightDetector, cfg: DataConfig) -> None:
+    def __init__(self, network: PixelDetector) -> None:
         super().__init__()
-        self.detector = detector
-        self.register_buffer("mean", torch.tensor(cfg.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(cfg.std).view(3, 1, 1))
+        self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images float32 [B, 3, H, W], RGB in 0..255, padding filled with the mean, which the network sees as 0.
 
         Returns boxes [B, K, 4] xyxy in pixels, not clipped, scores [B, K], and labels [B, K] int64.
         """
-        return tuple(self.detector.candidates(self.normalise(images)))
-
-    def normalise(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        return tuple(self.network.candidates(images))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,14 +111,14 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, 
         "category_ids": checkpoint.category_ids,
         "size": size and list(size),
         "size_divisor": SIZE_DIVISOR,
-        "short_side": cfg.data.test_short_side,
-        "long_side": cfg.data.test_long_side,
+        "short_side": cfg.inference.short_side,
+        "long_side": cfg.inference.long_side,
         "mean": list(cfg.data.mean),
         "std": list(cfg.data.std),
         "strides": list(STRIDES),
-        "score_threshold": cfg.test.score_threshold,
-        "nms_iou": cfg.test.nms_iou,
-        "max_detections": cfg.test.max_detections,
+        "score_threshold": cfg.inference.score_threshold,
+        "nms_iou": cfg.inference.nms_iou,
+        "max_detections": cfg.inference.max_detections,
         "iteration": checkpoint.iteration,
     }
 
@@ -206,8 +201,8 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     Scores must be the detector's best, and every candidate a box, a score and a label that the detector has at a point:
     candidates of nearly equal scores may change places.
     """
-    maps = model.detector.head_outputs(model.normalise(images))
-    expected = best_candidates(*maps, STRIDES, model.detector.test_cfg.candidates_per_level)
+    maps = model.network.head_outputs(images)
+    expected = best_candidates(*maps, STRIDES, model.network.detector.inference_cfg.candidates_per_level)
     for name, own, other in zip(OUTPUTS, found, expected):
         if (own.shape, own.dtype) != (other.shape, other.dtype):
             return f"{name} are {own.dtype} {tuple(own.shape)}, not {other.dtype} {tuple(other.shape)}"
@@ -223,7 +218,7 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
         left_top, right_bottom = distances.flatten(2).mT.chunk(2, -1)  # [B, P, 2]
         boxes = torch.cat([points - left_top, points + right_bottom], -1)  # [B, P, 4]
         scores = (classes.sigmoid() * objectness.sigmoid()).flatten(2)  # [B, C, P]
-        count = min(model.detector.test_cfg.candidates_per_level, scores[0].numel())
+        count = min(model.network.detector.inference_cfg.candidates_per_level, scores[0].numel())
         for image, level in enumerate(zip(*(values[:, start : start + count] for values in found))):
             near = torch.cdist(level[0], boxes[image], p=math.inf) <= tolerance  # [K, P]
             equal = (scores[image, level[2]] - level[1][:, None]).abs() <= SCORE_TOLERANCE  # [K, P]
@@ -240,21 +235,21 @@ def main() -> int:
     check_arguments(arguments)
     size = arguments.size and cli.read_size(arguments.size, SIZE_DIVISOR)
     detector, checkpoint = load_detector(arguments.weights, arguments.set)
-    data = checkpoint.config.data
-    size = size or padded_size([(data.test_short_side, data.test_long_side)], SIZE_DIVISOR)
+    data, inference = checkpoint.config.data, checkpoint.config.inference
+    size = size or padded_size([(inference.short_side, inference.long_side)], SIZE_DIVISOR)
     if arguments.dynamic_size:
         size = tuple(max(side, SMALLEST * SIZE_DIVISOR) for side in size)
     facts = describe(checkpoint, None if arguments.dynamic_size else size)
-    model = ExportedDetector(detector, data).eval()
+    model = ExportedDetector(PixelDetector(detector, data)).eval()
 
-    say(console, f"exporting for images of {'any size' if arguments.dynamic_size else f'{size[0]}x{size[1]}'}")
+    print_line(console, f"exporting for images of {'any size' if arguments.dynamic_size else f'{size[0]}x{size[1]}'}")
     program = export_program(model, size, arguments.dynamic_size)
     sizes = [size, size[::-1]] if arguments.dynamic_size else [size]
 
     def write(file: Path) -> None:
         """Write and check: an error leaves no file."""
         run = (write_onnx if out.suffix == ".onnx" else write_pt2)(program, facts, file)
-        say(console, "comparing what the file computes with the detector")
+        print_line(console, "comparing what the file computes with the detector")
         for batch, image_size in enumerate(sizes, 1):
             images = 255 * torch.rand(batch, 3, *image_size, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
@@ -266,7 +261,7 @@ def main() -> int:
         write_atomically(out, write)
     except DisagreementError as error:
         return cli.report_failure(f"what was exported differs from the detector: {error}. {out} was not written")
-    say(console, f"{out}: {out.stat().st_size / 1e6:.1f} MB, agrees with the detector")
+    print_line(console, f"{out}: {out.stat().st_size / 1e6:.1f} MB, agrees with the detector")
     cli.print_result(arguments, {"file": str(out), **facts})
     return 0
 

@@ -10,16 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from dwtriton.checkpoints.checkpoint import check_classes, load_detector
+from dwtriton.config.schema import MACHINE_KEYS, flatten
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
-from dwtriton.core import ranks
+from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_text
 from dwtriton.data.batching import Batch, eval_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_validation
-from dwtriton.evaluate.coco_metrics import Evaluation, detect, evaluate, gather_results
+from dwtriton.evaluate.coco_metrics import Evaluation, evaluate, gather_results
 from dwtriton.evaluate.report import report_html
+from dwtriton.inference.detect import detect
 from dwtriton.model.pixels import PixelDetector, compile_predict
 
 FILES = ("detections.json", "metrics.json", "report.html")
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = build_parser().parse_args()
-    with ranks.process_group():
+    with ranks.process_group(elastic.restart_store()):
         return run(arguments, cli.open_console(arguments, ranks.is_main()))
 
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         check_absent([out / name for name in FILES], arguments.force)
         detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
         cfg = checkpoint.config
-    ranks.check_same_config(cfg)
+    ranks.check_same(flatten(cfg), ignore=MACHINE_KEYS)
     with ranks.raise_on_all_ranks(), ranks.main_process_first():
         draw_missing_shapes(cfg.data, console)
     with ranks.raise_on_all_ranks():
@@ -79,7 +81,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             broken.update(batch.broken)
             advance()
 
-        own = detect(predict, device, loader, cfg.data, data.category_ids, on_batch)
+        own = detect(predict, loader, data.category_ids, on_batch)
     gathered = gather_results(own, broken)
     if gathered is None:
         return 0

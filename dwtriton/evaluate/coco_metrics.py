@@ -1,20 +1,14 @@
-"""Detections of a data set as COCO results, and COCOeval's figures for them."""
+"""COCOeval's figures for the detections of a data set."""
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.ops import box_convert
 
-from dwtriton.config.schema import DataConfig
 from dwtriton.core import ranks
-from dwtriton.data.batching import Batch
-from dwtriton.model.detector import Detections
 
 CLASS_METRICS = {  # where they stand in COCOeval's precisions: IoUs, area
     "AP": (slice(None), 0),
@@ -43,46 +37,6 @@ class Evaluation:
     def class_ap(self) -> dict[str, float]:
         """AP of every class by name."""
         return {name: figures["AP"] for name, figures in self.classes.items()}
-
-
-def detect(
-    predict: Callable[..., Detections],
-    device: torch.device,
-    loader: Iterable[Batch],
-    cfg: DataConfig,
-    category_ids: list[int],
-    on_batch: Callable[[Batch], None],
-) -> list[dict]:
-    """Run a detector's `predict`, on `device`, over a loader, in float32 whatever the precision of training.
-
-    Returns COCO results: dicts of `image_id`, `category_id`, `bbox` (xywh in pixels of the original image), `score`.
-    `on_batch` is called with every batch, for progress. Images that could not be read have no results.
-    """
-    results = []
-    for batch in loader:
-        on_batch(batch)
-        for of_image in detect_batch(predict, device, batch, cfg, category_ids):
-            results += of_image
-    return results
-
-
-def detect_batch(
-    predict: Callable[..., Detections], device: torch.device, batch: Batch, cfg: DataConfig, category_ids: list[int]
-) -> list[list[dict]]:
-    """The results of `detect` for each image of one batch, best first."""
-    if not len(batch):
-        return []
-    results = []
-    for image_id, found in zip(batch.image_ids, predict(batch.images, batch.image_sizes, batch.scale_factors)):
-        boxes = box_convert(found["boxes"].cpu().double(), "xyxy", "xywh")
-        columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
-        results.append(
-            [
-                {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-                for box, score, label in zip(*columns)
-            ]
-        )
-    return results
 
 
 def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], set[str]] | None:

@@ -43,11 +43,11 @@ class DualWeightDetector(nn.Module):
         self.head = DenseHead(cfg.head, STRIDES, cfg.train.activation_checkpointing)
         self.loss = DualWeightLoss(strides=STRIDES, soft_prior=cfg.loss.soft_prior, backend=cfg.loss.backend)
         self.loss_factors = {
-            "loss_cls_pos": cfg.loss.cls_pos,
-            "loss_loc": cfg.loss.loc,
-            "loss_cls_neg": cfg.loss.cls_neg,
+            "loss_cls_pos": cfg.loss.weight_cls_pos,
+            "loss_loc": cfg.loss.weight_loc,
+            "loss_cls_neg": cfg.loss.weight_cls_neg,
         }
-        self.test_cfg = cfg.test
+        self.inference_cfg = cfg.inference
 
     def forward(self, images: Tensor, targets: Targets | None = None) -> dict[str, Tensor] | Detections:
         """The losses of a batch, or, in evaluation mode without targets, its detections.
@@ -71,7 +71,7 @@ class DualWeightDetector(nn.Module):
 
     def candidates(self, images: Tensor) -> Candidates:
         """The best candidates of each image; with `select` behind it this is `predict`. Compiles as one graph."""
-        return best_candidates(*self.head_outputs(images), STRIDES, self.test_cfg.candidates_per_level)
+        return best_candidates(*self.head_outputs(images), STRIDES, self.inference_cfg.candidates_per_level)
 
     @torch.inference_mode()
     def predict(
@@ -79,16 +79,18 @@ class DualWeightDetector(nn.Module):
         images: Tensor,
         image_sizes: Sequence[tuple[int, int]] | Tensor,
         scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+        **limits: float,
     ) -> Detections:
-        """Detections of each image, best first, computed in evaluation mode; the module's mode is left as it was.
+        """Return the detections of each image, highest-scoring first, computed in evaluation mode.
 
         image_sizes[b] = (height, width) before padding; scale_factors[b] = (sx, sy), network pixels per original pixel:
-        with them boxes are in pixels of the original image.
+        with them boxes are in pixels of the original image. `limits` replace score_threshold, nms_iou or max_detections
+        of the config. The module is left in the mode that it was in.
         Returns {"boxes": [N, 4] xyxy, "scores": [N], "labels": [N]} for each image.
         """
         with evaluating(self):
             candidates = self.candidates(images)
-        return self.select(candidates, images, image_sizes, scale_factors)
+        return self.select(candidates, images, image_sizes, scale_factors, **limits)
 
     def select(
         self,
@@ -96,9 +98,10 @@ class DualWeightDetector(nn.Module):
         images: Tensor,
         image_sizes: Sequence[tuple[int, int]] | Tensor,
         scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+        **limits: float,
     ) -> Detections:
-        """The detections among the candidates of `images`; arguments and result are those of `predict`."""
-        limits = self.test_cfg.model_dump(exclude={"candidates_per_level"})
+        """Return the detections among the candidates of `images`; arguments and result are those of `predict`."""
+        limits = self.inference_cfg.model_dump(include={"score_threshold", "nms_iou", "max_detections"}) | limits
         return select(candidates, tuple(images.shape[2:]), image_sizes, scale_factors, **limits)
 
     def load_mmdet_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:

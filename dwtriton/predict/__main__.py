@@ -24,7 +24,7 @@ from dwtriton.core.files import make_folder, write_atomically, write_text
 from dwtriton.data.batching import collate
 from dwtriton.data.coco import Sample
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.evaluate.coco_metrics import detect_batch
+from dwtriton.inference.detect import detect_batch
 from dwtriton.model.pixels import PixelDetector, compile_predict
 from dwtriton.predict.inputs import batches_of_one_size, find_inputs, image_loader, picture_names, unlabelled_sample
 from dwtriton.predict.video import Video, import_av, write_video
@@ -230,7 +230,7 @@ class Predictor:
         for batch in batches_of_one_size(samples, self.batch, self.cfg.data.size_divisor):
             loaded = collate(batch, self.cfg.head.num_classes, self.cfg.data.size_divisor)
             ids = self.checkpoint.category_ids
-            yield from zip(batch, detect_batch(self.predict, self.device, loaded, self.cfg.data, ids))
+            yield from zip(batch, detect_batch(self.predict, loaded, ids))
 
     def _keep(self, sample: Sample, size: tuple[int, int], found: list[dict[str, Any]], **more: int) -> None:
         """Note an image of the given (h, w) and what was found in it."""

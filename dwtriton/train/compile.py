@@ -1,47 +1,32 @@
-"""torch.compile in training: what is compiled, one graph for each size of batch, and a watch for graphs made later."""
+"""torch.compile in training: one graph for each batch size, and a watch for recompilations."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dwtriton.config.schema import DataConfig
-from dwtriton.core.targets import PackedTargets
-from dwtriton.data.transforms import normalise
-from dwtriton.model.detector import DualWeightDetector
-
-UNEXPECTED = 16  # graphs beyond the expected ones before torch.compile refuses to make more
-
-
-class TrainingNetwork(nn.Module):
-    """From the bytes of a batch to its losses, as one graph."""
-
-    def __init__(self, detector: DualWeightDetector, cfg: DataConfig) -> None:
-        super().__init__()
-        self.detector, self.cfg = detector, cfg
-
-    def forward(self, images: Tensor, image_sizes: Tensor, targets: PackedTargets) -> dict[str, Tensor]:
-        """images uint8 [B, 3, H, W], zero-padded; image_sizes [B, 2], (h, w) before padding; as `detector(...)`."""
-        return self.detector(normalise(images, image_sizes, self.cfg), targets)
+SPARE_GRAPHS = 16  # recompilations beyond the expected graphs that torch.compile allows before it raises
 
 
 def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
-    """The network under torch.compile, for at most `graphs` sizes of batch. It shares the weights of `network`.
+    """Return the network under torch.compile, for `graphs` batch sizes; both share their weights.
 
-    A graph is whole or an error (`fullgraph`), and made for one size: nothing else may make another. Wrap the result
-    into DistributedDataParallel, not the other way round; gradients are then exchanged after the backward pass.
+    Each size gets one whole graph or an error (`fullgraph`). Wrap the result into DistributedDataParallel, not the
+    other way round: gradients are then exchanged after the backward pass.
     """
     settings = torch._dynamo.config
-    settings.recompile_limit = max(settings.recompile_limit, graphs + UNEXPECTED)
-    settings.optimize_ddp = False  # would cut the graph into pieces at the borders of gradient buckets
+    settings.recompile_limit = max(settings.recompile_limit, graphs + SPARE_GRAPHS)
+    settings.optimize_ddp = False  # would split the graph at the borders of DDP's gradient buckets
     return torch.compile(network, fullgraph=True, dynamic=False, mode=mode)
 
 
 class GraphWatch:
-    """Counts the graphs that torch.compile makes inside `with watch:`, and says why there is one too many."""
+    """Counts the graphs that torch.compile makes inside `with watch:`, and explains those beyond the expected ones.
+
+    The counters are private to torch 2.11: PyTorch has no public ones.
+    """
 
     def __init__(self, expected: int) -> None:
-        self.expected = expected
-        self.graphs = self._told = 0
-        self._causes: set[str] = set()
+        self.expected, self.graphs = expected, 0
+        self._reasons: set[str] = set()  # reported so far
 
     def __enter__(self) -> None:
         self._before = _graphs_of_process()
@@ -50,16 +35,16 @@ class GraphWatch:
         self.graphs += _graphs_of_process() - self._before
 
     def unexpected_recompile(self) -> str | None:
-        """The cause of a graph beyond the expected ones, once: None if there is none, or its cause was told before."""
-        if self.graphs <= max(self.expected, self._told):
+        """Return the reason for an unexpected recompilation, or None if there was none or it has been reported."""
+        if self.graphs <= self.expected:
             return None
-        self._told = self.graphs
+        self.expected = self.graphs
         reasons = [m.recompile_reason for m in torch._dynamo.utils.get_compilation_metrics() if m.recompile_reason]
-        cause = reasons[-1].partition("\n")[0] if reasons else "PyTorch names no cause"
-        if cause in self._causes:
+        reason = reasons[-1].partition("\n")[0] if reasons else "PyTorch gives no reason"
+        if reason in self._reasons:
             return None
-        self._causes.add(cause)
-        return cause
+        self._reasons.add(reason)
+        return reason
 
 
 def _graphs_of_process() -> int:

@@ -1,7 +1,7 @@
-"""One optimiser step: forward and backward passes on every process, then the same update of the weights on each."""
+"""One optimiser step: forward and backward passes on every rank, then the same update of the weights on each."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import AsyncHostCopy, to_device
 from dwtriton.data.batching import Batch
 from dwtriton.model.detector import DualWeightDetector
-from dwtriton.train.compile import TrainingNetwork, compile_network
+from dwtriton.model.pixels import PixelDetector
+from dwtriton.train.compile import compile_network
 from dwtriton.train.ema import EMA
 from dwtriton.train.optimizer import build_optimizer, set_learning_rate
 
@@ -23,34 +24,34 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class StepLosses(NamedTuple):
-    """Losses of one optimiser step, on their way from the device. `loss` is the sum that is minimised, the others its
-    terms.
-    """
+    """Losses of one optimiser step, on their way to the CPU: `loss`, the sum that is minimised, and its terms."""
 
     names: list[str]
-    mean: AsyncHostCopy  # [len(names)], over all passes of all processes
-    own: AsyncHostCopy  # [passes, len(names)], of this process
+    mean: AsyncHostCopy  # [len(names)], over all micro-batches of all ranks
+    own: AsyncHostCopy  # [micro-batches, len(names)], of this rank
 
 
 class TrainStep:
-    """Detector, optimiser, loss scale and moving average: all that a step changes.
+    """Everything that an optimiser step changes: detector, optimiser, loss scale and EMA.
 
-    The batch of a step is shared out over the processes and, with `train.accumulate`, over several passes of each. The
-    gradient is the mean over passes and processes, and all images are padded to one size, so that the number of
-    processes changes nothing but rounding. Losses are normalised within a pass, over all processes (spec, section
-    Normalisers): passes one after another are not quite the batch at once. On a GPU the host waits for nothing.
+    A step's batch is split over the ranks and over `train.accumulate` micro-batches of each. All are padded to one
+    size, and the gradient is their mean, so the number of ranks changes only rounding. Accumulation changes a little
+    more: the loss is normalised over one micro-batch of all ranks (docs/method.md#normalisers). On a GPU the host does
+    not wait.
     """
 
     def __init__(
         self, detector: DualWeightDetector, cfg: Config, device: torch.device, capacity: int | None = None
     ) -> None:
-        """`detector` lies on `device`; `train.precision` and `train.compile` are settled, not auto.
-
-        `capacity`: the most boxes that a pass can have; under torch.compile targets take that many rows.
+        """
+        Args:
+            detector: on `device`.
+            cfg: with `train.precision` and `train.compile` settled, not auto.
+            capacity: most boxes of a micro-batch; targets are padded to it under torch.compile.
         """
         self.detector, self.cfg, self.device = detector, cfg, device
         self.capacity = None if cfg.train.compile == "off" else capacity
-        self.network: nn.Module = TrainingNetwork(detector, cfg.data)
+        self.network: nn.Module = PixelDetector(detector, cfg.data)
         if cfg.train.compile != "off":
             self.network = compile_network(self.network, cfg.train.compile, graphs=len(cfg.data.buckets))
         if ranks.world_size() > 1:
@@ -64,54 +65,21 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
         self.ema = EMA(detector, cfg.train.ema_decay) if cfg.train.ema_decay else None
 
-    def compile_ahead(self, images: int) -> Iterator[None]:
-        """Compile for passes of so many images, one bucket at a time.
+    def __call__(self, micro_batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
+        """Update the weights by this rank's share of a batch; return the learning rate and the losses.
 
-        At every yield, and after an error, all that a step depends on is as it was before.
-        """
-        for height, width in self.cfg.data.buckets:
-            black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # laid out as batches
-            no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-            with self._without_trace():
-                for _ in range(2):  # the second time, CUDA graphs are recorded
-                    self._begin_step()
-                    losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
-                    self.scaler.scale(sum(losses.values())).backward()
-            yield
-
-    @contextmanager
-    def _without_trace(self) -> Iterator[None]:
-        """Undo what passes inside do to buffers (statistics of batch norms), gradients and random numbers."""
-        buffers = {name: buffer.clone() for name, buffer in self.detector.named_buffers()}
-        try:
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                yield
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            for name, buffer in self.detector.named_buffers():
-                buffer.copy_(buffers[name])  # in place: a CUDA graph reads it where it lies
-
-    def eval_detector(self) -> DualWeightDetector:
-        """The detector to evaluate, the same on every process: the moving average, if there is one."""
-        detector = self.detector if self.ema is None else self.ema.module
-        if not self.cfg.backbone.frozen_statistics:
-            ranks.broadcast_buffers(detector)
-        return detector
-
-    def __call__(self, batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
-        """Update the weights by this process's batches of the step; returns the learning rate and the losses.
-
-        Under float16 a step whose gradients overflow changes the loss scale and no weight; the moving average takes the
-        same weights in once more.
+        Under float16 a step whose gradients overflow lowers the loss scale and changes no weight; the EMA averages the
+        unchanged weights in.
         """
         lr = set_learning_rate(self.optimizer, lr_factor)
-        self._begin_step()
+        self._zero_grad()
         own = []
-        for batch in batches:
-            with self._without_exchange() if batch is not batches[-1] else nullcontext():
+        for batch in micro_batches:
+            only_add_up = ranks.world_size() > 1 and batch is not micro_batches[-1]  # ranks exchange the last sum
+            with self.network.no_sync() if only_add_up else nullcontext():
                 losses = self._losses(batch.images, batch.image_sizes, batch.targets)
                 total = sum(losses.values())
-                self.scaler.scale(total / len(batches)).backward()
+                self.scaler.scale(total / len(micro_batches)).backward()
             own.append(torch.stack([total, *losses.values()]).detach())
         if self.cfg.optimizer.clip_norm:
             self.scaler.unscale_(self.optimizer)
@@ -120,11 +88,62 @@ class TrainStep:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.detector)
-        own = torch.stack(own)
-        return lr, StepLosses(["loss", *losses], AsyncHostCopy(ranks.all_reduce_mean(own.mean(0))), AsyncHostCopy(own))
+        own = torch.stack(own)  # [micro-batches, losses]
+        mean = ranks.all_reduce_mean(own.mean(0))
+        return lr, StepLosses(["loss", *losses], AsyncHostCopy(mean), AsyncHostCopy(own))
+
+    def _losses(
+        self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the losses of one micro-batch; the arguments are fields of `Batch`."""
+        images = images.to(self.device, non_blocking=True)
+        sizes = to_device(torch.tensor(image_sizes), self.device)
+        packed = pack_targets(targets, self.device, self.capacity)
+        dtype = AUTOCAST.get(self.cfg.train.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.network(images, sizes, packed)
+
+    def _zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.cfg.train.compile != "off":
+            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the gradients of the last step
+
+    def eval_detector(self) -> DualWeightDetector:
+        """Return the detector to evaluate, the same on every rank: the EMA, if there is one."""
+        detector = self.detector if self.ema is None else self.ema.module
+        if not self.cfg.backbone.frozen_statistics:
+            ranks.broadcast_buffers(detector)
+        return detector
+
+    def compile_ahead(self, images: int) -> Iterator[None]:
+        """Compile for micro-batches of `images` images, one bucket at a time.
+
+        At every yield, and after an error, everything that a step depends on is unchanged.
+        """
+        for height, width in self.cfg.data.buckets:
+            black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # channels_last
+            no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+            with self._state_restored():
+                for _ in range(2):  # CUDA graphs are recorded in the second
+                    self._zero_grad()
+                    losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
+                    self.scaler.scale(sum(losses.values())).backward()
+            yield
+
+    @contextmanager
+    def _state_restored(self) -> Iterator[None]:
+        """Undo what forward and backward passes do to buffers (batch-norm statistics), gradients and random numbers."""
+        buffers = {name: buffer.clone() for name, buffer in self.detector.named_buffers()}
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, buffer in self.detector.named_buffers():
+                buffer.copy_(buffers[name])  # in place: CUDA graphs read this memory
 
     def checkpoint_state(self) -> dict[str, dict | None]:
-        """The fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""
+        """Return the fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""
         return {
             "model": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -133,31 +152,10 @@ class TrainStep:
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take over optimiser, loss scale and moving average from a checkpoint whose weights the detector has."""
+        """Restore optimiser, loss scale and EMA from a checkpoint; the detector has its weights already."""
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler is not None:
             self.scaler.load_state_dict(checkpoint.scaler)
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.ema)
             self.ema.updates = checkpoint.iteration
-
-    def _begin_step(self) -> None:
-        """Forget the gradients of the step before; CUDA graphs may then write where they were."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.cfg.train.compile != "off":
-            torch.compiler.cudagraph_mark_step_begin()
-
-    def _losses(
-        self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The losses of one pass, from the fields of its batch."""
-        images = images.to(self.device, non_blocking=True)
-        sizes = to_device(torch.tensor(image_sizes), self.device)
-        packed = pack_targets(targets, self.device, self.capacity)
-        dtype = AUTOCAST.get(self.cfg.train.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self.network(images, sizes, packed)
-
-    def _without_exchange(self) -> AbstractContextManager:
-        """Gradients are added up within the process, and exchanged in the last pass only."""
-        return self.network.no_sync() if ranks.world_size() > 1 else nullcontext()

@@ -14,23 +14,24 @@ import torch
 from rich.console import Console
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, check_continues, load_checkpoint, load_weights, start_from
-from dwtriton.config.schema import Config
-from dwtriton.console.cli import say
+from dwtriton.config.schema import MACHINE_KEYS, Config, flatten
+from dwtriton.console.cli import print_line
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
 from dwtriton.data.batching import Batch, eval_loader, train_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_data
 from dwtriton.data.problems import DataError
-from dwtriton.evaluate.coco_metrics import Evaluation, detect, evaluate, gather_results
+from dwtriton.evaluate.coco_metrics import Evaluation, evaluate, gather_results
+from dwtriton.inference.detect import detect
 from dwtriton.model.backbone import load_backbone_weights
-from dwtriton.model.compile_predict import compile_predict
 from dwtriton.model.detector import Detections, build_detector
+from dwtriton.model.pixels import PixelDetector, compile_predict
 from dwtriton.train.compile import GraphWatch
 from dwtriton.train.metrics import Display, Speed
 from dwtriton.train.optimizer import lr_factor
 from dwtriton.train.run_folder import RunFolder
 from dwtriton.train.settle import settle_buckets, settle_for_device
-from dwtriton.train.signals import Interrupted, stopping_on_signals
+from dwtriton.train.signals import Interrupted, stop_on_signals
 from dwtriton.train.step import StepLosses, TrainStep
 from dwtriton.train.tensorboard import import_writer
 
@@ -59,7 +60,7 @@ class Trainer:
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
         cfg = self.cfg = settle_for_device(cfg, self.device)
-        ranks.check_same_config(cfg)
+        ranks.check_same(flatten(cfg), ignore=MACHINE_KEYS)
         with ranks.raise_on_all_ranks():
             if cfg.train.tensorboard:
                 import_writer()
@@ -153,7 +154,7 @@ class Trainer:
         """
         self.speed = Speed(ranks.world_size())
         display = Display(self.console, self.total, self.iteration, self.cfg.train.log_every)
-        with stopping_on_signals(self._request_stop), display as self.display, self.folder or nullcontext():
+        with stop_on_signals(self._request_stop), display as self.display, self.folder or nullcontext():
             self.compile_ahead()
             if self._evaluation_due():  # resumed at the end of an epoch
                 result = self.evaluate()
@@ -176,7 +177,7 @@ class Trainer:
                     self.save()
                     raise Interrupted
         seconds = time.perf_counter() - began
-        say(self.console, f"compiled {self.watch.graphs} graphs in {seconds:.0f} s, one for each size of batch")
+        print_line(self.console, f"compiled {self.watch.graphs} graphs in {seconds:.0f} s, one for each size of batch")
 
     def train_epoch(self) -> None:
         """The iterations left of the current epoch, then a checkpoint."""
@@ -208,7 +209,7 @@ class Trainer:
         self.iteration += 1
         self.pending = Pending(self.iteration, epoch + 1, lr, losses, batches)
         if cause := self.watch.unexpected_recompile():
-            say(self.console, f"recompiled in iteration {self.iteration}: {cause}", "yellow")
+            print_line(self.console, f"recompiled in iteration {self.iteration}: {cause}", "yellow")
 
     def settle(self) -> None:
         """Read, check and record the losses of the iteration that is pending, if one is."""
@@ -263,7 +264,7 @@ class Trainer:
             evaluation = evaluate(self.val_set.coco, results)
             self.folder.evaluation(self.iteration, epoch, evaluation, self.val_set, results)
         figures = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
-        say(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {figures}")
+        print_line(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {figures}")
         return evaluation
 
     def _detect(self, advance: Callable[[], None]) -> list[dict]:
@@ -277,8 +278,9 @@ class Trainer:
 
         try:
             detector, category_ids = self.train_step.eval_detector(), self.val_set.category_ids
-            self.predict = self.predict or compile_predict(detector, self.cfg.inference.compile)
-            results = detect(self.predict, self.device, self.val_loader, self.cfg.data, category_ids, on_batch)
+            if self.predict is None:
+                self.predict = compile_predict(PixelDetector(detector, self.cfg.data), self.cfg.inference.compile)
+            results = detect(self.predict, self.val_loader, category_ids, on_batch)
         except Interrupted:
             results = []
         if ranks.any_across_ranks(self.stop_requested):
@@ -287,7 +289,7 @@ class Trainer:
 
     def _request_stop(self) -> None:
         self.stop_requested = True
-        say(self.console, "stopping after this iteration; once more to stop at once", "yellow")
+        print_line(self.console, "stopping after this iteration; once more to stop at once", "yellow")
 
     def _explain_failure(self, what: str, pending: Pending, suspects: list[Batch]) -> str:
         own = [f"{i} ({path})" for batch in suspects for i, path in zip(batch.image_ids, batch.paths)]
@@ -307,5 +309,5 @@ class Trainer:
 
     def _report_broken(self, files: Iterable[str]) -> None:
         for broken in sorted(set(files) - self.broken):
-            say(self.console, f"skipped, cannot be used: {broken}", "yellow")
+            print_line(self.console, f"skipped, cannot be used: {broken}", "yellow")
         self.broken.update(files)

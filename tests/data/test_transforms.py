@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batching import collate
 from dwtriton.data.coco import Sample
-from dwtriton.data.transforms import draw_augmentation, flip, normalise, resize, resized_size, transform
+from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size, transform
+from dwtriton.model.pixels import PixelDetector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(GOLDEN.glob("pipeline_*.npz"))
@@ -49,7 +50,7 @@ def test_whole_pipeline_equals_golden(golden):
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.int64)}
     batch = collate([Sample(image, target, 1, "a.jpg", scale_factor)], num_classes=1, size_divisor=32)
 
-    images = normalise(batch.images, batch.image_sizes, cfg)
+    images = PixelDetector(torch.nn.Identity(), cfg).normalise(batch.images, batch.image_sizes)
     assert (batch.images.dtype, images.dtype) == (torch.uint8, torch.float32)
     assert tuple(images.shape[2:]) == tuple(golden["pad_shape"])
     assert batch.image_sizes == [tuple(golden["img_shape"])]
@@ -61,28 +62,6 @@ def test_whole_pipeline_equals_golden(golden):
     assert ((images[0] - expected).abs() <= one_level).all()
     assert (images[0, :, golden["img_shape"][0] :] == 0).all()
     assert (images[0, :, :, golden["img_shape"][1] :] == 0).all()
-
-
-def test_normalise_equals_golden_on_its_own_resized_image(golden):
-    resized = torch.from_numpy(golden["resized_rgb"]).permute(2, 0, 1)
-    height, width = golden["img_shape"]
-    expected = torch.from_numpy(golden["tensor"])[:, :height, :width]
-    image = resized.flip(-1) if golden["flip"] else resized
-    (image,) = normalise(image[None], [(height, width)], DataConfig())
-    torch.testing.assert_close(image, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", ["rows of pixels", "planes"])
-def test_normalise_rounds_twice_and_no_more_in_either_layout(layout):
-    levels = torch.arange(256, dtype=torch.uint8).view(16, 16)
-    image = torch.stack([levels, levels.flip(0), levels.t()])  # [3, 16, 16]
-    if layout == "rows of pixels":
-        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    cfg = DataConfig()
-    mean, std = (np.float32(values).astype(np.float64)[:, None, None] for values in (cfg.mean, cfg.std))
-    expected = (image.numpy() - mean) / std
-    (normalised,) = normalise(image[None], [(16, 16)], cfg)
-    np.testing.assert_allclose(normalised.numpy(), expected, rtol=2**-23, atol=0)
 
 
 def test_defaults_are_the_recipes_pipeline():

@@ -13,7 +13,8 @@ from dwtriton.config.schema import DataConfig
 from dwtriton.data.batching import Batch
 from dwtriton.data.transforms import resize
 from dwtriton.evaluate import __main__ as evaluate_command
-from dwtriton.evaluate.coco_metrics import detect
+from dwtriton.inference.detect import detect
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.weights import __main__ as weights_command
 from tests.support.golden_cases import GOLDEN, RELEASED, detection_inputs
 
@@ -162,8 +163,8 @@ def test_detections_of_the_golden_head_outputs_are_the_golden_ones(golden, monke
         paths=[],
         broken=[],
     )
-    cpu = torch.device("cpu")
-    results = detect(detector.predict, cpu, [loaded], DataConfig(), category_ids, lambda batch: None)
+    predict = PixelDetector(detector, DataConfig()).predict
+    results = detect(predict, [loaded], category_ids, lambda batch: None)
     for image in range(batch):
         of_image = [result for result in results if result["image_id"] == 100 + image]
         truth, labels = data[f"dets_rescaled_{image}"].astype(float), data[f"labels_rescaled_{image}"]

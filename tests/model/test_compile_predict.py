@@ -8,9 +8,10 @@ import torch
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 from dwtriton import build_detector, pack_targets
-from dwtriton.model import compile_predict as compiled_module
-from dwtriton.model.compile_predict import compile_predict
+from dwtriton.config.schema import DataConfig
+from dwtriton.model import pixels
 from dwtriton.model.detector import DualWeightDetector
+from dwtriton.model.pixels import PixelDetector, compile_predict
 
 LIMITS = {"score_threshold": 0.001, "candidates_per_level": 10}  # fewer than the coarsest level has
 
@@ -88,52 +89,52 @@ def assert_targets_are_guarded_by_type_alone(images):
 @pytest.fixture
 def traced(monkeypatch):
     """Spares the code generation."""
-    monkeypatch.setattr(compiled_module.torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(pixels.torch, "compile", partial(torch.compile, backend="eager"))
 
 
 def test_compiled_detections_are_those_of_eager_mode_for_any_size_from_few_graphs(traced, small_config):
     torch.manual_seed(0)
-    detector = build_detector(small_config(head={"refine": True}, test=LIMITS)).train()
-    predict = compile_predict(detector)
+    network = PixelDetector(build_detector(small_config(head={"refine": True}, inference=LIMITS)).train(), DataConfig())
+    predict = compile_predict(network)
     for batch, height, width in [(2, 256, 320), (2, 320, 256), (3, 192, 416), (1, 320, 416), (1, 384, 352)]:
-        images = torch.randn(batch, 3, height, width)
+        images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8)
         sizes, scales = [(height - 7, width - 3)] * batch, [(2.0, 1.5)] * batch
-        for ours, eager in zip(predict(images, sizes, scales), detector.predict(images, sizes, scales), strict=True):
+        for ours, eager in zip(predict(images, sizes, scales), network.predict(images, sizes, scales), strict=True):
             assert all(torch.equal(ours[name], value) for name, value in eager.items())
             assert len(ours["scores"])
     assert graphs() <= 3  # batches of one image, of several, and so small that a CPU takes another convolution
-    assert detector.training
+    assert network.detector.training
 
 
 def test_compiled_detections_follow_the_weights(traced, small_config):
-    detector = build_detector(small_config(test=LIMITS))
-    predict = compile_predict(detector)
-    images, sizes = torch.randn(2, 3, 64, 96), [(64, 96)] * 2
+    network = PixelDetector(build_detector(small_config(inference=LIMITS)), DataConfig())
+    predict = compile_predict(network)
+    images, sizes = torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8), [(64, 96)] * 2
     before = predict(images, sizes)
     with torch.no_grad():
-        detector.head.class_conv.bias += 1
+        network.detector.head.class_conv.bias += 1
     after = predict(images, sizes)
     assert after[0]["scores"][0] > before[0]["scores"][0] + 0.01
-    assert torch.equal(after[0]["scores"], detector.predict(images, sizes)[0]["scores"])
+    assert torch.equal(after[0]["scores"], network.predict(images, sizes)[0]["scores"])
     assert graphs() == 1
 
 
 def test_off_is_eager_mode(small_config):
-    detector = build_detector(small_config())
-    assert compile_predict(detector, "off") == detector.predict
+    network = PixelDetector(build_detector(small_config()), DataConfig())
+    assert compile_predict(network, "off") == network.predict
 
 
 @pytest.mark.slow
 def test_generated_code_detects_as_accurately_as_eager_mode(small_config):
     torch.manual_seed(0)
-    detector = build_detector(small_config(head={"refine": True}, test=LIMITS)).eval()
+    detector = build_detector(small_config(head={"refine": True}, inference=LIMITS)).eval()
     for tower in (detector.head.class_conv, detector.head.objectness_conv):
         torch.nn.init.normal_(tower.weight, std=0.5)  # scores far apart: no ties that rounding could decide
     images = torch.randn(2, 3, 96, 128)
     with torch.no_grad():
         candidates = torch.compile(detector.candidates, fullgraph=True, dynamic=True)(images)
         eager = detector.candidates(images)
-        truth = build_detector(small_config(head={"refine": True}, test=LIMITS)).double().eval()
+        truth = build_detector(small_config(head={"refine": True}, inference=LIMITS)).double().eval()
         truth.load_state_dict(detector.state_dict())
         exact = truth.candidates(images.double())
     same = (candidates.labels == exact.labels) & (eager.labels == exact.labels)

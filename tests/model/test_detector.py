@@ -33,7 +33,10 @@ def make(small_config):
 
 @pytest.mark.parametrize("refine", [True, False])
 def test_losses_are_those_of_the_head_outputs_times_their_factors(make, images, targets, refine):
-    detector = make(head={"refine": refine}, loss={"cls_pos": 2.0, "loc": 0.5, "cls_neg": 3.0, "soft_prior": False})
+    detector = make(
+        head={"refine": refine},
+        loss={"weight_cls_pos": 2.0, "weight_loc": 0.5, "weight_cls_neg": 3.0, "soft_prior": False},
+    )
     detector.backbone.eval()
     losses = detector(images, targets)
     expected = DualWeightLoss(soft_prior=False)(*detector.head_outputs(images), targets)
@@ -78,7 +81,7 @@ def test_every_trainable_parameter_gets_a_gradient(make, images, targets):
 
 def test_predict_is_postprocess_of_the_evaluation_outputs_with_the_configured_limits(make, images):
     limits = {"score_threshold": 0.001, "candidates_per_level": 30, "nms_iou": 0.5, "max_detections": 7}
-    detector = make(test=limits, backbone={"frozen_stages": 0, "frozen_statistics": False})
+    detector = make(inference=limits, backbone={"frozen_stages": 0, "frozen_statistics": False})
     sizes, scales = [(60, 90), (64, 50)], [(2.0, 2.0), (0.5, 0.6)]
     detector.train()
     before = {name: value.clone() for name, value in detector.state_dict().items()}
@@ -105,7 +108,7 @@ def test_mode_is_restored_when_predict_fails(make, images):
 
 
 def test_evaluation_mode_gives_detections_without_and_losses_with_targets(make, images, targets):
-    detector = make(test={"score_threshold": 0.001}).eval()
+    detector = make(inference={"score_threshold": 0.001}).eval()
     expected = detector.predict(images, [SIZE] * 2)
     for result, truth in zip(detector(images), expected):
         assert torch.equal(result["boxes"], truth["boxes"])

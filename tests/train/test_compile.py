@@ -11,7 +11,7 @@ from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.core.targets import pack_targets
 from dwtriton.data.batching import train_loader
 from dwtriton.data.prepare import prepare_data
-from dwtriton.data.transforms import normalise
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.train import compile as compiling
 from dwtriton.train import trainer as loop
 from dwtriton.train.metrics import read_metrics
@@ -76,7 +76,9 @@ def gradients(detector, batch, cfg, forward=None, capacity=None):
     dtype = detector.head.box_conv.weight.dtype
     targets = pack_targets(batch.targets, CPU, capacity)
     if forward is None:
-        losses = detector(normalise(batch.images, batch.image_sizes, cfg.data).to(dtype), targets)
+        losses = detector(
+            PixelDetector(detector, cfg.data).normalise(batch.images, batch.image_sizes).to(dtype), targets
+        )
     else:
         losses = forward(batch.images, torch.tensor(batch.image_sizes), targets)
     sum(losses.values()).backward()
@@ -103,7 +105,7 @@ def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(sha
     batch = next(iter(train_loader(prepare_data(cfg)[0], cfg)))
     truth = gradients(copy.deepcopy(detector).double(), batch, cfg)
     eager = gradients(detector, batch, cfg)
-    network = compiling.compile_network(compiling.TrainingNetwork(detector, cfg.data), "default", graphs=1)
+    network = compiling.compile_network(PixelDetector(detector, cfg.data), "default", graphs=1)
     compiled = gradients(detector, batch, cfg, network, whole.train_step.capacity)  # the graph of the run
     for name, true in truth.items():
         allowed = max(2 * (eager[name] - true).abs().max(), 1e-5 * true.abs().max())
@@ -242,5 +244,5 @@ def test_a_graph_without_a_known_cause_ends_no_run():
     watch = compiling.GraphWatch(expected=0)
     with watch:
         torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
-    assert watch.unexpected_recompile() == "PyTorch names no cause"
+    assert watch.unexpected_recompile() == "PyTorch gives no reason"
     assert watch.unexpected_recompile() is None

@@ -1,0 +1,1 @@
+"""`dwtriton.inference`: a checkpoint made ready, pixels in and boxes out."""
