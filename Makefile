@@ -47,7 +47,7 @@ gpu-kernels:  ## the first half: tests, tuning, the loss
 	$(GPU_PYTHON) -m benchmarks.loss --device cuda
 
 gpu-detector:  ## the second half: training steps and inference of whole detectors; if the first fails, both are run
-	$(GPU_PYTHON) -m benchmarks.train_step --device cuda --first-step; code=$$?; \
+	$(GPU_PYTHON) -m benchmarks.train_step --device cuda; code=$$?; \
 	$(GPU_PYTHON) -m benchmarks.predict --device cuda && exit $$code
 
 .venv/installed: pyproject.toml constraints.txt

@@ -166,7 +166,7 @@ def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -
 
 
 def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
-    """A training step of torchvision's FCOS, from the bytes of a batch to the update; as `TrainStep.step` but for DDP."""
+    """A training step of torchvision's FCOS, from the bytes of a batch to the update, as `TrainStep.step` but DDP."""
     torch.manual_seed(0)
     detector = make_torchvision(cfg, size, device).train()
     forward = torch.compile(detector) if compiled else detector

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
 from benchmarks.cases import Case, Size
-from benchmarks.released import released_loss
 from dwtriton.core.points import STRIDES, pyramid_points
 from dwtriton.losses.dual_weight import DualWeightLoss
 from dwtriton.reference import loss as reference
+from tests.support.released import released_loss
 
 LOSSES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
 Step = Callable[[], tuple[dict[str, Tensor], tuple[Tensor, ...]]]

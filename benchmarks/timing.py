@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.peak import peak_bytes
+from tests.support.peak import peak_bytes
 
 RUNS = 50  # at most
 

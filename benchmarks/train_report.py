@@ -29,13 +29,13 @@ def markdown_table(results: dict) -> str:
         ratio = f"{row['images_s'] / first['images_s']:.2f}"
         figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}", *shares, *parts]
         lines.append(f"| {row['method']} | {' | '.join(figures)} |")
-    return "\n".join([*lines, "", *failure_lines(results), *varied_lines(results), *first_step_lines(results)])
+    return "\n".join([*lines, "", *failure_lines(results), *varied_lines(results)])
 
 
 def failure_lines(results: dict) -> list[str]:
     """Of contestants that failed once their steps were measured, and of what was to be measured after them all."""
     late = {row["method"]: row for row in results["rows"] if "images_s" in row}
-    parts = late | {"varied batches": results["varied"], "the first step": results.get("first_step_s")}
+    parts = late | {"varied batches": results["varied"]}
     return [f"Failed, {name}: {part['skipped']}." for name, part in parts.items() if part and "skipped" in part]
 
 
@@ -47,15 +47,6 @@ def varied_lines(results: dict) -> list[str]:
     return [
         f"{varied['steps']} compiled steps with varied batches: {varied['graphs']} graphs where "
         f"{varied['graphs_expected']} are expected, {varied['graph_breaks']} graph breaks{syncs}."
-    ]
-
-
-def first_step_lines(results: dict) -> list[str]:
-    seconds = results.get("first_step_s")
-    if seconds is None or "skipped" in seconds:
-        return []
-    return [
-        f"From launch to the end of the first step: {seconds['cold']:g} s, {seconds['warm']:g} s with a warm cache."
     ]
 
 

@@ -28,7 +28,6 @@ from dwtriton.model.pixels import PixelDetector
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
 TINY = Size(height=96, width=128, classes=4)
-TINY_ARGUMENTS = ["--device", "cpu", "--height", "96", "--width", "128", "--classes", "4", "--seconds", "0"]
 
 
 SMALL = ["--device", "cpu", "--cfg", "shapes", "--height", "64", "--width", "96", "--seconds", "0"]

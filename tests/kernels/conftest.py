@@ -1,5 +1,6 @@
-"""Kernels run on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter, here made quicker and stricter."""
+"""Kernels run on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter, here made faster and stricter."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
@@ -10,11 +11,14 @@ import torch
 if find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
+    import triton
     import triton.language as tl
     from triton.runtime import interpreter
 
     from dwtriton.kernels import INTERPRETED
     from tests.support.kernel_cases import DEVICE
+
+PATCHED_VERSION = "3.6."  # of Triton, whose interpreter is patched below
 
 
 def pytest_collection_modifyitems(items):
@@ -33,32 +37,43 @@ def device():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_interpreter():
-    """Leave out what takes two thirds of the interpreter's time and is of no use here.
+def patched_interpreter():
+    """Make the interpreter faster, and check every load and store, where this version's private parts are known."""
+    if INTERPRETED and is_known_interpreter(triton.__version__):
+        speed_up_interpreter()
+        check_memory()
 
-    That is: patching triton.language anew at every call of a device function, though the launch has done it (but for
-    triton.language.core, which Triton's own functions use); checks of integer overflow, which no test is large enough
-    for; and the types of tuples, which only compilers read. And kernels run in a thread of their own, because deep in
-    pytest's stack CPython may get memory for a frame, and give it back, at every other call.
+
+def is_known_interpreter(version: str) -> bool:
+    """Whether the patches below fit this version of Triton; with another, tests are slow and memory is unchecked."""
+    if version.startswith(PATCHED_VERSION):
+        return True
+    warnings.warn(f"Triton {version}: the interpreter is patched for {PATCHED_VERSION}x only", stacklevel=1)
+    return False
+
+
+def speed_up_interpreter() -> None:
+    """Leave out what takes two thirds of the interpreter's time and is of no use in these tests.
+
+    Each call of a device function patches triton.language anew, though the launch has done so; only
+    triton.language.core, which Triton's own functions use, needs it. Integer overflow is checked, but no test is large
+    enough for it. Types of tuples are computed, but only compilers read them. Kernels run in a thread of their own:
+    deep in pytest's stack CPython may allocate and free memory for a frame at every other call.
     """
-    if INTERPRETED:
-        interpreter._patch_lang(tl.zeros.fn)
-        interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
-        interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
-        tl.core._type_for_tuple_values = lambda *_: None
-        pool = ThreadPoolExecutor(1)
-        launch = interpreter.GridExecutor.__call__
-        interpreter.GridExecutor.__call__ = lambda *args, **kwargs: pool.submit(launch, *args, **kwargs).result()
+    interpreter._patch_lang(tl.zeros.fn)
+    interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    tl.core._type_for_tuple_values = lambda *_: None
+    pool = ThreadPoolExecutor(1)
+    launch = interpreter.GridExecutor.__call__
+    interpreter.GridExecutor.__call__ = lambda *args, **kwargs: pool.submit(launch, *args, **kwargs).result()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def checked_memory():
-    """In the interpreter: a load or store outside the tensors that a kernel was given fails."""
-    if not INTERPRETED:
-        return
+def check_memory() -> None:
+    """Fail a load or store outside the tensors that a kernel was given."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     launch, load, store = executor.__call__, builder.create_masked_load, builder.create_masked_store
-    memory = []  # first address and the one after the last of each tensor, by address
+    memory = []  # begin and end address of each tensor, sorted
 
     def checked_launch(self, *args, **kwargs):
         tensors = [part for arg in args for part in (arg if isinstance(arg, tuple) else (arg,))]

@@ -8,9 +8,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed
 
-from benchmarks.peak import peak_bytes
 from dwtriton import DualWeightAssigner, DualWeightLoss, pack_targets
 from tests.support.loss_cases import LOSSES, random_case
+from tests.support.peak import peak_bytes
 
 CASE = random_case(1, [2, 1])
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.released import released_loss
 from tests.support.golden_cases import (
     GOLDEN_NAMES,
     assert_assigner_equals_golden,
@@ -14,6 +13,7 @@ from tests.support.golden_cases import (
     golden_losses,
 )
 from tests.support.loss_cases import LOSSES, assert_gradients, join, run_loss
+from tests.support.released import released_loss
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)

@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from benchmarks.released import released_loss
 from dwtriton.reference import formulas
 from tests import oracle
 from tests.support.loss_cases import UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
+from tests.support.released import released_loss
 
 THOROUGH = os.environ.get("DWTRITON_TEST_ALL") == "1"  # thousands of examples, and other ones each time
 LIMITS = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}  # of losses and gradients

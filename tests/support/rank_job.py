@@ -75,7 +75,7 @@ def rank_1_resumes():
 
 def rank_1_evaluates_with_another_threshold():
     if RANK == "1":
-        sys.argv.append("--set=test.score_threshold=0.9")
+        sys.argv.append("--set=inference.score_threshold=0.9")
 
 
 def rank_1_evaluates_another_file():

@@ -1,0 +1,49 @@
+"""The benchmark of the loader: complete results, of loaders that make the same images."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import (
+    loader,
+    plain_loader,
+)
+from benchmarks.cases import Size
+from benchmarks.recording import RESULTS
+from dwtriton.core.errors import UserError
+from dwtriton.data.transforms import resized_size
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CPU = torch.device("cpu")
+TINY = Size(height=96, width=128, classes=4)
+
+
+def test_loaders_are_measured_completely(tmp_path, capsys):
+    arguments = ["--images", "4", "--batch", "2", "--workers", "0", "1", "--rounds", "1"]
+    loader.main([*arguments, "--out", str(tmp_path / "results" / "loader.json")])
+    results = json.loads((tmp_path / "results" / "loader.json").read_text())
+    assert results["case"].keys() == {"images", "batch", "file_kb"}
+    assert 120 < results["case"]["file_kb"] < 200  # COCO has 160
+    assert list(results["steps_ms"])[:4] == ["decode", "resize", "flip", "normalise"]
+    assert [row["workers"] for row in results["loaders"]] == [0, 1]
+    measured = [*results["steps_ms"].values()]
+    for row in results["loaders"]:
+        for name in ("dwtriton", "torchvision"):
+            assert row[name].keys() == {"images_s", "images_s_core", "main_ms", "busy_threads"}
+            measured.append(row[name])
+    assert all(value > 0 for values in measured for value in values.values())
+    assert loader.markdown(results) in capsys.readouterr().out
+
+
+def test_loaders_that_make_different_images_are_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_loader, "resized_size", lambda *sides: resized_size(*sides)[::-1])
+    with pytest.raises(UserError, match="different images"):
+        loader.main(["--images", "4", "--batch", "2", "--out", str(tmp_path / "loader.json")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_on_loading_shows_the_recorded_results():
+    results = json.loads((RESULTS / "loader" / "cpu.json").read_text())
+    assert loader.markdown(results) in (Path(__file__).parents[2] / "docs" / "data-loading.md").read_text()
