@@ -1,6 +1,7 @@
-"""What every test may use: memory full of NaN, and a detector small enough to train in seconds on generated images."""
+"""What every test may use: memory full of NaN, small detectors, and one that trains in seconds on generated images."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ from rich.console import Console
 
 from dwtriton.config.schema import Config, load_config
 from dwtriton.train.trainer import Trainer
+from tests.support.golden_cases import GOLDEN
+from tests.support.golden_weights import generate_tensor
 
 TINY = [
     "data.shapes={train_images=24, val_images=8, seed=0}",
@@ -87,3 +90,38 @@ def call(monkeypatch, capsys):
         return exit_.value.code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def released_names() -> dict:
+    """Names, shapes and initial statistics of the released models, by config name."""
+    return json.loads((GOLDEN / "state_dict_names.json").read_text())
+
+
+@pytest.fixture
+def small_config():
+    """small_config(section={...}): a ResNet-18 detector of 3 classes with narrow towers, changed by sections."""
+
+    def make(**sections: dict) -> Config:
+        values = {
+            "backbone": {"depth": 18, "weights": "none"},
+            "head": {"num_classes": 3, "channels": 16, "convs": 1, "groups": 4},
+        }
+        for section, changes in sections.items():
+            values[section] = values.get(section, {}) | changes
+        return Config.model_validate(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def generated_weights(released_names):
+    """generated_weights(config name, seed): MMDetection state dict by the rule in golden/README.md, section model."""
+
+    def make(config: str, seed: int) -> dict[str, torch.Tensor]:
+        return {
+            entry["name"]: generate_tensor(entry["name"], tuple(entry["shape"]), seed)
+            for entry in released_names[config]["entries"]
+        }
+
+    return make

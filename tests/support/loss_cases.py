@@ -112,7 +112,7 @@ class Case:
 
     def sums(self, inputs, packed=None) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses before their normalisers [3] and the counts these come from [3], of targets that are not checked."""
-        module = import_module("dwtriton.reference.loss" if self.backend == "torch" else "dwtriton.kernels")
+        module = import_module("dwtriton.reference" if self.backend == "torch" else "dwtriton.kernels")
         packed = pack_targets(self.targets(), self.device) if packed is None else packed
         return module.dual_weight_sums(*inputs, packed, self.strides, self.soft_prior)
 
