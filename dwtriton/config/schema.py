@@ -1,9 +1,8 @@
 """The configuration: typed models whose defaults are the published `r50_1x`, and TOML files that change them."""
 
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import (
@@ -24,6 +23,9 @@ from dwtriton.config.files import ConfigError, apply_override, read_config_file
 from dwtriton.config.renames import renamed_keys
 from dwtriton.core.text import nearest
 
+T = TypeVar("T")
+MAY_CHANGE = "may change when a run is resumed"
+MayChange = Annotated[T, MAY_CHANGE]  # of a field that has no influence on what a run learns
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
@@ -36,11 +38,7 @@ def _compile_mode(setting: Any) -> Any:
 COMPILE_SWITCH = BeforeValidator(_compile_mode)
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-def _rising(span: tuple[int, int]) -> tuple[int, int]:
+def _ascending(span: tuple[int, int]) -> tuple[int, int]:
     if span[0] > span[1]:
         raise ValueError("the lowest comes first")
     return span
@@ -53,8 +51,14 @@ def _buckets(setting: Any, validate: Callable[[Any], Any]) -> Any:
         raise ValueError("give a number of buckets, or their sizes in pixels as [[height, width], ...]") from None
 
 
+class Section(BaseModel):
+    """One table of a config: immutable; unknown keys are errors; defaults are validated like given values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
 class ShapesConfig(Section):
-    """Size of the generated `shapes` data set, drawn into `data.root` on first use."""
+    """Size of the generated `shapes` data set, which is drawn into `data.root` on first use."""
 
     train_images: PositiveInt = 2000
     val_images: PositiveInt = 300
@@ -62,16 +66,16 @@ class ShapesConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the images lie and how they reach the network (recipe, section Data)."""
+    """Location of the images, and how training batches are made of them (docs/recipe.md#data)."""
 
-    root: Path | None = Field(None, description="folder in COCO layout; --data sets it")
+    root: MayChange[Path | None] = Field(None, description="folder in COCO layout; --data sets it")
     train_images: str = Field("train2017", description="folder of the training images, inside root")
     train_annotations: str = Field("annotations/instances_train2017.json", description="inside root")
     val_images: str = Field("val2017", description="folder of the validation images, inside root")
     val_annotations: str = Field("annotations/instances_val2017.json", description="inside root")
-    shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root when root is absent")
-    short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_rising)] = Field(
-        (800, 800), description="lowest and highest short side in training, pixels; drawn uniformly"
+    shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root if root does not exist")
+    short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = Field(
+        (800, 800), description="lowest and highest short side of training images, pixels; drawn uniformly per image"
     )
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
@@ -80,15 +84,15 @@ class DataConfig(Section):
     size_divisor: PositiveInt = Field(32, multiple_of=32, description="batches are zero-padded to a multiple of this")
     buckets: Annotated[NonNegativeInt | Sizes, WrapValidator(_buckets)] = Field(
         4,
-        description="sizes (height, width) in pixels that training batches are padded to, or how many to choose for "
-        "the data; each is a graph of torch.compile. 0: batches are padded as their images need it",
+        description="sizes [height, width] in pixels to which training batches are padded, or how many to choose for "
+        "the data; torch.compile makes one graph for each. 0: pad each batch to its largest image",
     )
-    batch_size: PositiveInt = Field(16, description="images in one optimiser step, over all GPUs")
-    workers: NonNegativeInt = Field(4, description="loader processes; 0 loads in the main process")
+    batch_size: PositiveInt = Field(16, description="images per optimiser step, over all GPUs and micro-batches")
+    workers: MayChange[NonNegativeInt] = Field(4, description="loader processes per rank; 0: load in the main process")
 
 
 class BackboneConfig(Section):
-    """ResNet or ResNeXt (torchvision's layout, stride on the 3x3 convolution)."""
+    """ResNet or ResNeXt (torchvision's layout, stride on the 3x3 convolution; docs/recipe.md#model)."""
 
     depth: Literal[18, 34, 50, 101] = 50
     resnext: Literal["none", "32x4d", "32x8d", "64x4d"] = Field(
@@ -103,107 +107,109 @@ class BackboneConfig(Section):
 
 
 class HeadConfig(Section):
-    """Feature pyramid and dense head, shared by the five levels."""
+    """Feature pyramid, and the dense head that its five levels share (docs/recipe.md#model)."""
 
     num_classes: PositiveInt = 80
     channels: PositiveInt = Field(256, description="of the pyramid and of the towers")
     convs: NonNegativeInt = Field(4, description="convolutions in each of the two towers")
     groups: PositiveInt = Field(32, description="of the group norms; divides channels")
-    refine: bool = Field(False, description="box refinement: sides sampled at learned offsets")
+    refine: bool = Field(False, description="box refinement: each side is sampled again at a learned offset")
     deformable: bool = Field(False, description="DCNv2 in the last convolution of both towers")
 
 
 class LossConfig(Section):
-    """Dual weighting; the three factors multiply the losses as they are reported and summed."""
+    """Dual Weighting. Losses are multiplied by their weights before they are summed and reported."""
 
-    backend: Literal["auto", "triton", "torch"] = "auto"
-    soft_prior: bool = Field(True, description="Gaussian centre prior; false: its threshold at 0.3")
+    backend: Literal["auto", "triton", "torch"] = Field("auto", description="auto: triton on a GPU, torch on a CPU")
+    soft_prior: bool = Field(True, description="Gaussian centre prior; false: the prior thresholded at 0.3")
     weight_cls_pos: NonNegativeFloat = 1.0
     weight_loc: NonNegativeFloat = 1.0
     weight_cls_neg: NonNegativeFloat = 1.0
     ignore_crowd: bool = Field(
-        False, description="points inside crowd areas add no negative loss (released code: they do)"
+        False, description="no negative loss at points inside crowd boxes; false: background, as in the released code"
     )
 
 
 class OptimizerConfig(Section):
+    """Optimiser and its constants (docs/recipe.md#optimiser)."""
+
     kind: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = Field(0.01, description="for a batch of 16 images; scaled linearly with data.batch_size")
     momentum: Fraction = Field(0.9, description="sgd only")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="0 on weights and biases of norms, always")
-    clip_norm: NonNegativeFloat = Field(0.0, description="gradients are scaled down to this norm; 0: never")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="never applied to weights and biases of norms")
+    clip_norm: NonNegativeFloat = Field(0.0, description="largest norm of all gradients together; 0: no clipping")
 
 
 class ScheduleConfig(Section):
-    """Learning rate over the run: linear warm-up times either steps or a half cosine to zero."""
+    """Length of the run and its learning rate: linear warm-up, times steps or a half cosine down to zero."""
 
     epochs: PositiveInt = 12
     kind: Literal["step", "cosine"] = "step"
-    milestones: tuple[PositiveInt, ...] = Field(
-        (8, 11), description="0-based epochs before which the rate drops (step)"
-    )
-    gamma: Fraction = Field(0.1, description="factor of each drop (step)")
+    milestones: tuple[PositiveInt, ...] = Field((8, 11), description="0-based epochs at whose start the rate drops")
+    gamma: Fraction = Field(0.1, description="factor of each drop")
     warmup_iterations: NonNegativeInt = 1000
     warmup_start: Fraction = Field(0.001, description="factor of the rate in the first iteration")
 
 
 class TrainConfig(Section):
+    """How a run computes, and how often it logs, saves and evaluates. An iteration is one optimiser step."""
+
     seed: NonNegativeInt = 0
     weights: Path | None = Field(
         None, description="checkpoint to start from instead of backbone.weights; --weights sets it"
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware multiplies it"
-    )
-    compile: Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
         "auto",
-        description="mode of torch.compile for backbone, pyramid, head and loss, or off; true is the mode default; "
+        description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware supports it, "
+        "else float32",
+    )
+    compile: MayChange[Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH]] = Field(
+        "auto",
+        description="mode of torch.compile for the network and its loss, or off; true: default; "
         "auto: default on a GPU, off on a CPU",
     )
-    compile_ahead: bool = Field(
+    compile_ahead: MayChange[bool] = Field(
         True, description="compile for every bucket before the first step; false: when its first batch comes"
     )
-    accumulate: PositiveInt = Field(
-        1, description="forward and backward passes in one optimiser step; they share data.batch_size"
+    accumulate: PositiveInt = Field(1, description="micro-batches per optimiser step; they share data.batch_size")
+    activation_checkpointing: MayChange[bool] = Field(
+        False, description="recompute backbone and towers in the backward pass: less memory, more time"
     )
-    activation_checkpointing: bool = Field(
-        False, description="backbone and towers are computed again in the backward pass: less memory, more time"
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of an EMA of the weights, to evaluate; 0: no EMA")
+    log_every: MayChange[PositiveInt] = Field(50, description="iterations per line, if the console is not a terminal")
+    checkpoint_every: MayChange[PositiveInt] = Field(
+        1000, description="iterations between checkpoints; each epoch also ends with one"
     )
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="moving average of the weights, evaluated in their place; 0: none"
+    keep_every: MayChange[NonNegativeInt] = Field(
+        0, description="epochs between checkpoints that are kept as epoch-N.pt; 0: none is kept"
     )
-    log_every: PositiveInt = Field(50, description="iterations between two lines on a console that is no terminal")
-    checkpoint_every: PositiveInt = Field(
-        1000, description="iterations between two checkpoints; every epoch ends with one"
+    evaluate_every: MayChange[PositiveInt] = Field(
+        1, description="epochs between evaluations; the last epoch always has one"
     )
-    keep_every: NonNegativeInt = Field(
-        0, description="epochs between two checkpoints that are kept as epoch-N.pt; 0: none is"
-    )
-    evaluate_every: PositiveInt = Field(1, description="epochs between two evaluations; the last epoch always has one")
-    tensorboard: bool = Field(
-        False, description="event files for TensorBoard in the run folder, beside metrics.jsonl; needs its package"
+    tensorboard: MayChange[bool] = Field(
+        False, description="write event files for TensorBoard into the run folder; needs the package tensorboard"
     )
 
 
 class InferenceConfig(Section):
-    """How images are resized and detections chosen, in every evaluation and every command that detects."""
+    """Image size and post-processing in every evaluation and every command that detects (docs/recipe.md#testing)."""
 
     short_side: PositiveInt = Field(800, description="short side of the resized image, pixels")
-    long_side: PositiveInt = Field(1333, description="longest side allowed, pixels")
-    score_threshold: Fraction = 0.05
-    candidates_per_level: PositiveInt = 1000
-    nms_iou: Fraction = 0.6
-    max_detections: PositiveInt = 100
-    compile: Annotated[Literal["off", *COMPILE_MODES], COMPILE_SWITCH] = Field(
-        "off", description="mode of torch.compile, for any size of image; pays where many images are detected in"
+    long_side: PositiveInt = Field(1333, description="longest side allowed, pixels; it may make the short side shorter")
+    score_threshold: Fraction = Field(0.05, description="detections have a higher score")
+    candidates_per_level: PositiveInt = Field(1000, description="highest-scoring (point, class) pairs taken per level")
+    nms_iou: Fraction = Field(0.6, description="of two boxes of a class with a higher IoU, NMS drops the lower-scoring")
+    max_detections: PositiveInt = Field(100, description="per image, highest-scoring first")
+    compile: MayChange[Annotated[Literal["off", *COMPILE_MODES], COMPILE_SWITCH]] = Field(
+        "off", description="mode of torch.compile, with dynamic image sizes; true: default. Pays for many images"
     )
 
 
 class Config(Section):
     """A whole run. Every default is the value of the published `r50_1x`."""
 
-    description: str = ""
-    published_ap: float | None = Field(
+    description: MayChange[str] = ""
+    published_ap: MayChange[float | None] = Field(
         None, description="COCO val2017 box AP of the paper's release; not measured here"
     )
     data: DataConfig = DataConfig()
@@ -227,29 +233,12 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path
 
 
 def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
-    """A config with some values changed, written as for `load_config`. Raises ConfigError."""
+    """Return a config with some values changed, written as for `load_config`. Raises ConfigError."""
     return _change(cfg.model_dump(), overrides, data_root, "of the checkpoint")
 
 
-def parse_toml(text: str, source: str) -> Config:
-    """A config from the text that `dump_config` wrote; `source` names its origin in errors. Raises ConfigError."""
-    return _check(tomllib.loads(text), source)
-
-
-def dump_config(cfg: Config) -> str:
-    """The whole config as TOML that `load_config` reads back to an equal one."""
-    return tomli_w.dumps(cfg.model_dump(mode="json", exclude_none=True))
-
-
-def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:
-    for override in overrides:
-        apply_override(values, override)
-    if data_root is not None:
-        values.setdefault("data", {})["root"] = data_root
-    return _check(values, source)
-
-
-def _check(values: dict[str, Any], source: str) -> Config:
+def check_config(values: dict[str, Any], source: str) -> Config:
+    """Return the config of nested values. Raises ConfigError for unknown keys and wrong values; it names `source`."""
     if renamed := renamed_keys(values):
         raise ConfigError(f"config {source}: " + "; ".join(f"{old} is now {new}" for old, new in renamed.items()))
     try:
@@ -258,17 +247,36 @@ def _check(values: dict[str, Any], source: str) -> Config:
         raise ConfigError(f"config {source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
 
 
-def flatten(cfg: Section, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its dotted key: `{"optimizer.lr": 0.01, ...}`."""
+def dump_config(cfg: Config) -> str:
+    """Return the whole config as TOML, which `load_config` reads back to an equal one."""
+    return tomli_w.dumps(cfg.model_dump(mode="json", exclude_none=True))
+
+
+MACHINE_KEYS = frozenset({"data.root", "data.workers"})  # may differ between the machines of a job
+
+
+def flatten(cfg: Section, fixed_only: bool = False, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a config by dotted key, `{"optimizer.lr": 0.01, ...}`; `fixed_only` omits `MayChange`."""
     flat: dict[str, Any] = {}
-    for name in type(cfg).model_fields:
+    for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Section) else {prefix + name: value}
+        if isinstance(value, Section):
+            flat |= flatten(value, fixed_only, f"{prefix}{name}.")
+        elif not (fixed_only and MAY_CHANGE in field.metadata):
+            flat[prefix + name] = value
     return flat
 
 
+def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:
+    for override in overrides:
+        apply_override(values, override)
+    if data_root is not None:
+        values.setdefault("data", {})["root"] = data_root
+    return check_config(values, source)
+
+
 def _explain(problem: Any) -> str:
-    """One pydantic error as one line for a person."""
+    """Return one of pydantic's errors as one line."""
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path)
     if problem["type"] != "extra_forbidden":
@@ -279,7 +287,7 @@ def _explain(problem: Any) -> str:
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key below a section."""
+    """Return every dotted key below a section."""
     keys = []
     for name, field in section.model_fields.items():
         nested = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(kind)]

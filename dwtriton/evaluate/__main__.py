@@ -33,25 +33,20 @@ EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.evaluate", "COCO figures, detections and a report of a checkpoint.", EXAMPLES)
-    parser.add_argument(
-        "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
-    )
-    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the data of the run)")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="for the results (default: `evaluation` beside the weights)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the results of an earlier evaluation")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
-    )
+    parser = cli.command_parser("dwtriton.evaluate", "COCO figures, detections and a report of a checkpoint.", EXAMPLES)
+    cli.add_option(parser, "--weights")
+    cli.add_option(parser, "--data")
+    where = "folder for the results (default: `evaluation` beside the weights)"
+    cli.add_option(parser, "--out", metavar="DIR", required=False, help=where)
+    cli.add_option(parser, "--force", help="replace the results of an earlier evaluation")
+    cli.add_option(parser, "--set")
     return parser
 
 
 def main() -> int:
     arguments = build_parser().parse_args()
     with ranks.process_group(elastic.restart_store()):
-        return run(arguments, cli.open_console(arguments, ranks.is_main()))
+        return run(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.config.files import config_names
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.schema import Config, load_config, override_config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
-from dwtriton.core import ranks
+from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError
 from dwtriton.data.batching import OrientedBatchSampler, training_buckets
 from dwtriton.data.prepare import prepare_data
@@ -36,16 +37,15 @@ EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.train", "Train a Dual Weighting detector on data in COCO layout.", EXAMPLES)
-    parser.add_argument("--cfg", metavar="NAME|FILE|list", help="a config by name or TOML file; list prints the names")
-    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (sets data.root)")
+    parser = cli.command_parser("dwtriton.train", "Train a Dual Weighting detector on data in COCO layout.", EXAMPLES)
+    which = "config, by name or as a TOML file; list prints all names"
+    cli.add_option(parser, "--cfg", metavar="NAME|FILE|list", required=False, help=which)
+    cli.add_option(parser, "--data", help="folder in COCO layout (sets data.root)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--weights", metavar="FILE", type=Path, help="checkpoint to start from (sets train.weights)")
-    parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run, and end")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    cli.add_option(parser, "--weights", required=False, help="checkpoint to start from (sets train.weights)")
+    parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run; do not train")
+    cli.add_option(parser, "--set")
     return parser
 
 
@@ -59,9 +59,10 @@ def read_config(arguments: argparse.Namespace) -> Config:
         raise UserError(
             "under torchrun --out is needed: the run folder, the same for every process and after a restart"
         )
-    source = arguments.cfg or arguments.out / "config.toml"
-    weights = [f"train.weights={arguments.weights}"] if arguments.weights else []
-    return load_config(source, [*arguments.set, *weights], data_root=arguments.data)
+    overrides = [*arguments.set, *([f"train.weights={arguments.weights}"] if arguments.weights else [])]
+    if arguments.cfg:
+        return load_config(arguments.cfg, overrides, arguments.data)
+    return override_config(load_checkpoint(arguments.out / "last.pt").config, overrides, arguments.data)
 
 
 def config_table() -> Table:
@@ -80,8 +81,8 @@ def main() -> int:
         cli.print_result(arguments, {name: load_config(name).published_ap for name in config_names()})
         return 0
     run = record(train) if ranks.under_torchrun() else train  # so that torchrun's report has the traceback
-    with ranks.process_group():
-        return run(arguments, cli.open_console(arguments, ranks.is_main()))
+    with ranks.process_group(elastic.restart_store()):
+        return run(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
 
 
 def train(arguments: argparse.Namespace, console: Console) -> int:
@@ -100,7 +101,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     ranks.check_same({"--out": str(out), "--resume": arguments.resume})
     trainer = Trainer(cfg, out, console)
-    again = ranks.restarted() and ranks.broadcast_object((out / "last.pt").exists())
+    again = elastic.restarted() and ranks.broadcast_object((out / "last.pt").exists())
     trainer.resume() if arguments.resume or again else trainer.start()
     print_line(console, trainer.summary())
     began = time.perf_counter()
@@ -112,7 +113,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     except NonFiniteLossError as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
     except RuntimeError as error:
-        if not ranks.is_lost_contact(error):
+        if not ranks.lost_ranks():
             raise
         print_line(
             Console(stderr=True),

@@ -1,13 +1,11 @@
-"""Stopping a run from outside, in order."""
+"""Stopping a run on SIGINT or SIGTERM after its state is saved. (Loader workers ignore both: `data/batching.py`.)"""
 
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SAME_SIGNAL_SECONDS = (
-    2.0  # seconds in which further signals belong to the first: torchrun passes on what all processes get
-)
+SAME_REQUEST_SECONDS = 2.0  # further signals within it are the same request: torchrun forwards what all processes get
 
 
 class Interrupted(Exception):
@@ -15,22 +13,22 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def stopping_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first SIGINT (Ctrl-C) or SIGTERM into `request_stop()`.
+def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
+    """Call `request_stop` at the first SIGINT (Ctrl-C) or SIGTERM.
 
-    A later Ctrl-C stops at once. A later SIGTERM does nothing: who sends it has SIGKILL too.
+    A later Ctrl-C raises KeyboardInterrupt. Further SIGTERMs are ignored; the sender can still use SIGKILL.
     """
-    signals = (signal.SIGINT, signal.SIGTERM)
-    requested: list[float] = []
+    requested_at: float | None = None
 
-    def handle(number, _frame) -> None:
-        if not requested:
-            requested.append(time.monotonic())
+    def handle(number: int, _frame: object) -> None:
+        nonlocal requested_at
+        if requested_at is None:
+            requested_at = time.monotonic()
             request_stop()
-        elif number == signal.SIGINT and time.monotonic() - requested[0] > SAME_SIGNAL_SECONDS:
+        elif number == signal.SIGINT and time.monotonic() - requested_at > SAME_REQUEST_SECONDS:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in signals}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
