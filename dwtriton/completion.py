@@ -19,7 +19,7 @@ EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.completion", "Print the completion script of `dwtriton` for a shell.", EXAMPLES)
+    parser = cli.command_parser("dwtriton.completion", "Print a shell's completion script for `dwtriton`.", EXAMPLES)
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or tcsh")
     return parser
 

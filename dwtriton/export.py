@@ -64,21 +64,13 @@ class ExportedDetector(nn.Module):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.export", "Export a network to one file, checked against the original.", EXAMPLES)
-    parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a run")
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="file to write: .pt2 (torch.export) or .onnx"
-    )
-    parser.add_argument(
-        "--size", metavar="HxW", help="of the images, multiples of 32 (default: those of testing, landscape)"
-    )
-    parser.add_argument(
-        "--dynamic-size", action="store_true", help="take images of any size from 160x160 on; .pt2 only"
-    )
-    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
-    )
+    parser = cli.command_parser("dwtriton.export", "Write a network to a file, checked against the original.", EXAMPLES)
+    cli.add_option(parser, "--weights")
+    cli.add_option(parser, "--out", help="file to write: .pt2 (torch.export) or .onnx")
+    cli.add_option(parser, "--size")
+    parser.add_argument("--dynamic-size", action="store_true", help="accept any image size from 160x160 up; .pt2 only")
+    cli.add_option(parser, "--force")
+    cli.add_option(parser, "--set")
     return parser
 
 

@@ -7,7 +7,7 @@ from rich.table import Column, Table
 
 from dwtriton.config.schema import load_config
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.core.points import STRIDES
 from dwtriton.data.buckets import padded_size
 from dwtriton.model.detector import SIZE_DIVISOR, build_detector
@@ -19,14 +19,10 @@ EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.summary", "Parameters and operations of each part of a network.", EXAMPLES)
-    parser.add_argument("--cfg", metavar="NAME|FILE", required=True, help="a config by name or TOML file")
-    parser.add_argument(
-        "--size", metavar="HxW", help="of the images, multiples of 32 (default: those of testing, landscape)"
-    )
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
-    )
+    parser = cli.command_parser("dwtriton.summary", "Parameters and operations of each part of a network.", EXAMPLES)
+    cli.add_option(parser, "--cfg")
+    cli.add_option(parser, "--size")
+    cli.add_option(parser, "--set")
     return parser
 
 
@@ -35,7 +31,7 @@ def main() -> int:
     console = cli.open_console(arguments)
     cfg = load_config(arguments.cfg, arguments.set)
     size = arguments.size and cli.read_size(arguments.size, SIZE_DIVISOR)
-    size = size or padded_size([(cfg.data.test_short_side, cfg.data.test_long_side)], SIZE_DIVISOR)
+    size = size or padded_size([(cfg.inference.short_side, cfg.inference.long_side)], SIZE_DIVISOR)
     with torch.device("meta"):
         detector = build_detector(cfg)
     flops = part_flops(cfg, size)
@@ -57,7 +53,7 @@ def main() -> int:
     levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
     cells = ", ".join(f"{height}x{width}" for height, width in levels)
     points = sum(height * width for height, width in levels)
-    say(console, f"levels {cells}: {points} points, {points * cfg.head.num_classes} class logits an image")
+    print_line(console, f"levels {cells}: {points} points, {points * cfg.head.num_classes} class logits an image")
     cli.print_result(arguments, {"size": list(size), "points": points, "parts": rows})
     return 0
 

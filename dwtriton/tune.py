@@ -80,7 +80,7 @@ def search(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.tune", "Find the fastest configs of the kernels on this GPU.", EXAMPLES)
+    parser = cli.command_parser("dwtriton.tune", "Find the fastest configs of the kernels on this GPU.", EXAMPLES)
     parser.add_argument("--classes", metavar="C", type=int, default=80, help="of the logits (default: %(default)s)")
     parser.add_argument("--size", metavar="HxW", default="800x1344", help="padded images (default: %(default)s)")
     parser.add_argument("--batch", metavar="B", type=int, default=16, help="images (default: %(default)s)")

@@ -1,10 +1,11 @@
-"""What every command shares: help with examples, output for people or for scripts, errors in one line, exit codes."""
+"""The command line of all commands: parsers with examples, shared options, output, errors and exit codes."""
 
 import argparse
 import json
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,37 +13,56 @@ from rich.console import Console
 from dwtriton.core.errors import UserError
 
 EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad input; 130 interrupted"
+SHARED_OPTIONS: dict[str, dict[str, Any]] = {
+    "--cfg": {"metavar": "NAME|FILE", "required": True, "help": "config, by name or as a TOML file"},
+    "--set": {"metavar": "KEY=VALUE", "action": "append", "default": [], "help": "change a config key; repeatable"},
+    "--weights": {
+        "metavar": "FILE",
+        "type": Path,
+        "required": True,
+        "help": "checkpoint of a training run, or a converted one",
+    },
+    "--data": {"metavar": "DIR", "type": Path, "help": "folder in COCO layout (default: the data of the run)"},
+    "--size": {"metavar": "HxW", "help": "image size, multiples of 32 (default: that of inference, landscape)"},
+    "--out": {"metavar": "FILE", "type": Path, "required": True, "help": "file to write"},
+    "--force": {"action": "store_true", "help": "replace what is already there"},
+}
 
 
-def command(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of a command, with the options for scripts; its `--help` ends with examples and the exit codes."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **_ending(examples))
+def command_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, with --quiet and --json; its --help ends with examples and the exit codes."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **_help_with(examples))
     _add_output_options(parser)
     return parser
 
 
-def command_with_actions(
+def parser_with_actions(
     prog: str, description: str, examples: dict[str, str]
 ) -> tuple[argparse.ArgumentParser, Callable[..., argparse.ArgumentParser]]:
-    """The parser of a command that does several things, and `add(action, run, what)`, which makes an action's own.
+    """Return the parser of a command with several actions, and `add_action(name, run, help)` -> parser of the action.
 
-    `examples` by action; the parsed arguments hold `action` and, as `run`, the function of the chosen one.
+    `examples` by action. The parsed arguments hold the name as `action` and the function as `run`.
     """
-    every = "\n".join(examples.values())
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **_ending(every))
+    all_examples = "\n".join(examples.values())
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **_help_with(all_examples))
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
 
-    def add(action: str, run: Callable, what: str) -> argparse.ArgumentParser:
-        description = f"{what[0].upper()}{what[1:]}."
-        sub = actions.add_parser(action, help=what, description=description, **_ending(examples[action]))
-        _add_output_options(sub)
-        sub.set_defaults(run=run)
-        return sub
+    def add_action(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+        description = f"{help[0].upper()}{help[1:]}."
+        action = actions.add_parser(name, help=help, description=description, **_help_with(examples[name]))
+        _add_output_options(action)
+        action.set_defaults(run=run)
+        return action
 
-    return parser, add
+    return parser, add_action
 
 
-def _ending(examples: str) -> dict[str, Any]:
+def add_option(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
+    """Add one of SHARED_OPTIONS; `changes` replace parts of its declaration, such as the help."""
+    parser.add_argument(name, **SHARED_OPTIONS[name] | changes)
+
+
+def _help_with(examples: str) -> dict[str, Any]:
     epilog = f"examples:\n{examples}\n\n{EXIT_CODES}"
     return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
@@ -53,24 +73,24 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", action="store_true", help="print the result as one line of JSON, and nothing else")
 
 
-def open_console(arguments: argparse.Namespace, speaks: bool = True) -> Console:
-    """Where a command tells people what it does: nowhere with `--quiet` or `--json`, or if this process is not to."""
-    return Console(quiet=arguments.quiet or arguments.json or not speaks)
+def open_console(arguments: argparse.Namespace, silent: bool = False) -> Console:
+    """Return the console for texts and tables; it prints nothing with --quiet, with --json, or if it is `silent`."""
+    return Console(quiet=arguments.quiet or arguments.json or silent)
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: not wrapped, so that scripts and logs can read it, and without colours for its numbers."""
+    """Print a line as it is: not wrapped, so that scripts and logs can read it, and without markup or colours."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def report_failure(problem: str) -> int:
-    """Print why a run failed, as one line on standard error, whatever else is printed; returns the exit code."""
+    """Print why a run failed as one line on standard error, even with --quiet; return the exit code."""
     print(f"error: {problem}", file=sys.stderr)
     return 1
 
 
 def read_size(text: str, divisor: int = 1) -> tuple[int, int]:
-    """(h, w) of the option `--size HxW`. Raises UserError unless both are positive multiples of `divisor`."""
+    """Return (h, w) of `--size HxW`. Raises UserError unless both are positive multiples of `divisor`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     height, width = map(int, match.groups()) if match else (0, 0)
     if not (height and width) or height % divisor or width % divisor:
@@ -80,13 +100,13 @@ def read_size(text: str, divisor: int = 1) -> tuple[int, int]:
 
 
 def print_result(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
-    """With `--json`, print the result of the command as one line."""
+    """Print the result of a command as one line if --json is given."""
     if arguments.json:
         print(json.dumps(result))
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command and exit with its code; a UserError becomes one line on standard error."""
+    """Run a command and exit with its code; print a UserError as one line on standard error."""
     try:
         sys.exit(main())
     except UserError as error:

@@ -42,25 +42,23 @@ EXAMPLES = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    what = "Look through a data set in COCO format, or make one from YOLO's or Pascal VOC's layout."
-    parser, add = cli.command_with_actions("dwtriton.data", what, EXAMPLES)
-    check = add("check", run_check, "sizes, classes, boxes and problems of a data set, with a sheet of samples")
+    description = "Check a data set in COCO layout, or convert one from YOLO's or Pascal VOC's layout."
+    parser, add_action = cli.parser_with_actions("dwtriton.data", description, EXAMPLES)
+    check = add_action("check", run_check, "print sizes, classes, boxes and problems; draw a sheet of samples")
     check.add_argument("root", metavar="DIR", type=Path, help="folder with COCO JSON files and images")
-    check.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("data-check"), help="for the sheets (default: %(default)s)"
-    )
-    check.add_argument("--force", action="store_true", help="replace sheets that exist")
-    making = add("convert", run_convert, "COCO format from YOLO's or Pascal VOC's layout, whichever it is")
-    making.add_argument(
-        "root", metavar="DIR", type=Path, help="with data.yaml, or the YAML file; or with ImageSets, or a folder a year"
-    )
-    making.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")
+    where = "folder for the sheets (default: %(default)s)"
+    cli.add_option(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
+    cli.add_option(check, "--force")
+    convert = add_action("convert", run_convert, "write a data set of YOLO or Pascal VOC in COCO layout")
+    root = "folder with data.yaml, or that file; or folder with ImageSets, or with one such folder for each year"
+    convert.add_argument("root", metavar="DIR", type=Path, help=root)
+    convert.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")
     for split in ("train", "val"):
-        what = f"Pascal VOC: lists of ImageSets/Main, or YEAR/LIST (default: {split})"
-        making.add_argument(f"--{split}", metavar="LIST", nargs="+", help=what)
-    making.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write, absent or empty")
-    making.add_argument("--force", action="store_true", help="replace an earlier conversion in --out")
-    making.add_argument("--skip-broken", action="store_true", help="leave out broken lines and images")
+        lists = f"Pascal VOC: lists of ImageSets/Main, or YEAR/LIST (default: {split})"
+        convert.add_argument(f"--{split}", metavar="LIST", nargs="+", help=lists)
+    cli.add_option(convert, "--out", metavar="DIR", help="folder to write, absent or empty")
+    cli.add_option(convert, "--force", help="replace an earlier conversion in --out")
+    convert.add_argument("--skip-broken", action="store_true", help="skip broken lines and images")
     return parser
 
 

@@ -77,28 +77,17 @@ def real_objects(sample: Sample) -> Tensor:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.explain", "Draw the positive and negative weights of an image's objects.", EXAMPLES)
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="checkpoint, or several (train.keep_every keeps them) to see how an object's weights changed",
-    )
-    parser.add_argument("--data", metavar="DIR", type=Path, help="folder in COCO layout (default: the run's data.root)")
+    parser = cli.command_parser("dwtriton.explain", "Draw the positive and negative weights of objects.", EXAMPLES)
+    which = "one checkpoint, or several (see train.keep_every) to show how an object's weights changed"
+    cli.add_option(parser, "--weights", nargs="+", help=which)
+    cli.add_option(parser, "--data")
     parser.add_argument("--image", metavar="NAME|ID", help="of the validation split (default: the first with objects)")
-    parser.add_argument(
-        "--object", metavar="N", type=int, help="one object, by its number from 0 in the picture of all and in the list"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("explanation"), help="for the picture (default: %(default)s)"
-    )
+    parser.add_argument("--object", metavar="N", type=int, help="number, from 0, of the only object to draw")
+    where = "folder for the picture (default: %(default)s)"
+    cli.add_option(parser, "--out", metavar="DIR", required=False, default=Path("explanation"), help=where)
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the picture (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="replace a picture that exists")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
-    )
+    cli.add_option(parser, "--force")
+    cli.add_option(parser, "--set")
     return parser
 
 

@@ -38,27 +38,17 @@ LARGEST_JPEG = 65500  # pixels of a side
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command("dwtriton.predict", "Detect in images and videos.", EXAMPLES)
+    parser = cli.command_parser("dwtriton.predict", "Detect in images and videos.", EXAMPLES)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help='image, video, folder, or pattern such as "a/*.jpg"')
-    parser.add_argument(
-        "--weights", metavar="FILE", type=Path, required=True, help="checkpoint of a training run, or a converted one"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=Path("predictions"),
-        help="for pictures and detections.json (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threshold", metavar="SCORE", type=float, default=0.3, help="scores above it count (default: %(default)s)"
-    )
+    cli.add_option(parser, "--weights")
+    where = "folder for pictures and detections.json (default: %(default)s)"
+    cli.add_option(parser, "--out", metavar="DIR", required=False, default=Path("predictions"), help=where)
+    which = "keep boxes with a higher score (default: %(default)s)"
+    parser.add_argument("--threshold", metavar="SCORE", type=float, default=0.3, help=which)
     parser.add_argument("--batch", metavar="N", type=int, default=8, help="images at a time (default: %(default)s)")
-    parser.add_argument("--no-pictures", action="store_true", help="write detections.json alone")
-    parser.add_argument("--force", action="store_true", help="write into --out although it is not empty")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one config key; repeatable"
-    )
+    parser.add_argument("--no-pictures", action="store_true", help="write only detections.json")
+    cli.add_option(parser, "--force", help="write into --out even if it is not empty")
+    cli.add_option(parser, "--set")
     return parser
 
 

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     cli.add_option(parser, "--weights", required=False, help="checkpoint to start from (sets train.weights)")
-    parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run; do not train")
+    parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run, and exit")
     cli.add_option(parser, "--set")
     return parser
 
@@ -108,7 +108,9 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     try:
         evaluation = trainer.fit()
     except Interrupted:
-        print_line(console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}")
+        print_line(
+            console, f"stopped at iteration {trainer.iteration}; go on: python -m dwtriton.train --resume --out {out}"
+        )
         return 130
     except NonFiniteLossError as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1

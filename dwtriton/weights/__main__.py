@@ -14,11 +14,11 @@ from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_ch
 from dwtriton.checkpoints.mmdet_file import MmdetFile, config_misfits, is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.config.schema import Config, dump_config, load_config
 from dwtriton.console import cli
-from dwtriton.console.cli import say
+from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_new_file, write_atomically
 from dwtriton.data.annotations import read_annotations
-from dwtriton.data.problems import DataReport
+from dwtriton.data.problems import DataProblems
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
@@ -39,29 +39,24 @@ EXAMPLES = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser, add = cli.command_with_actions(
-        "dwtriton.weights", "Look into checkpoints and convert them from and to others.", EXAMPLES
-    )
-    look = add("show", show, "what a checkpoint holds")
-    begin = add("from-mmdet", convert_from_mmdet, "a checkpoint from one of MMDetection")
-    back = add("to-mmdet", convert_to_mmdet, "a checkpoint for MMDetection")
-    bare = add("from-torchvision", convert_from_torchvision, "a checkpoint from a torchvision ResNet")
-    for sub, file in (
-        (look, "checkpoint of this package or MMDetection, or torchvision ResNet weights"),
-        (begin, "MMDetection checkpoint"),
-        (back, "checkpoint of this package"),
-        (bare, "its state dict"),
+    description = "Show checkpoints, and convert them from and to MMDetection."
+    parser, add_action = cli.parser_with_actions("dwtriton.weights", description, EXAMPLES)
+    for name, run, help, file in (
+        ("show", show, "show what a file holds", "checkpoint of this package or MMDetection, or torchvision weights"),
+        ("from-mmdet", convert_from_mmdet, "convert a checkpoint of MMDetection", "MMDetection checkpoint"),
+        ("to-mmdet", convert_to_mmdet, "convert a checkpoint for MMDetection", "checkpoint of this package"),
+        ("from-torchvision", convert_from_torchvision, "convert the weights of a torchvision ResNet", "its state dict"),
     ):
-        sub.add_argument("file", metavar="FILE", type=Path, help=file)
-    for sub in (begin, bare):
-        sub.add_argument("--cfg", metavar="NAME|FILE", required=True, help="config of the detector")
-        sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key; repeatable")
-        sub.add_argument(
-            "--classes", metavar="FILE", type=Path, help="COCO JSON with the classes, where they are not COCO's 80"
-        )
-    for sub in (begin, back, bare):
-        sub.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
-        sub.add_argument("--force", action="store_true", help="replace --out if it exists")
+        action = add_action(name, run, help)
+        action.add_argument("file", metavar="FILE", type=Path, help=file)
+        if name.startswith("from"):
+            cli.add_option(action, "--cfg")
+            cli.add_option(action, "--set")
+            classes = "COCO JSON with the classes, if they are not COCO's 80"
+            action.add_argument("--classes", metavar="FILE", type=Path, help=classes)
+        if name != "show":
+            cli.add_option(action, "--out")
+            cli.add_option(action, "--force")
     return parser
 
 
@@ -93,11 +88,11 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[
     model, ema = (weights, None) if trained is None else (trained, weights)
     save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model, ema=ema))
     what = "tensors" if trained is None else "tensors of the moving average, and as many of the trained weights"
-    say(console, f"converted: {len(weights)} {what}")
-    say(console, "left out: the 2 constants of the centre prior, which the method fixes here")
+    print_line(console, f"converted: {len(weights)} {what}")
+    print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
     for name, reason in file.left_out.items():
-        say(console, f"left out: {name}, {reason}")
-    say(console, f"checkpoint: {arguments.out}")
+        print_line(console, f"left out: {name}, {reason}")
+    print_line(console, f"checkpoint: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
 
@@ -137,7 +132,7 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[st
         state["ema_state_dict"] = {"steps": torch.tensor(checkpoint.iteration), **trained}
     write_atomically(arguments.out, lambda file: torch.save(state, file))
     which = "trained weights" if checkpoint.ema is None else "moving average, and the trained weights beside it"
-    say(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
+    print_line(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
 
@@ -151,15 +146,15 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
     detector = build_detector(cfg)
     taken, fresh, left_out = load_backbone_weights(detector.backbone, str(arguments.file))
     save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, 0, detector.state_dict()))
-    say(
+    print_line(
         console,
         f"backbone: {len(taken)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
     )
     if fresh:
-        say(console, f"fresh too, as the file has none: {some(fresh)}")
+        print_line(console, f"fresh too, as the file has none: {some(fresh)}")
     if left_out:
-        say(console, f"left out: {', '.join(left_out)}, of the classifier")
-    say(console, f"checkpoint: {arguments.out}")
+        print_line(console, f"left out: {', '.join(left_out)}, of the classifier")
+    print_line(console, f"checkpoint: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
 
@@ -172,7 +167,7 @@ def class_list(
     """
     coco = coco_categories()
     if annotations:
-        categories = read_annotations(annotations, DataReport()).dataset["categories"]
+        categories = read_annotations(annotations, DataProblems()).dataset["categories"]
         given = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
         if names not in (None, list(given.values())):
             raise UserError(f"the checkpoint's classes are {names}, those of {annotations} are {list(given.values())}")
@@ -186,7 +181,7 @@ def class_list(
             f"the classes ({source}) are {len(given)}, but head.num_classes is {cfg.head.num_classes}: "
             f"--classes FILE takes a COCO JSON with the right ones, --set head.num_classes=N another number"
         )
-    say(console, f"classes: {len(given)}, {source}")
+    print_line(console, f"classes: {len(given)}, {source}")
     return list(given.values()), list(given)
 
 
