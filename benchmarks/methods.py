@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
 from benchmarks.cases import Case, Size
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES, pyramid_points
 from dwtriton.losses.dual_weight import DualWeightLoss
 from dwtriton.reference import loss as reference
@@ -58,10 +59,10 @@ def _compiled_step(case: Case) -> Step:
 
     def step():
         with torch.no_grad():
-            sums, counts, poison, maps = forward_pass(*case.inputs, case.packed, STRIDES, True, True)
+            sums, counts, saved = forward_pass(HeadOutputs(*case.inputs), case.packed, STRIDES, True, True)
             norms = counts.clamp(min=1)
             losses = dict(zip(LOSSES, (sums / norms).unbind()))
-            return losses, tuple(backward_pass(1 / norms, *case.inputs, poison, maps))
+            return losses, tuple(backward_pass(1 / norms, HeadOutputs(*case.inputs), saved))
 
     return step
 

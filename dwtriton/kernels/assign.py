@@ -6,8 +6,8 @@ from itertools import accumulate
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import pyramid_points
 from dwtriton.core.targets import PackedTargets
 from dwtriton.kernels import formulas
@@ -96,45 +96,38 @@ def assign_kernel(
 
 
 def dual_weights(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
-    targets: PackedTargets,
-    strides: Sequence[int],
-    soft_prior: bool,
+    outputs: HeadOutputs, targets: PackedTargets, strides: Sequence[int], soft_prior: bool
 ) -> list[DualWeights]:
-    """The same as `dwtriton.dense_weights.dual_weights`. Waits for the device. Raises ValueError for float64."""
-    pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
+    """The same as `dwtriton.reference.dual_weights`. Waits for the device. Raises ValueError for float64."""
+    pyramid = read_pyramid(*outputs, strides)
     boxes = read_boxes(targets)
     configs = configs_for(pyramid)
     config = configs.forward
-    with torch.cuda.device_of(boxes.corners):
-        statistics = box_statistics(pyramid, boxes, soft_prior, configs.statistics)
-
     device, capacity, points = boxes.corners.device, boxes.labels.shape[0], pyramid.points
     inside = torch.zeros(capacity, points, device=device, dtype=torch.bool)
     pairs = [torch.zeros(capacity, points, device=device) for _ in range(3)]
     entries = [torch.empty(pyramid.batch, points, pyramid.num_classes, device=device) for _ in range(2)]
     tiles = pyramid.tiles(config.tile_height, config.tile_width)
     areas = [height * width for height, width in zip(pyramid.heights, pyramid.widths)]
-    assign_kernel[tiles, pyramid.batch](
-        *pyramid.arguments,
-        (0.0, *accumulate(map(float, areas[:-1]))),
-        boxes.offsets,
-        *statistics,
-        inside,
-        *pairs,
-        *entries,
-        points,
-        capacity,
-        **dense_options(pyramid, soft_prior, config),
-    )
-    places = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
+    with torch.cuda.device_of(boxes.corners):  # Triton launches on the current device
+        assign_kernel[tiles, pyramid.batch](
+            *pyramid.arguments,
+            (0.0, *accumulate(map(float, areas[:-1]))),
+            boxes.offsets,
+            *box_statistics(pyramid, boxes, soft_prior, configs.statistics),
+            inside,
+            *pairs,
+            *entries,
+            points,
+            capacity,
+            **dense_options(pyramid, soft_prior, config),
+        )
+    all_points = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()
     results = []
     for image in range(pyramid.batch):
         rows = targets.box_mask() & (image_of_row == image)
         iou, prior, pos = (pair[rows].T for pair in pairs)
         score, neg = (entry[image] for entry in entries)
-        results.append(DualWeights(places, inside[rows].T, iou, prior, score, pos, neg))
+        results.append(DualWeights(all_points, inside[rows].T, iou, prior, score, pos, neg))
     return results

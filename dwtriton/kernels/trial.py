@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.errors import TritonError
 from triton.testing import do_bench_cudagraph
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.core.targets import PackedTargets, pack_targets
 from dwtriton.kernels.backward import dense_backward
@@ -118,10 +119,10 @@ def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     calls = kernel_calls(case, configs)
     losses, counts, _ = calls["forward"](configs.forward)
     grads = calls["backward"](configs.backward)
-    kinds = (case.cls_logits, case.box_distances, case.objectness)
-    exact = [[level.detach().double().requires_grad_() for level in kind] for kind in kinds]
-    true_losses, true_counts = reference.dual_weight_sums(*exact, case.targets, STRIDES, soft_prior=True)
-    truths = torch.autograd.grad(true_losses.sum(), [level for kind in exact for level in kind])
+    outputs = HeadOutputs(case.cls_logits, case.box_distances, case.objectness)
+    exact = HeadOutputs(*([level.detach().double().requires_grad_() for level in kind] for kind in outputs))
+    true_losses, true_counts = reference.dual_weight_sums(exact, case.targets, STRIDES, soft_prior=True)
+    truths = torch.autograd.grad(true_losses.sum(), exact.levels)
 
     names = ("sum of loss_cls_pos", "sum of loss_loc", "sum of loss_cls_neg", "sum of 1 - N")
     for name, got, truth in zip(names, (*losses, counts[2]), (*true_losses, true_counts[2])):

@@ -7,19 +7,20 @@ from types import ModuleType
 import torch
 from torch import Tensor, distributed, nn
 
+from dwtriton import reference
 from dwtriton.core.errors import UserError
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets, check_packed, check_values, concatenate_targets
-from dwtriton import reference
 from dwtriton.reference.dense_weights import DualWeights
 
 ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'
-CERTAIN = 1000.0  # objectness logit whose sigmoid is one, while all that is computed from it stays finite
+SATURATED_LOGIT = 1000.0  # its sigmoid is 1, while everything that is computed from it stays finite
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 
 
 class _DualWeighting(nn.Module):
-    """What the loss and the assigner share: settings, input checks and the choice of backend."""
+    """Settings, input checks and choice of backend, shared by the loss and the assigner."""
 
     def __init__(self, strides: Sequence[int] = STRIDES, soft_prior: bool = True, backend: str = "auto") -> None:
         super().__init__()
@@ -31,12 +32,38 @@ class _DualWeighting(nn.Module):
         self._may_use_kernels = _has_kernels(backend)
 
     def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
         return f"strides={self.strides}, soft_prior={self.soft_prior}, backend={self.backend!r}"
 
-    def _backend_for(self, *inputs: Sequence[Tensor]) -> ModuleType:
-        """The module that computes: the kernels or the reference. Raises UserError if the kernels cannot run here."""
-        on_cpu = inputs[0][0].device.type == "cpu"
-        double = any(level.dtype == torch.float64 for levels in inputs for level in levels)
+    def _prepare(
+        self,
+        cls_logits: Sequence[Tensor],
+        box_distances: Sequence[Tensor],
+        objectness: Sequence[Tensor] | None,
+        targets: Targets,
+    ) -> tuple[HeadOutputs, PackedTargets]:
+        """Check the arguments of `forward`; return them with objectness filled in and targets on the logits' device.
+
+        Raises ValueError unless everything fits together.
+        """
+        _check_levels(self.strides, cls_logits, box_distances, objectness)
+        batch, num_classes = cls_logits[0].shape[:2]
+        device = cls_logits[0].device
+        packed = targets if isinstance(targets, PackedTargets) else concatenate_targets(targets)
+        check_packed(packed)
+        if packed.batch_size != batch:
+            raise ValueError(f"targets of {packed.batch_size} images for logits of {batch}")
+        if packed.boxes.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_values(packed, num_classes)
+        if isinstance(targets, PackedTargets) and packed.boxes.device != device:
+            raise ValueError(f"packed targets lie on {packed.boxes.device}, logits on {device}: pack them on {device}")
+        objectness = constant_objectness(cls_logits) if objectness is None else objectness
+        return HeadOutputs(cls_logits, box_distances, objectness), packed.to(device)
+
+    def _backend_for(self, outputs: HeadOutputs) -> ModuleType:
+        """Return `dwtriton.kernels` or `dwtriton.reference`. Raises UserError if the kernels cannot run here."""
+        on_cpu = outputs.cls_logits[0].device.type == "cpu"
+        double = outputs.arithmetic == torch.float64
         if not self._may_use_kernels or (self.backend == "auto" and (on_cpu or double)):
             return reference
         from dwtriton import kernels  # they need Triton
@@ -45,33 +72,12 @@ class _DualWeighting(nn.Module):
             raise UserError(f'backend="triton" needs tensors on a GPU, these are on the CPU; {ON_A_CPU}')
         return kernels
 
-    def _check(
-        self,
-        cls_logits: Sequence[Tensor],
-        box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor] | None,
-        given: Targets,
-    ) -> PackedTargets:
-        """Raise ValueError unless everything fits together; returns the targets packed on the logits' device."""
-        _check_levels(self.strides, cls_logits, box_distances, objectness)
-        batch, num_classes = cls_logits[0].shape[:2]
-        device = cls_logits[0].device
-        packed = given if isinstance(given, PackedTargets) else concatenate_targets(given)
-        check_packed(packed)
-        if packed.batch_size != batch:
-            raise ValueError(f"targets of {packed.batch_size} images for logits of {batch}")
-        if packed.boxes.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_values(packed, num_classes)
-        if isinstance(given, PackedTargets) and packed.boxes.device != device:
-            raise ValueError(f"packed targets lie on {packed.boxes.device}, logits on {device}: pack them on {device}")
-        return packed.to(device)
-
 
 class DualWeightLoss(_DualWeighting):
-    """Losses of Dual Weighting (CVPR 2022) from the outputs of a dense detection head.
+    """Losses of Dual Weighting (CVPR 2022) from the outputs of a dense detection head (docs/method.md).
 
     `strides`: of the pyramid levels in pixels, finest first. `soft_prior`: False thresholds the centre prior at 0.3.
-    `backend`: "triton" takes the GPU kernels, "torch" plain PyTorch, "auto" the kernels for tensors on a GPU that are
+    `backend`: "triton" runs the GPU kernels, "torch" plain PyTorch, "auto" the kernels for tensors on a GPU that are
     not float64. Raises ValueError for settings out of range and for a backend that is not installed.
     """
 
@@ -82,23 +88,21 @@ class DualWeightLoss(_DualWeighting):
         objectness: Sequence[Tensor] | None,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        """Losses of a batch: 0-d `loss_cls_pos`, `loss_loc` and `loss_cls_neg`; a detector minimises their sum.
+        """Return the losses of a batch: 0-d `loss_cls_pos`, `loss_loc` and `loss_cls_neg`; train on their sum.
 
         For each level l: `cls_logits[l]` (B, C, H, W); `box_distances[l]` (B, 4, H, W), left, top, right, bottom >= 0
         from the point to the predicted sides, in pixels; `objectness[l]` (B, 1, H, W) logits. Any floating dtype and
-        memory format; arithmetic is float32 (float64 where an input is), also under autocast. `objectness=None` is for
-        heads without that branch: the score is then sigmoid(cls_logits) alone.
-        `targets`: a list with one dict for each image as for `pack_targets`, or its result. On CPU tensors their values
-        are checked; on other devices an invalid label or box makes all losses NaN.
-        The normalisers are means over all ranks where torch.distributed is initialised: call it on every rank alike.
+        memory format; arithmetic is float32 (float64 if an input is float64), also under autocast. `objectness=None`
+        is for heads without that branch: the score is then sigmoid(cls_logits) alone.
+        `targets`: a list with one dict for each image as for `pack_targets`, or the result of `pack_targets`. On CPU
+        tensors their values are checked; on other devices an invalid label or box makes all losses NaN.
+        The normalisers are means over all ranks if torch.distributed is initialised: call the loss on every rank.
         Raises ValueError, naming level or image, for whatever does not fit.
         """
-        packed = self._check(cls_logits, box_distances, objectness, targets)
-        objectness = _certain(cls_logits) if objectness is None else objectness
-        with torch.autocast(cls_logits[0].device.type, enabled=False):
-            sums, counts = self._backend_for(cls_logits, box_distances, objectness).dual_weight_sums(
-                cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
-            )
+        outputs, packed = self._prepare(cls_logits, box_distances, objectness, targets)
+        with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
+            backend = self._backend_for(outputs)
+            sums, counts = backend.dual_weight_sums(outputs, packed, self.strides, self.soft_prior)
             losses = sums / _normalisers(counts)
             return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses.unbind()))
 
@@ -117,17 +121,14 @@ class DualWeightAssigner(_DualWeighting):
         objectness: Sequence[Tensor] | None,
         targets: Targets,
     ) -> list[DualWeights]:
-        """The weights of each image; inputs and errors are those of `DualWeightLoss`."""
-        packed = self._check(cls_logits, box_distances, objectness, targets)
-        objectness = _certain(cls_logits) if objectness is None else objectness
-        with torch.autocast(cls_logits[0].device.type, enabled=False):
-            return self._backend_for(cls_logits, box_distances, objectness).dual_weights(
-                cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
-            )
+        """Return the weights of each image; inputs and errors are those of `DualWeightLoss`."""
+        outputs, packed = self._prepare(cls_logits, box_distances, objectness, targets)
+        with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
+            return self._backend_for(outputs).dual_weights(outputs, packed, self.strides, self.soft_prior)
 
 
 def _has_kernels(backend: str) -> bool:
-    """Whether `backend` asks for the kernels, or leaves the choice on a machine that has a GPU and Triton."""
+    """Return whether `backend` is "triton", or "auto" on a machine that has a GPU and Triton. Raises UserError."""
     if backend not in ("auto", "triton", "torch"):
         raise UserError(f'there is no backend {backend!r}; use "auto", "triton" or "torch"')
     has_gpu, has_triton = torch.cuda.is_available(), find_spec("triton") is not None
@@ -143,7 +144,7 @@ def _has_kernels(backend: str) -> bool:
 
 
 def _normalisers(counts: Tensor) -> Tensor:
-    """N_pos, N_pos and N_neg: means over ranks, then at least 1 (spec, section Normalisers)."""
+    """Return N_pos, N_pos and N_neg: means over ranks, then at least 1 (docs/method.md#normalisers)."""
     if distributed.is_available() and distributed.is_initialized():
         counts = counts.clone()
         distributed.all_reduce(counts)
@@ -151,9 +152,9 @@ def _normalisers(counts: Tensor) -> Tensor:
     return counts.clamp(min=1)
 
 
-def _certain(cls_logits: Sequence[Tensor]) -> list[Tensor]:
-    """Objectness logits of a head that has none."""
-    return [level.new_full((len(level), 1, *level.shape[2:]), CERTAIN) for level in cls_logits]
+def constant_objectness(cls_logits: Sequence[Tensor]) -> list[Tensor]:
+    """Return objectness logits whose sigmoid is 1, for a head without that branch."""
+    return [level.new_full((len(level), 1, *level.shape[2:]), SATURATED_LOGIT) for level in cls_logits]
 
 
 def _check_levels(
@@ -162,7 +163,7 @@ def _check_levels(
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor] | None,
 ) -> None:
-    """Raise ValueError unless the inputs have one floating tensor a level, of shapes that fit, on one device."""
+    """Raise ValueError unless each kind has one floating tensor per level, of fitting shapes, all on one device."""
     named = {"cls_logits": cls_logits, "box_distances": box_distances}
     if objectness is not None:
         named["objectness"] = objectness

@@ -6,46 +6,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import pyramid_points
 from dwtriton.core.targets import PackedTargets
 from dwtriton.reference import formulas
 
 
 class DualWeights(NamedTuple):
-    """The weights of one image at P points, for its G boxes that are not crowd and C classes; all are constants."""
+    """The weights of one image with P points, G boxes that are not crowd and C classes; all are constants."""
 
-    points: Tensor  # (P, 2) x and y in pixels, finest level first, each row by row
-    inside: Tensor  # (P, G) bool: point strictly inside the box
+    points: Tensor  # (P, 2) x and y in pixels, finest level first, each level row by row
+    inside: Tensor  # (P, G) bool: the point is strictly inside the box
     iou: Tensor  # (P, G) of the predicted box with the ground truth; 0 outside
     prior: Tensor  # (P, G) centre prior; 0 outside
-    score: Tensor  # (P, C) joint score: classification times objectness
+    score: Tensor  # (P, C) joint score s: classification times objectness
     pos: Tensor  # (P, G) positive weight w_pos
-    neg: Tensor  # (P, C) negative weight N, 0 at ignored points; the paper's negative weight is neg * score**2
+    neg: Tensor  # (P, C) N, the paper's P_neg, 0 at ignored points; the paper's negative weight is neg * score**2
 
 
 def dual_weights(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
-    targets: PackedTargets,
-    strides: Sequence[int],
-    soft_prior: bool,
+    outputs: HeadOutputs, targets: PackedTargets, strides: Sequence[int], soft_prior: bool
 ) -> list[DualWeights]:
-    """The weights of each image, in float32, or float64 if any input is float64. Shapes are those of the loss."""
-    inputs = (*cls_logits, *box_distances, *objectness)
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
-    sizes = [tuple(level.shape[2:]) for level in cls_logits]
+    """Return the weights of each image, in float32, or in float64 if any input is float64."""
+    dtype = outputs.arithmetic
+    sizes = [tuple(level.shape[2:]) for level in outputs.cls_logits]
     points = pyramid_points(sizes, strides, targets.boxes.device, dtype)
     point_strides = torch.cat([points.new_full((h * w,), stride) for (h, w), stride in zip(sizes, strides)])
-    image_of_row = targets.image_index()
-    labels = targets.labels.clamp(0, cls_logits[0].shape[1] - 1)  # unchecked on a device, where it must not go astray
+    num_classes = outputs.cls_logits[0].shape[1]
+    labels = targets.labels.clamp(0, num_classes - 1)  # not validated on a GPU: keep the indexing in bounds
     corners = targets.boxes.to(dtype)
+    image_of_row = targets.image_index()
     results = []
     for image in range(targets.batch_size):
-        z, d, u = (
-            torch.cat([level[image].flatten(1) for level in kind], 1).to(dtype)
-            for kind in (cls_logits, box_distances, objectness)
-        )
+        z, d, u = (torch.cat([level[image].flatten(1) for level in kind], 1).to(dtype) for kind in outputs)
         truth, crowd = (mask & (image_of_row == image) for mask in (targets.box_mask(), targets.crowd_mask()))
         boxes = (corners[truth], labels[truth], corners[crowd])
         results.append(_image_weights(points, point_strides, z, d, u, *boxes, soft_prior))
@@ -63,24 +56,24 @@ def _image_weights(
     crowds: Tensor,  # [K, 4]
     soft_prior: bool,
 ) -> DualWeights:
-    places = points.T[:, :, None]  # [2, P, 1]
+    xy = points.T[:, :, None]  # [2, P, 1]
     corners = boxes.T[:, None, :]  # [4, 1, G]
-    sides = formulas.box_sides(places, corners)  # [4, P, G]
-    inside = (sides > 0).all(0)
+    sides = formulas.box_sides(xy, corners)  # [4, P, G]
+    inside = (sides > 0).all(0)  # [P, G]
     overlap = formulas.overlap(d[:, :, None], sides)
     iou = overlap.iou.where(inside, 0)
-    prior = formulas.center_prior(places, corners, strides[:, None], soft_prior).where(inside, 0)
-    score = (z.sigmoid() * u.sigmoid()).T
-    t = formulas.alignment(score[:, labels], overlap.reg_loss).where(inside, 0)
-    denominator = formulas.positive_mass(t, prior).sum(0, dtype=torch.float64).clamp(min=1e-12).to(t.dtype)
-    pos = formulas.positive_weight(t, prior, denominator)
+    prior = formulas.center_prior(xy, corners, strides[:, None], soft_prior).where(inside, 0)
+    score = (z.sigmoid() * u.sigmoid()).T  # [P, C]
+    t = formulas.alignment(score[:, labels], overlap.reg_loss).where(inside, 0)  # [P, G]
+    denominator = formulas.positive_mass(t, prior).sum(0, dtype=torch.float64)  # [G]
+    pos = formulas.positive_weight(t, prior, denominator.clamp(min=formulas.MIN_POSITIVE_SUM).to(t.dtype))
 
     deficit = formulas.iou_deficit(iou)
     deficit_min = deficit.masked_fill(~inside, torch.inf).amin(0)
     deficit_max = deficit.masked_fill(~inside, -torch.inf).amax(0).clamp(max=1)
-    stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
+    p_neg = formulas.p_neg(iou, deficit_min, deficit_max)  # [P, G]
     number = torch.arange(1, len(labels) + 1, device=points.device) * inside  # [P, G] from 1; 0 is no box
     last = torch.zeros_like(score, dtype=torch.int64).scatter_reduce_(1, labels.expand_as(number), number, "amax")
-    neg = torch.cat((torch.ones_like(points[:, :1]), stretched), 1).gather(1, last)  # [P, C]
-    ignored = (formulas.box_sides(places, crowds.T[:, None, :]) > 0).all(0).any(1)
+    neg = torch.cat((torch.ones_like(points[:, :1]), p_neg), 1).gather(1, last)  # [P, C]
+    ignored = (formulas.box_sides(xy, crowds.T[:, None, :]) > 0).all(0).any(1)
     return DualWeights(points, inside, iou, prior, score, pos, neg.masked_fill_(ignored[:, None], 0))

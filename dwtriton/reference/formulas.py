@@ -1,8 +1,8 @@
-"""The weights and losses of Dual Weighting, one function for each formula of the specification.
+"""The weights and losses of Dual Weighting, one function for each formula of docs/method.md.
 
-All functions are element-wise and take tensors of any shape that broadcasts. Tensors of coordinates have them first:
-points are [2, ...] x and y; boxes are [4, ...] x1 y1 x2 y2; distances and sides are [4, ...] left, top, right, bottom;
-all in pixels. Everything a weight is made of is for points strictly inside their box.
+All functions are element-wise and take tensors of any shapes that broadcast. Coordinates come first: points are
+[2, ...] x and y; boxes are [4, ...] x1 y1 x2 y2; distances and sides are [4, ...] left, top, right, bottom; all in
+pixels. Ingredients of a weight are defined for points strictly inside their box.
 """
 
 from typing import NamedTuple
@@ -11,95 +11,125 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-SIGMA = 1.1100000143051147  # of the centre prior, in strides: the float32 value that released checkpoints hold
-MAX_LOG = 100.0  # every -ln term of a loss is clamped here, its gradient is not
+SIGMA = (
+    1.1100000143051147  # of the centre prior, in strides: the float32 value of 1.11, as released checkpoints hold it
+)
+HARD_PRIOR_THRESHOLD = 0.3  # the hard centre prior is 1 above it, else 0
+MIN_AREA = 1e-6  # square pixels: least union and least enclosing area that IoU and GIoU divide by
+BETA = 5  # p_loc = exp(-BETA (1 - GIoU))
+MU = 5  # exponent of t in the numerator of the positive weight
+MU_SUM = 3  # and in its denominator, the sum over the bag
+MIN_POSITIVE_SUM = 1e-12  # least denominator of the positive weights
+MIN_IOU = 0.5  # predictions below it are negatives for certain: their p_neg is 1
+DEFICIT_SCALE = 1 - MIN_IOU**2  # 0.75: makes the IoU deficit 1 at MIN_IOU
+SPREAD_EPSILON = 1e-12  # added above and below the fraction that stretches a bag's deficits to 0..1
+POSITIVE_FACTOR = 0.25  # of both positive losses
+MAX_LOG = 100.0  # every -ln term of a loss is clamped here; its gradient is not
 
 
 class Overlap(NamedTuple):
+    """Agreement of predicted boxes with ground-truth boxes."""
+
     iou: Tensor
     reg_loss: Tensor  # 1 - GIoU
 
 
 def center_prior(points: Tensor, boxes: Tensor, stride: int | Tensor, soft: bool) -> Tensor:
-    """Gaussian of the point's distance from the box centre in strides; if not `soft`, 1 where that is > 0.3, else 0."""
+    """Return the centre prior (docs/method.md#candidate-bag).
+
+    That is a Gaussian of the distance from the point to the box centre in strides; if not `soft`, 1 where this exceeds
+    HARD_PRIOR_THRESHOLD, else 0.
+    """
     x, y = (points - (boxes[:2] + boxes[2:]) / 2) / stride
     prior = ((x * x + y * y) * (-0.5 / SIGMA**2)).exp()
-    return prior if soft else (prior > 0.3).to(prior.dtype)
+    return prior if soft else (prior > HARD_PRIOR_THRESHOLD).to(prior.dtype)
 
 
 def box_sides(points: Tensor, boxes: Tensor) -> Tensor:
-    """Distances from points to the sides of boxes; all positive where the point is inside."""
+    """Return the distances from points to the sides of boxes; all four are positive where the point is inside."""
     return torch.cat((points - boxes[:2], boxes[2:] - points))
 
 
 def overlap(distances: Tensor, sides: Tensor) -> Overlap:
-    """IoU and 1 - GIoU of the predicted box (the point and its `distances`) with the box whose `sides` these are."""
+    """Return IoU and 1 - GIoU of predicted and ground-truth boxes (docs/method.md#localisation).
+
+    Both boxes are given as seen from the point: `distances` to the predicted sides, `sides` to those of the truth.
+    """
     inner, union, outer = _areas(distances, sides)
-    union, outer = union.clamp(min=1e-6), outer.clamp(min=1e-6)
+    union, outer = union.clamp(min=MIN_AREA), outer.clamp(min=MIN_AREA)
     return Overlap(inner / union, (union - inner) / union + (outer - union) / outer)
 
 
 def reg_loss_gradient(distances: Tensor, sides: Tensor) -> Tensor:
-    """d(1 - GIoU) / d(distances), [4, ...]; where a predicted side ties with the box's, the mean of both slopes."""
+    """Return d(1 - GIoU) / d(distances), [4, ...] (docs/method.md#gradients).
+
+    Where a predicted side coincides with the box's, this is the mean of the slopes on both sides.
+    """
     inner, raw_union, raw_outer = _areas(distances, sides)
-    union, outer = raw_union.clamp(min=1e-6), raw_outer.clamp(min=1e-6)
+    union, outer = raw_union.clamp(min=MIN_AREA), raw_outer.clamp(min=MIN_AREA)
     within = 0.5 + 0.5 * (sides - distances).sign()  # 1: the side moves inside the box, 0: beyond it
     d_inner = within * _across(torch.minimum(distances, sides))
-    d_outer = (1 - within) * _across(torch.maximum(distances, sides)) * (raw_outer > 1e-6)
-    d_union = (_across(distances) - d_inner) * (raw_union > 1e-6)
+    d_outer = (1 - within) * _across(torch.maximum(distances, sides)) * (raw_outer > MIN_AREA)
+    d_union = (_across(distances) - d_inner) * (raw_union > MIN_AREA)
     return (d_union * (inner / union) - d_inner) / union + (d_outer * (union / outer) - d_union) / outer
 
 
 def _areas(distances: Tensor, sides: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Areas of intersection, union and enclosing box."""
+    """Return the areas of intersection, union and enclosing box."""
     inner = _size(torch.minimum(distances, sides)).prod(0)
     outer = _size(torch.maximum(distances, sides)).prod(0)
     return inner, _size(distances).prod(0) + _size(sides).prod(0) - inner, outer
 
 
 def _size(sides: Tensor) -> Tensor:
-    """Width and height, [2, ...]."""
+    """Return width and height, [2, ...]."""
     return sides[:2] + sides[2:]
 
 
 def _across(sides: Tensor) -> Tensor:
-    """The length that each side sweeps over when it moves: height for left and right, width for top and bottom."""
+    """Return the length each side sweeps when it moves: the height for left and right, the width for top and bottom."""
     return _size(sides).flip(0).repeat(2, *[1] * (sides.ndim - 1))
 
 
 def alignment(score: Tensor, reg_loss: Tensor) -> Tensor:
-    """t: the joint score of the box's class times p_loc = exp(-5 reg_loss)."""
-    return score * (-5 * reg_loss).exp()
+    """Return t = s p_loc, the paper's consistency of classification and localisation.
+
+    `score` is that of the box's class. See docs/method.md#positive-weight.
+    """
+    return score * (-BETA * reg_loss).exp()
 
 
 def positive_mass(t: Tensor, prior: Tensor) -> Tensor:
-    """What a pair adds to the denominator of its box's positive weights."""
-    return (3 * t).exp() * t * prior
+    """Return the term that a pair adds to the denominator of its box's positive weights."""
+    return (MU_SUM * t).exp() * t * prior
 
 
 def positive_weight(t: Tensor, prior: Tensor, denominator: Tensor) -> Tensor:
-    """w_pos. The exponent is 5 here and 3 in the denominator on purpose."""
-    return (5 * t).exp() * t * prior / denominator
+    """Return w_pos (docs/method.md#positive-weight). `denominator`: the sum of `positive_mass` over the box's bag."""
+    return (MU * t).exp() * t * prior / denominator
 
 
 def iou_deficit(iou: Tensor) -> Tensor:
-    """f(v) = (1 - v^2) / 0.75: 1 at an IoU of one half, 0 at a perfect one."""
-    return (1 - iou) * (1 + iou) / 0.75
+    """Return f = (1 - IoU^2) / 0.75, the paper's -k IoU^gamma1 + b: 1 at an IoU of one half, 0 at a perfect one."""
+    return (1 - iou) * (1 + iou) / DEFICIT_SCALE
 
 
-def negative_weight(iou: Tensor, deficit_min: Tensor, deficit_max: Tensor) -> Tensor:
-    """m: the deficit stretched to 0..1 over the bag; 1 where the IoU is below one half."""
-    stretched = (iou_deficit(iou) - deficit_min + 1e-12) / (deficit_max - deficit_min + 1e-12)
-    return stretched.masked_fill_(iou < 0.5, 1)
+def p_neg(iou: Tensor, deficit_min: Tensor, deficit_max: Tensor) -> Tensor:
+    """Return m, the paper's P_neg: the probability of being a negative (docs/method.md#negative-weight).
+
+    The deficit of a box's bag is stretched from `deficit_min` .. `deficit_max` to 0..1; below MIN_IOU m is 1.
+    """
+    stretched = (iou_deficit(iou) - deficit_min + SPREAD_EPSILON) / (deficit_max - deficit_min + SPREAD_EPSILON)
+    return stretched.masked_fill_(iou < MIN_IOU, 1)
 
 
 def neg_log_score(z: Tensor, u: Tensor) -> Tensor:
-    """-ln s, unclamped."""
+    """Return -ln s, unclamped."""
     return -(logsigmoid(z) + logsigmoid(u))
 
 
 def neg_log_complement(score: Tensor, z: Tensor, u: Tensor) -> Tensor:
-    """-ln(1 - s), unclamped and accurate where s rounds to 0 or to 1."""
+    """Return -ln(1 - s), unclamped and accurate where s rounds to 0 or to 1 (docs/method.md#rounding)."""
     value = torch.log1p(-score).neg_()
     if not _all_low(score):
         exact = -torch.logaddexp(logsigmoid(-z), logsigmoid(z) + logsigmoid(-u))
@@ -108,7 +138,10 @@ def neg_log_complement(score: Tensor, z: Tensor, u: Tensor) -> Tensor:
 
 
 def logit_gradients(z: Tensor, u: Tensor, neg: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `neg s^2 (-ln(1 - s)) + pos (-ln s)` with the logits z, [B, C, H, W], and u, [B, 1, H, W]."""
+    """Return the gradients of `neg s^2 (-ln(1 - s)) + pos (-ln s)` by the logits z [B, C, H, W] and u [B, 1, H, W].
+
+    `neg` and `pos` are [B, C, H, W] constants. See docs/method.md#gradients.
+    """
     score = z.sigmoid() * u.sigmoid()
     not_z, not_u = (-z).sigmoid(), (-u).sigmoid()
     slope = neg_log_complement(score, z, u).mul_(2)
@@ -122,5 +155,5 @@ def logit_gradients(z: Tensor, u: Tensor, neg: Tensor, pos: Tensor) -> tuple[Ten
 
 
 def _all_low(score: Tensor) -> bool:
-    """Whether 1 - s is accurate for every score, as for most of an image: cheaper forms will do then."""
+    """Return whether 1 - s is accurate for every score, as in most of an image: then cheaper forms suffice."""
     return bool(score.amax() < 0.5)

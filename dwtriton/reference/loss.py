@@ -1,7 +1,7 @@
-"""The loss in plain PyTorch, for any device: the fallback, and what the Triton kernels are compared with.
+"""The loss in plain PyTorch, for any device: the fallback, and the reference of the Triton kernels.
 
 No [points x boxes] tensor exists: pairs of a box and a point inside it are enumerated in chunks, and classification
-logits are read where they lie, a block of rows at a time.
+logits are read in place, a block of rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,76 +10,73 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
 from dwtriton.reference import formulas
-from dwtriton.reference.pairs import Boxes, Level, memory, pair_terms, pairs_inside, places_in, read_boxes, read_level
+from dwtriton.reference.autograd import register_gradients
+from dwtriton.reference.pairs import (
+    Boxes,
+    Level,
+    memory,
+    memory_offsets,
+    pair_terms,
+    pairs_inside,
+    read_boxes,
+    read_level,
+)
 
-ENTRIES_PER_BLOCK = 2**17  # class logits in a step of the dense pass, whose temporary tensors stay in the cache
+ENTRIES_PER_BLOCK = 2**17  # class logits in one step of the dense pass: its temporary tensors stay in the cache
 
 
 def dual_weight_sums(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
-    targets: PackedTargets,
-    strides: Sequence[int],
-    soft_prior: bool,
+    outputs: HeadOutputs, targets: PackedTargets, strides: Sequence[int], soft_prior: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sums over a batch of the three losses [3], and what normalises each of them [3]: N_pos, N_pos, N_neg, unclamped.
+    """Sum each of the three losses over a batch (docs/method.md).
 
-    Shapes are those of `DualWeightLoss`; arithmetic is float32, or float64 if any input is float64. An invalid box or
-    label makes the three losses and all gradients NaN. Gradients come back in the dtype and layout of their input.
+    Returns the sums [3] of loss_cls_pos, loss_loc and loss_cls_neg, and their normalisers [3] before the clamp: N_pos,
+    N_pos and N_neg; float32, or float64 if any input is float64. An invalid box or label makes the three losses and
+    all gradients NaN. Gradients come back in the dtype and layout of their input.
     """
-    kinds = list(cls_logits), list(box_distances), list(objectness)
-    needs_grad = torch.is_grad_enabled() and any(level.requires_grad for kind in kinds for level in kind)
-    sums, counts, *_ = _operator(*kinds, *targets, [float(stride) for stride in strides], soft_prior, needs_grad)
+    needs_grad = torch.is_grad_enabled() and any(level.requires_grad for level in outputs.levels)
+    kinds = (list(kind) for kind in outputs)
+    sums, counts, _ = sums_operator(*kinds, *targets, [float(stride) for stride in strides], soft_prior, needs_grad)
     return sums, counts
 
 
 def forward_pass(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
-    targets: PackedTargets,
-    strides: Sequence[float],
-    soft_prior: bool,
-    needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The sums, their normalisers, and for `backward_pass` poison [] and, if it `needs_grad`, three maps of each level.
+    outputs: HeadOutputs, targets: PackedTargets, strides: Sequence[float], soft_prior: bool, needs_grad: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the sums [3], their normalisers [3], and what `backward_pass` needs.
 
-    The weights are constants for autograd: backward only reads them.
+    The last is a 0-d factor, NaN if the targets are invalid, else 1; and, if `needs_grad`, the three maps of
+    `_LevelWeights` for each level. The weights are constants for autograd: the backward pass only reads them.
     """
-    dtype = _arithmetic(cls_logits, box_distances, objectness)
-    boxes = read_boxes(targets, num_classes=cls_logits[0].shape[1], dtype=dtype)
-    levels = [
-        read_level(z, d, u, stride, boxes) for z, d, u, stride in zip(cls_logits, box_distances, objectness, strides)
-    ]
+    dtype = outputs.arithmetic
+    boxes = read_boxes(targets, num_classes=outputs.cls_logits[0].shape[1], dtype=dtype)
+    levels = [read_level(*level, stride, boxes) for *level, stride in zip(*outputs, strides)]
     bags = _bag_statistics(levels, boxes, soft_prior)
 
-    sums = torch.zeros(4, dtype=torch.float64, device=cls_logits[0].device)  # of the losses and 1 - N
+    sums = torch.zeros(4, dtype=torch.float64, device=boxes.corners.device)  # of the three losses and of 1 - N
     maps = []
     for level in levels:
         weights = _level_weights(level, boxes, bags, soft_prior, needs_grad, sums)
         _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
         maps += weights if needs_grad else ()
-    poison = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
+    nan_if_invalid = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
     num_boxes = boxes.is_truth.sum()
     counts = torch.stack((num_boxes, num_boxes, sums[3])).to(dtype)
-    return (sums[:3] * poison).to(dtype), counts, poison, maps
+    return (sums[:3] * nan_if_invalid).to(dtype), counts, [nan_if_invalid, *maps]
 
 
-def backward_pass(
-    grad_sums: Tensor,  # [3]
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor],
-    poison: Tensor,
-    maps: Sequence[Tensor],
-) -> list[Tensor]:
-    """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
-    grad_cls_pos, grad_loc, grad_cls_neg = grad_sums * poison
-    grads = [[torch.empty_like(level) for level in kind] for kind in (cls_logits, box_distances, objectness)]
-    for i, (z, u) in enumerate(zip(cls_logits, objectness)):
+def backward_pass(grad_sums: Tensor, outputs: HeadOutputs, saved: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of all levels: of class logits, then of distances, then of objectness logits.
+
+    `grad_sums` is [3]; `saved` is the last result of `forward_pass`.
+    """
+    nan_if_invalid, *maps = saved
+    grad_cls_pos, grad_loc, grad_cls_neg = grad_sums * nan_if_invalid
+    grads = [[torch.empty_like(level) for level in kind] for kind in outputs]
+    for i, (z, _, u) in enumerate(zip(*outputs)):
         weights = _LevelWeights(*maps[3 * i : 3 * i + 3])
         grad_z, grad_d, grad_u = (kind[i] for kind in grads)
         _dense_backward(z, u, weights, grad_cls_pos, grad_cls_neg, grad_z, grad_u)
@@ -89,7 +86,7 @@ def backward_pass(
 
 
 @torch.library.custom_op("dwtriton::dual_weight_reference", mutates_args=())
-def _operator(
+def sums_operator(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor],
@@ -100,80 +97,54 @@ def _operator(
     strides: Sequence[float],
     soft_prior: bool,
     needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`forward_pass` as an operator, which `torch.compile` keeps whole: it reads numbers of pairs on the host."""
-    targets = PackedTargets(boxes, labels, offsets, iscrowd)
-    return forward_pass(cls_logits, box_distances, objectness, targets, strides, soft_prior, needs_grad)
+    outputs = HeadOutputs(cls_logits, box_distances, objectness)
+    return forward_pass(outputs, PackedTargets(boxes, labels, offsets, iscrowd), strides, soft_prior, needs_grad)
 
 
-@_operator.register_fake
+@sums_operator.register_fake
 def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior, needs_grad):
-    dtype = _arithmetic(cls_logits, box_distances, objectness)
+    dtype = HeadOutputs(cls_logits, box_distances, objectness).arithmetic
     maps = []
     for level in cls_logits if needs_grad else ():
         batch, _, height, width = level.shape
         per_class = [torch.empty_like(level, dtype=dtype) for _ in range(2)]
         maps += [*per_class, level.new_empty(4, batch * height * width, dtype=dtype)]
     sums, counts = (cls_logits[0].new_empty(3, dtype=dtype) for _ in range(2))
-    return sums, counts, sums.new_empty(()), maps
+    return sums, counts, [sums.new_empty(()), *maps]
 
 
 @torch.library.custom_op("dwtriton::dual_weight_reference_backward", mutates_args=())
-def _backward_operator(
+def gradients_operator(
     grad_sums: Tensor,
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor],
-    poison: Tensor,
-    maps: Sequence[Tensor],
+    saved: Sequence[Tensor],
 ) -> list[Tensor]:
-    return backward_pass(grad_sums, cls_logits, box_distances, objectness, poison, maps)
+    """`backward_pass` as an operator."""
+    return backward_pass(grad_sums, HeadOutputs(cls_logits, box_distances, objectness), saved)
 
 
-@_backward_operator.register_fake
-def _(grad_sums, cls_logits, box_distances, objectness, poison, maps):
+@gradients_operator.register_fake
+def _(grad_sums, cls_logits, box_distances, objectness, saved):
     return [torch.empty_like(level) for level in (*cls_logits, *box_distances, *objectness)]
 
 
-def _save(ctx, inputs, output) -> None:
-    cls_logits, box_distances, objectness, *_ = inputs
-    _, counts, poison, maps = output
-    ctx.levels = len(cls_logits)
-    ctx.save_for_backward(poison, *cls_logits, *box_distances, *objectness, *maps)
-    ctx.mark_non_differentiable(counts, poison, *maps)
-    ctx.set_materialize_grads(False)  # or else zeros as large as the maps come in for them
-
-
-def _backward(ctx, grad_sums, *_):
-    if grad_sums is None:
-        return *([None] * ctx.levels for _ in range(3)), *[None] * 7
-    if torch.is_grad_enabled():
-        raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
-    poison, *saved = ctx.saved_tensors
-    count = ctx.levels
-    kinds = [saved[i * count : (i + 1) * count] for i in range(3)]
-    grads = _backward_operator(grad_sums, *kinds, poison, saved[3 * count :])
-    return *(grads[i * count : (i + 1) * count] for i in range(3)), *[None] * 7
-
-
-_operator.register_autograd(_backward, setup_context=_save)
-
-
-def _arithmetic(*kinds: Sequence[Tensor]) -> torch.dtype:
-    double = any(level.dtype == torch.float64 for kind in kinds for level in kind)
-    return torch.float64 if double else torch.float32
+register_gradients(sums_operator, gradients_operator, lambda inputs, results: (results[2], ()))
 
 
 class _Bags(NamedTuple):
-    """What each box's weights need to know about all points inside it, each [N]."""
+    """Sums and extremes over all points inside each of the N boxes, each [N]."""
 
-    denominator: Tensor
+    denominator: Tensor  # of the positive weights
     deficit_min: Tensor
-    deficit_max: Tensor
+    deficit_max: Tensor  # at most 1
 
 
 class _LevelWeights(NamedTuple):
-    """A level's weights, all constants for autograd. The first two lie in memory as the logits' gradient does."""
+    """A level's weights, all constants for autograd. The first two have the memory layout of the logits' gradient."""
 
     pos: Tensor  # [B, C, H, W] sum of w_pos over the boxes of a class
     neg: Tensor  # [B, C, H, W] N
@@ -191,13 +162,14 @@ def _bag_statistics(levels: list[Level], boxes: Boxes, soft_prior: bool) -> _Bag
             deficit = formulas.iou_deficit(terms.overlap.iou)
             deficit_min.scatter_reduce_(0, pairs.box, deficit, "amin")
             deficit_max.scatter_reduce_(0, pairs.box, deficit, "amax")
-    return _Bags(mass.clamp(min=1e-12).to(boxes.corners.dtype), deficit_min, deficit_max.clamp(max=1))
+    denominator = mass.clamp(min=formulas.MIN_POSITIVE_SUM).to(boxes.corners.dtype)
+    return _Bags(denominator, deficit_min, deficit_max.clamp(max=1))
 
 
 def _level_weights(
     level: Level, boxes: Boxes, bags: _Bags, soft_prior: bool, needs_grad: bool, sums: Tensor
 ) -> _LevelWeights:
-    """Weights of a level; adds its two positive losses to `sums`. Without gradients only the negative map is filled."""
+    """Weigh the pairs of a level and add its positive losses to `sums`. Without gradients only `neg` is filled."""
     dtype = boxes.corners.dtype
     neg = torch.empty_like(level.z, dtype=dtype).fill_(1)
     pos = torch.zeros_like(level.z if needs_grad else level.z[:0], dtype=dtype)
@@ -205,29 +177,28 @@ def _level_weights(
     owner = torch.full_like(memory(neg), -1, dtype=torch.int32)  # the last box of the class that holds the point
     for pairs in pairs_inside(level, boxes, boxes.is_truth):
         terms = pair_terms(level, boxes, pairs, soft_prior)
-        places = places_in(neg, pairs, boxes)
+        offsets = memory_offsets(neg, pairs, boxes)
 
         weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box])
         cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
-        sums[0] += 0.25 * (weight * cls_loss).sum()
-        sums[1] += 0.25 * (weight * 5 * terms.overlap.reg_loss).sum()
+        sums[0] += formulas.POSITIVE_FACTOR * (weight * cls_loss).sum()
+        sums[1] += formulas.POSITIVE_FACTOR * (weight * formulas.BETA * terms.overlap.reg_loss).sum()
         if needs_grad:
-            memory(pos).index_add_(0, places, weight)
-            slope = formulas.reg_loss_gradient(terms.distances, terms.sides) * (0.25 * 5 * weight)
+            memory(pos).index_add_(0, offsets, weight)
+            factor = formulas.POSITIVE_FACTOR * formulas.BETA * weight
+            slope = formulas.reg_loss_gradient(terms.distances, terms.sides) * factor
             loc_slope.scatter_add_(1, pairs.point.expand(4, -1), slope)
 
         box = pairs.box.to(torch.int32)
-        owner.scatter_reduce_(0, places, box, "amax")
-        last = owner[places] == box  # so far: a later chunk writes over it
-        stretched = formulas.negative_weight(
-            terms.overlap.iou, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box]
-        )
-        memory(neg)[places[last]] = stretched[last]
+        owner.scatter_reduce_(0, offsets, box, "amax")
+        is_owner = owner[offsets] == box  # so far: a later chunk may overwrite it
+        p_neg = formulas.p_neg(terms.overlap.iou, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box])
+        memory(neg)[offsets[is_owner]] = p_neg[is_owner]
     return _LevelWeights(pos, neg, loc_slope)
 
 
 def _ignored_points(level: Level, boxes: Boxes) -> Tensor | None:
-    """Points strictly inside a crowd region, [B, 1, H, W] bool; None if the batch has no such region."""
+    """Return which points lie strictly inside a crowd region, [B, 1, H, W] bool; None if the batch has no region."""
     if not boxes.is_crowd.any():
         return None
     ignored = torch.zeros_like(level.flat_u, dtype=torch.bool)
@@ -237,7 +208,7 @@ def _ignored_points(level: Level, boxes: Boxes) -> Tensor | None:
 
 
 def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Indices that cut [B, C, H, W] logits into blocks: several images, or some rows of one."""
+    """Yield indices that cut [B, C, H, W] logits into blocks: several images, or some rows of one."""
     batch, classes, height, width = z.shape
     rows = min(height, max(1, ENTRIES_PER_BLOCK // (classes * width)))
     images = max(1, ENTRIES_PER_BLOCK // (classes * width * height))
@@ -247,7 +218,7 @@ def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _dense_forward(level: Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:
-    """Add a level's negative loss and its sum of 1 - N to `sums`; afterwards N is 0 at ignored points."""
+    """Add a level's negative loss and its sum of 1 - N to `sums`; set N to 0 at ignored points."""
     if ignored is not None:
         neg.masked_fill_(ignored, 1)  # they do not count in the normaliser
     for block in _blocks(level.z):
@@ -268,5 +239,5 @@ def _dense_backward(
     dtype = weights.neg.dtype
     for block in _blocks(z):
         z_block, u_block = z[block].to(dtype), u[block].to(dtype)
-        neg, pos = weights.neg[block] * grad_neg, weights.pos[block] * (0.25 * grad_pos)
+        neg, pos = weights.neg[block] * grad_neg, weights.pos[block] * (formulas.POSITIVE_FACTOR * grad_pos)
         grad_z[block], grad_u[block] = formulas.logit_gradients(z_block, u_block, neg, pos)

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from dwtriton import DualWeightAssigner, DualWeightLoss
+from dwtriton import DualWeightAssigner, DualWeightLoss, reference
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.losses import dual_weight
-from dwtriton import reference
 from tests.support.loss_cases import LOSSES, random_case
 
 CASE = random_case(1, [2], sizes=((3, 4),), strides=(8,))
@@ -54,18 +54,19 @@ def test_without_triton_auto_is_torch_and_triton_names_the_package(monkeypatch):
     with pytest.raises(ValueError, match=r"needs Triton: pip install triton"):
         DualWeightLoss(backend="triton")
     loss = DualWeightLoss(CASE.strides)
-    assert loss._backend_for(*CASE.tensors()) is reference
+    assert loss._backend_for(HeadOutputs(*CASE.tensors())) is reference
 
 
 def test_auto_leaves_the_cpu_and_float64_to_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loss = DualWeightLoss(CASE.strides)
-    assert loss._backend_for(*CASE.tensors()) is reference
-    assert (
-        loss._backend_for(*[[level.detach().to("meta") for level in kind] for kind in CASE.tensors()]) is not reference
+    assert loss._backend_for(HeadOutputs(*CASE.tensors())) is reference
+    single, double = (
+        HeadOutputs(*([level.detach().to("meta") for level in kind] for kind in CASE.tensors(dtype)))
+        for dtype in (torch.float32, torch.float64)
     )
-    double = [[level.detach().to("meta") for level in kind] for kind in CASE.tensors(torch.float64)]
-    assert loss._backend_for(*double) is reference
+    assert loss._backend_for(single) is not reference
+    assert loss._backend_for(double) is reference
 
 
 def test_unknown_backends_are_refused():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dwtriton import DualWeightLoss, pack_targets
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.kernels import dual_weight_sums
 from tests.support.kernel_cases import DEVICE
 from tests.support.loss_cases import LOSSES, random_case
@@ -99,7 +100,7 @@ def test_a_batch_of_more_than_2_31_logits():
     def gradients(images):
         inputs = [[level[images].requires_grad_()] for level in levels]
         targets = pack_targets([target] * len(inputs[0][0]), "cuda")
-        sums, _ = dual_weight_sums(*inputs, targets, (8,), True)
+        sums, _ = dual_weight_sums(HeadOutputs(*inputs), targets, (8,), True)
         return torch.autograd.grad(sums.sum(), [level for kind in inputs for level in kind])
 
     for whole, alone in zip(gradients(slice(None)), gradients(slice(-1, None))):

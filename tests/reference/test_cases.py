@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import pack_targets
 from dwtriton.losses.dual_weight import DualWeightAssigner
 from dwtriton.reference.loss import dual_weight_sums
@@ -175,12 +176,12 @@ def test_unchecked_invalid_targets_make_all_losses_nan_and_harm_nothing_else(pro
     else:
         packed.labels[3] = 3 if problem == "label too high" else -1
     inputs = case.tensors()
-    sums, _ = dual_weight_sums(*inputs, packed, case.strides, True)
+    sums, _ = dual_weight_sums(HeadOutputs(*inputs), packed, case.strides, True)
     assert all(value.isnan() for value in sums)
     gradients = torch.autograd.grad(sums.sum(), [level for kind in inputs for level in kind])
     assert all(gradient.isnan().all() for gradient in gradients)  # a GradScaler then leaves the step out
     packed = packed._replace(offsets=torch.tensor([0, 2, 3]).int())
-    sums, _ = dual_weight_sums(*case.tensors(), packed, case.strides, True)
+    sums, _ = dual_weight_sums(HeadOutputs(*case.tensors()), packed, case.strides, True)
     assert all(value.isfinite() for value in sums)
 
 

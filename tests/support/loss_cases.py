@@ -6,6 +6,7 @@ from importlib import import_module
 import numpy as np
 import torch
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import pack_targets
 from dwtriton.losses.dual_weight import DualWeightAssigner, DualWeightLoss
 from dwtriton.reference.dense_weights import DualWeights
@@ -114,7 +115,7 @@ class Case:
         """Losses before their normalisers [3] and the counts these come from [3], of targets that are not checked."""
         module = import_module("dwtriton.reference" if self.backend == "torch" else "dwtriton.kernels")
         packed = pack_targets(self.targets(), self.device) if packed is None else packed
-        return module.dual_weight_sums(*inputs, packed, self.strides, self.soft_prior)
+        return module.dual_weight_sums(HeadOutputs(*inputs), packed, self.strides, self.soft_prior)
 
 
 def random_case(
