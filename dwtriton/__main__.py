@@ -1,64 +1,64 @@
 """`dwtriton NAME ...`, the same as `python -m dwtriton.NAME ...`: all commands under one name."""
 
+import argparse
 import sys
 from importlib import import_module, metadata
+from types import ModuleType
 
+from dwtriton.config.files import nearest
 from dwtriton.console import cli
-from dwtriton.console.cli import EXIT_CODES
 from dwtriton.core.errors import UserError
-from dwtriton.core.text import nearest
 
-COMMANDS = {  # what each does, in the order in which one meets them
+COMMANDS = {  # in the order in which one meets them
     "train": "train a detector on data in COCO layout",
-    "evaluate": "COCO figures and a report of a checkpoint",
-    "predict": "detect in images and videos",
-    "explain": "draw the positive and negative weights of an image's objects",
-    "data": "check a data set, or convert one to COCO format",
-    "weights": "look into checkpoints, and convert them from and to MMDetection",
-    "summary": "parameters, operations and outputs of each part of a network",
-    "export": "write a checkpoint's network as a torch.export or ONNX file",
-    "tune": "find the fastest configs of the kernels on this GPU",
-    "completion": "print the script that completes these commands in a shell",
+    "evaluate": "COCO metrics and a report of a checkpoint",
+    "predict": "detect objects in images and videos",
+    "explain": "draw the positive and negative weights of objects",
+    "data": "check a data set, or convert one to COCO layout",
+    "weights": "show checkpoints, and convert them from and to MMDetection",
+    "summary": "parameters, operations and output shapes of a network",
+    "export": "write a network to a torch.export or ONNX file",
+    "tune": "find the fastest launch configs of the kernels on this GPU",
+    "completion": "print a shell's completion script for these commands",
 }
-PACKAGES = ("train", "data", "evaluate", "predict", "explain", "weights")  # commands with a folder of their own
+EXAMPLES = """\
+  dwtriton train --cfg shapes
+  dwtriton evaluate --weights runs/shapes-1/last.pt
+  dwtriton COMMAND --help                              explains a command, with examples"""
 
 
-def usage() -> str:
-    """What `dwtriton --help` prints."""
-    commands = "\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())
-    return (
-        f"usage: dwtriton COMMAND ...    or: python -m dwtriton.COMMAND ...\n\n"
-        f"Dual Weighting label assignment for dense object detectors.\n\ncommands:\n{commands}\n\n"
-        f"options:\n  -h, --help  this list; `dwtriton COMMAND --help` explains a command, with examples\n"
-        f"  --version   the version of this package\n\n"
-        f"examples:\n  dwtriton train --cfg shapes\n  dwtriton evaluate --weights runs/shapes-1/last.pt\n\n{EXIT_CODES}"
-    )
+def build_parser(with_options: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of all commands; their options need imports of several seconds and are left out by default."""
+    description = "Dual Weighting label assignment for dense object detectors."
+    parser = argparse.ArgumentParser(prog="dwtriton", description=description, **cli.help_with(EXAMPLES))
+    parser.add_argument("--version", action="version", version=f"dwtriton {metadata.version('dwtriton')}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, help in COMMANDS.items():
+        parents = [import_command(name).build_parser()] if with_options else []
+        commands.add_parser(name, help=help, parents=parents, add_help=False)
+    return parser
 
 
-def module_name(command: str) -> str:
-    """The module that holds a command's `main` and `build_parser`."""
-    return f"dwtriton.{command}.__main__" if command in PACKAGES else f"dwtriton.{command}"
+def import_command(name: str) -> ModuleType:
+    """Return the module with a command's `main` and `build_parser`: `dwtriton.NAME`, or its `__main__` if a package."""
+    module = import_module(f"dwtriton.{name}")
+    return import_module(f"dwtriton.{name}.__main__") if hasattr(module, "__path__") else module
 
 
 def main() -> int:
-    """Run the command that is named first with the arguments behind it; returns its exit code."""
+    """Run the command named first with the arguments after it; return its exit code."""
     name, *arguments = sys.argv[1:] or [""]
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
-    if name == "--version":
-        print(f"dwtriton {metadata.version('dwtriton')}")
-        return 0
-    if name not in COMMANDS:
-        problem = f"there is no command {name!r}{nearest(name, list(COMMANDS))}" if name else "name a command"
-        raise UserError(f"{problem}; dwtriton --help lists them")
-    command = import_module(module_name(name))
-    sys.argv = [f"dwtriton {name}", *arguments]
-    return command.main()
+    if name in COMMANDS:
+        sys.argv = [f"dwtriton {name}", *arguments]
+        return import_command(name).main()
+    if name.startswith("-"):
+        build_parser().parse_args([name])
+    problem = f"there is no command {name!r}{nearest(name, list(COMMANDS))}" if name else "name a command"
+    raise UserError(f"{problem}; dwtriton --help lists them")
 
 
 def script() -> None:
-    """The console script `dwtriton`."""
+    """Console script `dwtriton`."""
     cli.run(main)
 
 

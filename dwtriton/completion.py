@@ -2,10 +2,8 @@
 
 import argparse
 from collections.abc import Iterator
-from importlib import import_module
-from types import ModuleType
 
-from dwtriton.__main__ import COMMANDS, module_name
+from dwtriton.__main__ import build_parser as dwtriton_parser
 from dwtriton.config.files import config_names
 from dwtriton.config.schema import Config, flatten
 from dwtriton.console import cli
@@ -24,46 +22,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def import_shtab() -> ModuleType:
-    """shtab, an optional dependency. Raises UserError if it is not installed."""
+def completion_script(shell: str) -> str:
+    """Return the script that shtab writes. The metavar of an option decides what its value completes to.
+
+    Raises UserError if shtab, an optional dependency, is not installed.
+    """
     try:
         import shtab
     except ModuleNotFoundError:
         raise UserError("completion scripts need shtab: pip install 'dwtriton[completion]'") from None
-    return shtab
-
-
-def all_commands() -> argparse.ArgumentParser:
-    """One parser with every command as a subcommand."""
-    parser = argparse.ArgumentParser(prog="dwtriton")
-    subcommands = parser.add_subparsers()
-    for name, what in COMMANDS.items():
-        own = import_module(module_name(name)).build_parser()
-        subcommands.add_parser(name, help=what, parents=[own], add_help=False)
-    return parser
-
-
-def completion_script(shell: str) -> str:
-    """The script, of `shtab`. What an option completes to follows from its metavar. Raises UserError without shtab."""
-    shtab = import_shtab()
-    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "INPUT": shtab.FILE}
     configs = config_names()
+    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "INPUT": shtab.FILE}
     words = {
         "NAME|FILE": configs,
         "NAME|FILE|list": [*configs, "list"],
         "KEY=VALUE": [f"{key}=" for key in flatten(Config())],
     }
-    parser = all_commands()
+    parser = dwtriton_parser(with_options=True)
     for action in _arguments(parser):
-        if action.metavar in files:
-            action.complete = files[action.metavar]
-        elif action.metavar in words:
-            action.choices = words[action.metavar]
+        action.complete = files.get(action.metavar)
+        action.choices = words.get(action.metavar, action.choices)
     return shtab.complete(parser, shell)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every argument of a parser and of its subcommands."""
+    """Yield the arguments of a parser and of its subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subcommand in action.choices.values():

@@ -22,7 +22,6 @@ from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, 
 from dwtriton.kernels.tuning import (
     Config,
     KernelConfigs,
-    StatisticsConfig,
     cache_table,
     default_configs,
     read_table,
@@ -37,12 +36,12 @@ EXAMPLES = """\
   python -m dwtriton.tune --dry-run                            list what would be tried; needs no GPU"""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-NOISE = 0.02  # a config must be faster than the default by more than timings differ from run to run
-CHECKED_IMAGES = 2  # the truth takes float64
+NOISE = 0.02  # timings differ by this much from run to run; a config must beat the default by more
+MAX_CHECKED_IMAGES = 2  # the check computes in float64
 
 
-class Found(NamedTuple):
-    """What a search found for a kernel; times in microseconds, inf for a config that does not run."""
+class SearchResult(NamedTuple):
+    """The chosen config of a kernel and its time; times in microseconds, inf for a config that does not run."""
 
     config: Config
     us: float
@@ -57,11 +56,11 @@ def search(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[], object] = lambda: None,
-) -> Found:
-    """Measure candidates in order, until the time is up, and take the fastest; the first is the default.
+) -> SearchResult:
+    """Measure candidates in order until the time is up, and choose the fastest.
 
-    `measure` gives microseconds, inf for a config that does not compile or run here. The default is always measured,
-    and stays unless another is faster by more than `NOISE`. `progress` is called after each.
+    The first candidate is the default: it is always measured, and stays unless another is faster by more than `NOISE`.
+    `measure` returns microseconds, inf for a config that does not compile or run here; `progress` is called after each.
     Raises UserError if no candidate runs.
     """
     deadline = clock() + seconds
@@ -76,30 +75,29 @@ def search(
         raise UserError(f'none of {len(times)} configs runs on this GPU; use backend="torch" on it')
     if times[best] >= times[default] * (1 - NOISE):
         best = default
-    return Found(best, times[best], times[default], len(times), sum(map(math.isinf, times.values())))
+    return SearchResult(best, times[best], times[default], len(times), sum(map(math.isinf, times.values())))
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.tune", "Find the fastest configs of the kernels on this GPU.", EXAMPLES)
-    parser.add_argument("--classes", metavar="C", type=int, default=80, help="of the logits (default: %(default)s)")
-    parser.add_argument("--size", metavar="HxW", default="800x1344", help="padded images (default: %(default)s)")
-    parser.add_argument("--batch", metavar="B", type=int, default=16, help="images (default: %(default)s)")
-    parser.add_argument("--boxes", metavar="G", type=int, default=7, help="boxes an image (default: %(default)s)")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the logits (default: all)")
-    parser.add_argument(
-        "--layout", nargs="+", choices=LAYOUTS, default=["channels_last"], help="(default: channels_last)"
-    )
-    parser.add_argument("--seconds", type=float, default=50, help="for the search in total (default: %(default)g)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="table to write or add to (default: the user's cache)")
-    parser.add_argument(
-        "--check", action="store_true", help="compare with the torch backend in float64, before and after"
-    )
+    parser.add_argument("--classes", metavar="C", type=int, default=80, help="number of classes (default: %(default)s)")
+    cli.add_option(parser, "--size", default="800x1344", help="size of the padded images (default: %(default)s)")
+    parser.add_argument("--batch", metavar="B", type=int, default=16, help="images in a batch (default: %(default)s)")
+    parser.add_argument("--boxes", metavar="G", type=int, default=7, help="boxes in an image (default: %(default)s)")
+    dtypes = "dtypes of the logits (default: all)"
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help=dtypes)
+    layouts = "memory formats of the logits (default: channels_last)"
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["channels_last"], help=layouts)
+    parser.add_argument("--seconds", type=float, default=50, help="time of the whole search (default: %(default)g)")
+    cli.add_option(parser, "--out", required=False, help="table to write or extend (default: the user's cache)")
+    check = "compare with the torch backend in float64, before and after the search"
+    parser.add_argument("--check", action="store_true", help=check)
     parser.add_argument("--dry-run", action="store_true", help="list what would be tried")
     return parser
 
 
 def read_settings(arguments: argparse.Namespace) -> list[Setting]:
-    """One for each dtype and layout. Raises UserError for an argument out of range."""
+    """Return a setting for each dtype and layout. Raises UserError for an argument out of range."""
     size = cli.read_size(arguments.size)
     for name, least in (("classes", 1), ("batch", 1), ("boxes", 1), ("seconds", 0)):
         value = getattr(arguments, name)
@@ -110,7 +108,7 @@ def read_settings(arguments: argparse.Namespace) -> list[Setting]:
 
 
 def require_gpu() -> str:
-    """The name of this machine's GPU. Raises UserError unless kernels can be timed on it."""
+    """Return the name of this machine's GPU. Raises UserError unless kernels can be timed on it."""
     if not torch.cuda.is_available():
         raise UserError("tuning needs a GPU that PyTorch can use; without one, --dry-run lists what would be tried")
     if triton.knobs.runtime.interpret:
@@ -119,9 +117,9 @@ def require_gpu() -> str:
 
 
 def read_entries(path: Path, gpu: str) -> dict[str, dict]:
-    """The entries of the table that will be added to; none if there is no file.
+    """Return the entries of the table to extend, none if there is no file.
 
-    Raises UserError if it is broken or another GPU's.
+    Raises UserError if the file is broken or another GPU's.
     """
     if not path.exists():
         return {}
@@ -136,10 +134,10 @@ def tune(
     timers_for: Callable[[Setting], Mapping[str, Callable[[Config], float]]],
     seconds: float,
     console: Console,
-) -> list[dict[str, Found]]:
-    """Search every setting and kernel, one after the other; each gets an equal share of the time that is left.
+) -> list[dict[str, SearchResult]]:
+    """Search the configs of each kernel for each setting; each search gets an equal share of the time left.
 
-    `timers_for` makes the `measure` of each kernel on a setting's inputs. Returns what was found by setting and kernel.
+    `timers_for` returns the `measure` of each kernel on a setting's inputs. Returns results by kernel for each.
     """
     spaces = [search_space(setting.classes) for setting in settings]
     searches_left = sum(map(len, spaces))
@@ -151,29 +149,25 @@ def tune(
             timers = timers_for(setting)
             results.append({})
             for kernel, candidates in space.items():
-                name = f"{setting.key().name} {kernel}"
-                display.advance(0, what=name)
+                display.advance(0, what=f"{setting.key().name} {kernel}")
                 share = (deadline - time.perf_counter()) / searches_left
                 found = search(candidates, timers[kernel], share, progress=display.advance)
                 results[-1][kernel] = found
                 searches_left -= 1
                 display.advance(len(candidates) - found.tried)
-                if not console.is_terminal:
-                    tried = f"{found.tried} of {len(candidates)} configs tried"
-                    print_line(console, f"{name}: {found.us:.1f} us, {tried}")
     return results
 
 
 def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
-    """Device time of each kernel on a batch of its own, by config."""
+    """Return for each kernel the function from a config to its device time, on one generated batch."""
     calls = kernel_calls(make_case(setting, "cuda"), default_configs(setting.classes))
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 
 def check(settings: Sequence[Setting], configs: Sequence[KernelConfigs]) -> str | None:
-    """The first disagreement of a setting's configs with the torch backend in float64, if there is one."""
+    """Return the first disagreement of the kernels with the torch backend in float64, or None."""
     for setting, chosen in zip(settings, configs):
-        small = setting._replace(batch=min(setting.batch, CHECKED_IMAGES))
+        small = setting._replace(batch=min(setting.batch, MAX_CHECKED_IMAGES))
         problem = disagreement(make_case(small, "cuda"), chosen)
         if problem:
             return f"{setting.key().name}: {problem}, with {chosen}"
@@ -181,12 +175,11 @@ def check(settings: Sequence[Setting], configs: Sequence[KernelConfigs]) -> str 
 
 
 def describe(config: Config) -> str:
-    if isinstance(config, StatisticsConfig):
-        return f"{config.points} points, {config.warps} warps"
-    return f"{config.tile_height}x{config.tile_width} points, {config.classes} classes, {config.warps} warps"
+    """Return a config's values with their names, in one line."""
+    return ", ".join(f"{name} {value}" for name, value in config._asdict().items())
 
 
-def result_table(settings: Sequence[Setting], results: Sequence[dict[str, Found]]) -> Table:
+def result_table(settings: Sequence[Setting], results: Sequence[dict[str, SearchResult]]) -> Table:
     table = Table("key", "kernel", "default us", "best us", "gain", "config", "tried", "failed")
     for setting, by_kernel in zip(settings, results):
         for kernel, found in by_kernel.items():
@@ -196,8 +189,8 @@ def result_table(settings: Sequence[Setting], results: Sequence[dict[str, Found]
     return table
 
 
-def table_entry(setting: Setting, by_kernel: dict[str, Found]) -> dict:
-    """What the table holds for a key: the configs, and for people what they were measured on, in microseconds."""
+def table_entry(setting: Setting, by_kernel: dict[str, SearchResult]) -> dict:
+    """Return a key's entry in the table: the configs, and for people their times and what they were measured on."""
     entry: dict = {"measured_on": str(setting)}
     for kernel, found in by_kernel.items():
         default_us = round(found.default_us, 2) if math.isfinite(found.default_us) else None
@@ -205,21 +198,26 @@ def table_entry(setting: Setting, by_kernel: dict[str, Found]) -> dict:
     return entry
 
 
+def list_candidates(arguments: argparse.Namespace, settings: Sequence[Setting], console: Console) -> None:
+    """Print what a search would try."""
+    for setting in settings:
+        print_line(console, f"key {setting.key().name}: {setting}")
+    space = search_space(arguments.classes)
+    for kernel, configs in space.items():
+        print_line(console, f"{kernel}: {len(configs)} configs, the default first")
+        for config in configs:
+            print_line(console, f"  {describe(config)}")
+    keys = [setting.key().name for setting in settings]
+    configs_by_kernel = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
+    cli.print_result(arguments, {"keys": keys, "configs": configs_by_kernel})
+
+
 def main() -> int:
     arguments = build_parser().parse_args()
     console = cli.open_console(arguments)
     settings = read_settings(arguments)
     if arguments.dry_run:
-        space = search_space(arguments.classes)
-        for setting in settings:
-            print_line(console, f"key {setting.key().name}: {setting}")
-        for kernel, configs in space.items():
-            print_line(console, f"{kernel}: {len(configs)} configs, the default first")
-            for config in configs:
-                print_line(console, f"  {describe(config)}")
-        keys = [setting.key().name for setting in settings]
-        listed = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
-        cli.print_result(arguments, {"keys": keys, "configs": listed})
+        list_candidates(arguments, settings, console)
         return 0
     gpu = require_gpu()
     out = arguments.out or cache_table(gpu)
@@ -231,7 +229,7 @@ def main() -> int:
             return cli.report_failure(problem)
         results = tune(settings, gpu_timers, arguments.seconds, console)
         console.print(result_table(settings, results))
-        best = [KernelConfigs(*(found.config for found in by_kernel.values())) for by_kernel in results]
+        best = [KernelConfigs(**{kernel: found.config for kernel, found in by_kernel.items()}) for by_kernel in results]
         if arguments.check and (problem := check(settings, best)):
             return cli.report_failure(problem)
     except torch.cuda.OutOfMemoryError:

@@ -29,9 +29,15 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def help_with(examples: str) -> dict[str, Any]:
+    """Return the arguments of a parser whose --help ends with examples and the exit codes."""
+    epilog = f"examples:\n{examples}\n\n{EXIT_CODES}"
+    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 def command_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, with --quiet and --json; its --help ends with examples and the exit codes."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **_help_with(examples))
+    """Return the parser of a command, with --quiet and --json."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **help_with(examples))
     _add_output_options(parser)
     return parser
 
@@ -44,12 +50,12 @@ def parser_with_actions(
     `examples` by action. The parsed arguments hold the name as `action` and the function as `run`.
     """
     all_examples = "\n".join(examples.values())
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **_help_with(all_examples))
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **help_with(all_examples))
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
 
     def add_action(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
         description = f"{help[0].upper()}{help[1:]}."
-        action = actions.add_parser(name, help=help, description=description, **_help_with(examples[name]))
+        action = actions.add_parser(name, help=help, description=description, **help_with(examples[name]))
         _add_output_options(action)
         action.set_defaults(run=run)
         return action
@@ -60,11 +66,6 @@ def parser_with_actions(
 def add_option(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
     """Add one of SHARED_OPTIONS; `changes` replace parts of its declaration, such as the help."""
     parser.add_argument(name, **SHARED_OPTIONS[name] | changes)
-
-
-def _help_with(examples: str) -> dict[str, Any]:
-    epilog = f"examples:\n{examples}\n\n{EXIT_CODES}"
-    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:

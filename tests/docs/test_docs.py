@@ -3,18 +3,17 @@
 import argparse
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from dwtriton.__main__ import COMMANDS, module_name
+from dwtriton.__main__ import COMMANDS, import_command
 from dwtriton.config.files import config_names
 from dwtriton.config.schema import load_config
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -60,7 +59,7 @@ FOUND = [
 
 @pytest.mark.parametrize(("name", "arguments"), FOUND)
 def test_commands_are_understood(name, arguments):
-    parser = import_module(module_name(name)).build_parser()
+    parser = import_command(name).build_parser()
     parser.exit_on_error = False
     arguments = [word for word in arguments if word not in ("$resume", "...")]
     if arguments in (["--help"], []):

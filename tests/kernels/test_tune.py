@@ -122,7 +122,7 @@ def cache(monkeypatch, tmp_path):
 def test_the_command_writes_what_the_lookup_reads_and_keeps_what_was_there(call, cache):
     code, printed, _ = call()
     assert code == 0
-    assert "8x16 points, 8 classes, 8 warps" in printed
+    assert "tile_height 8, tile_width 16, classes 8, warps 8" in printed
     assert "50%" in printed
     assert tuning.lookup(torch.device("cuda", 0), KEY).forward == DenseConfig(8, 16, 8, 8)
     assert call("--classes", 20, "--dtype", "float16")[0] == 0
