@@ -3,12 +3,11 @@
 import argparse
 import json
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dwtriton.checkpoints.checkpoint import check_classes, load_detector
+from dwtriton.checkpoints.checkpoint import check_classes
 from dwtriton.config.schema import MACHINE_KEYS, flatten
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
@@ -16,12 +15,13 @@ from dwtriton.console.progress import progress
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_text
-from dwtriton.data.batching import Batch, eval_loader
+from dwtriton.data.batch import Batch
+from dwtriton.data.loaders import eval_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_validation
 from dwtriton.evaluate.coco_metrics import Evaluation, evaluate, gather_results
 from dwtriton.evaluate.report import report_html
 from dwtriton.inference.detect import detect
-from dwtriton.model.pixels import PixelDetector, compile_predict
+from dwtriton.inference.ready import load_detector
 
 FILES = ("detections.json", "metrics.json", "report.html")
 EXAMPLES = """\
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     out = arguments.out or arguments.weights.parent / "evaluation"
     with ranks.raise_on_all_ranks():
         check_absent([out / name for name in FILES], arguments.force)
-        detector, checkpoint = load_detector(arguments.weights, arguments.set, arguments.data)
-        cfg = checkpoint.config
+        ready = load_detector(arguments.weights, overrides=arguments.set, data_root=arguments.data)
+        checkpoint, cfg = ready.checkpoint, ready.config
     ranks.check_same(flatten(cfg), ignore=MACHINE_KEYS)
     with ranks.raise_on_all_ranks(), ranks.main_process_first():
         draw_missing_shapes(cfg.data, console)
@@ -63,11 +63,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         check_classes(arguments.weights, checkpoint, data.class_names)
         make_folder(out)
     ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device, memory_format=torch.channels_last)
 
     loader = eval_loader(data, cfg, ranks.rank(), ranks.world_size())
-    predict = compile_predict(PixelDetector(detector, cfg.data), cfg.inference.compile)
     broken: set[str] = set()
     with progress(console, "batches", len(loader)) as advance:
 
@@ -75,7 +72,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             broken.update(batch.broken)
             advance()
 
-        own = detect(predict, loader, data.category_ids, on_batch)
+        own = detect(ready.predict, loader, data.category_ids, on_batch)
     gathered = gather_results(own, broken)
     if gathered is None:
         return 0

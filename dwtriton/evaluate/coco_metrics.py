@@ -1,4 +1,4 @@
-"""COCOeval's figures for the detections of a data set."""
+"""COCOeval's metrics of the detections of a data set."""
 
 import contextlib
 import io
@@ -10,14 +10,14 @@ from pycocotools.cocoeval import COCOeval
 
 from dwtriton.core import ranks
 
-CLASS_METRICS = {  # where they stand in COCOeval's precisions: IoUs, area
+CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "AP": (slice(None), 0),
     "AP50": (slice(0, 1), 0),
     "APs": (slice(None), 1),
     "APm": (slice(None), 2),
     "APl": (slice(None), 3),
 }
-AREAS = {  # COCO's sizes of objects: name, and areas in pixels from and to
+AREAS = {  # COCO's object sizes: name, smallest and largest area in pixels
     "s": ("small", (0, 32**2)),
     "m": ("medium", (32**2, 96**2)),
     "l": ("large", (96**2, 1e10)),
@@ -27,20 +27,20 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 @dataclass(frozen=True)
 class Evaluation:
-    """COCOeval's box figures; -1 where there is nothing to measure, as COCO writes it."""
+    """COCOeval's box metrics in 0..1; -1 where there is nothing to measure, as in COCOeval."""
 
-    metrics: dict[str, float]  # METRICS, in 0..1
-    classes: dict[str, dict[str, float]]  # CLASS_METRICS of every class by name
+    metrics: dict[str, float]  # by METRICS
+    class_metrics: dict[str, dict[str, float]]  # by class name, then by CLASS_METRICS
     table: str  # COCOeval's own summary
 
     @property
     def class_ap(self) -> dict[str, float]:
-        """AP of every class by name."""
-        return {name: figures["AP"] for name, figures in self.classes.items()}
+        """AP by class name."""
+        return {name: metrics["AP"] for name, metrics in self.class_metrics.items()}
 
 
 def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], set[str]] | None:
-    """The results of all processes, and the files that none could read, on the first process; None on the others."""
+    """Return the results and unreadable files of all ranks on rank 0, None on the other ranks."""
     gathered = ranks.gather_object((results, broken))
     if gathered is None:
         return None
@@ -48,8 +48,8 @@ def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], s
 
 
 def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
-    """COCOeval bbox of COCO results against the ground truth, over all of its images."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+    """Evaluate COCO box results with COCOeval against the ground truth of all its images."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
         evaluator = COCOeval(truth, _results(truth, results), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
@@ -60,7 +60,7 @@ def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
     names = [str(truth.cats[category]["name"]) for category in evaluator.params.catIds]
     return Evaluation(
         metrics=dict(zip(METRICS, evaluator.stats.tolist())),
-        classes={
+        class_metrics={
             name: {
                 metric: _mean_precision(precision[ious, :, k, area]) for metric, (ious, area) in CLASS_METRICS.items()
             }

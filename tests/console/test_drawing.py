@@ -73,3 +73,9 @@ def test_colours_repeat():
     boxes = torch.tensor([[10, 100, 60, 150], [200, 100, 260, 150]])
     drawn = draw_boxes(grey(), boxes, [1, 1 + len(COLOURS)], ["", ""])
     assert is_colour(drawn, 1)[150, [30, 230]].all()
+
+
+def test_other_colours():
+    drawn = draw_boxes(grey(), torch.tensor([[10, 100, 60, 150]]), [0], colours=COLOURS[2:])
+    assert is_colour(drawn, 2)[150, 30]
+    assert not is_colour(drawn, 0).any()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dwtriton import build_detector, load_config, postprocess
 from dwtriton.config.schema import DataConfig
-from dwtriton.data.batching import Batch
+from dwtriton.data.batch import Batch
 from dwtriton.data.transforms import resize
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.inference.detect import detect

@@ -1,4 +1,4 @@
-"""The report of `python -m dwtriton.evaluate`: a page that stands alone, and results that nothing replaces unasked."""
+"""The report of `python -m dwtriton.evaluate`: a self-contained page, and results that only --force replaces."""
 
 import contextlib
 import io
@@ -26,14 +26,14 @@ from dwtriton.evaluate.report import report_html
 NAMES = ("<b>&", "$x^", "_\"'é", "円")  # HTML, mathematics and other scripts
 RESULTS = ("detections.json", "metrics.json", "report.html")
 HEADINGS = [
-    "Figures",
+    "Metrics",
     "Objects by size",
     "Classes",
-    "What AP50 loses to each kind of mistake",
+    "Error types and their cost in AP50",
     "Precision and recall at an IoU of 0.5",
     "Confusions",
-    "The largest objects that were not found",
-    "The surest wrong detections",
+    "Largest missed objects",
+    "Highest-scoring false positives",
 ]
 
 
@@ -45,6 +45,8 @@ class Page(HTMLParser):
         self.tags, self.rows, self.texts, self.inside = [], [], {"h2": [], "figcaption": [], "p": []}, []
         self.feed(text)
         self.close()
+        for texts in self.texts.values():
+            texts[:] = [" ".join(content.split()) for content in texts]
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -156,7 +158,7 @@ def test_the_page_stands_alone_and_shows_every_name_as_it_is(photographs):
     )  # curves, and their mean
 
 
-def test_figures_classes_sizes_and_kinds_of_error_are_those_of_the_analysis(photographs):
+def test_metrics_classes_sizes_and_error_types_are_those_of_the_analysis(photographs):
     coco = make_coco(OBJECTS)
     evaluation = evaluate(coco, FOUND)
     page, _ = make_report(coco, FOUND, photographs)
@@ -164,10 +166,10 @@ def test_figures_classes_sizes_and_kinds_of_error_are_those_of_the_analysis(phot
         assert page.row(name)[0][0] == f"{evaluation.metrics[name]:.3f}"
     assert [cells[0] for size in ("small", "medium", "large") for cells in page.row(size)] == ["1", "3", "1"]
     objects, ap, ap50, *_ = page.row("<b>&")[0]
-    assert (objects, ap50) == ("2", f"{evaluation.classes['<b>&']['AP50']:.3f}")
+    assert (objects, ap50) == ("2", f"{evaluation.class_metrics['<b>&']['AP50']:.3f}")
     assert float(ap) == pytest.approx(evaluation.class_ap["<b>&"], abs=6e-4)
     assert page.row("円")[0][:6] == ["0", *["–"] * 5]
-    counts = {kind: page.row(kind)[0][0] for kind in ("classification", "localisation", "background", "missed")}
+    counts = {error: page.row(error)[0][0] for error in ("classification", "localisation", "background", "missed")}
     assert counts == {"classification": "1", "localisation": "1", "background": "1", "missed": "2"}
     assert page.row("no object") == [["", "1", "", "1", ""]]
     assert page.row("$x^")[1] == ["1", "", "", "", "1"]
@@ -199,6 +201,46 @@ def test_boxes_of_any_size_and_place_and_a_file_of_another_size_can_be_shown(pho
     assert text.count("no readable file") == len(boxes)
 
 
+HOSTILE = {  # name: as it is shown, where that differs
+    "<script>alert(1)</script>": None,
+    "\"'><img src=x onerror=alert(1)>": None,
+    "{{ 7 * 7 }} {% for x in y %} {# z #}": None,
+    "</style></table></body> <!-- ]]>": None,
+    "\u202eright to left\u200f \u05e9\u05dc\u05d5\u05dd": None,
+    "nul\x00 escape\x1b[31m bell\x07 \x85": "nul\u2400 escape\u241b[31m bell\u2407 \ufffd",
+    "half a pair \ud800": "half a pair \ufffd",
+    "x" * 10_000: None,
+}
+
+
+@pytest.mark.parametrize("limit", [8, 1], ids=["few classes", "many classes"])
+def test_hostile_names_are_shown_as_text(limit, photographs, monkeypatch):
+    monkeypatch.setattr(report, "MAX_CLASSES_PER_PLOT", limit)
+    monkeypatch.setattr(report, "MAX_MATRIX_CLASSES", limit)
+    names = list(HOSTILE)
+    objects = [(1, i, [30 * i, 10, 25, 60]) for i in range(1, len(names) + 1)]
+    found = [result(1, 1 + i % len(names), objects[i - 1][2], 0.9) for i in range(1, len(names) + 1)]
+    coco = make_coco(objects, names)
+    text = report_html(evaluate(coco, found), coco, found, photographs, f"on {names[0]}", [*names, "file\udc80.jpg"])
+    page = Page(text.encode("utf-8").decode("utf-8"))
+    assert page.inside == []
+    assert page.texts["h2"] == HEADINGS
+    plain = Page(make_report(make_coco(objects, [f"class {i}" for i in range(8)]), found, photographs)[1])
+    kinds = {tag for tag, _ in page.tags}
+    assert kinds == {tag for tag, _ in plain.tags}
+    assert {name for _, attributes in page.tags for name in attributes} == {
+        name for _, attributes in plain.tags for name in attributes
+    }
+    for name, shown in HOSTILE.items():
+        shown = " ".join((shown or name).split())
+        assert shown in page.texts["p"]
+        assert len(page.row(shown)) == 2, name
+        assert sum(caption.startswith(f"{shown}, image 1: classification") for caption in page.texts["figcaption"]) == 1
+        assert sum(caption.startswith(f"{shown} 0.90, image 1") for caption in page.texts["figcaption"]) == 1
+    assert "file\ufffd.jpg" in page.texts["p"]
+    assert text.count("<bdi>") == text.count("</bdi>") >= 6 * len(names)
+
+
 def test_class_names_that_are_numbers(photographs):
     page, _ = make_report(make_coco(OBJECTS, [7, 8, 9, 10]), FOUND, photographs)
     assert [page.row(name)[0][0] for name in ("7", "8", "9", "10")] == ["2", "2", "1", "0"]
@@ -218,9 +260,9 @@ def test_there_may_be_nothing(objects, found, photographs):
 
 
 def test_many_classes_have_small_curves_and_a_list_of_confusions(monkeypatch):
-    monkeypatch.setattr(report, "TOGETHER", 4)
-    monkeypatch.setattr(report, "APART", 3)
-    monkeypatch.setattr(report, "LARGEST_MATRIX", 4)
+    monkeypatch.setattr(report, "MAX_CLASSES_PER_PLOT", 4)
+    monkeypatch.setattr(report, "MAX_CLASS_PLOTS", 3)
+    monkeypatch.setattr(report, "MAX_MATRIX_CLASSES", 4)
     objects = [(1, i, [20 * i, 0, 15, 15]) for i in range(1, 6)]
     found = [result(1, i, objects[i - 1][2], 0.9) for i in (1, 2, 3)]
     found += [result(1, 5, objects[3][2], 0.8), result(1, 4, objects[4][2], 0.2)]
@@ -244,7 +286,7 @@ def evaluated(finished, tmp_path_factory):
     return tmp_path_factory.mktemp("evaluated") / "results"
 
 
-def test_the_command_writes_the_report_and_tells_of_its_progress(finished, evaluated, call, monkeypatch):
+def test_the_command_writes_the_report_and_shows_its_progress(finished, evaluated, call, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     code, printed, error = call(command, "--weights", finished[0] / "last.pt", "--out", evaluated)
     assert code == 0, error
