@@ -13,20 +13,15 @@ from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
 from dwtriton.core.text import first_of, listed_lines
-from dwtriton.data.formats.check import (
-    Findings,
-    check_split,
-    choose_splits,
-    different_categories,
-    draw_sheet,
-    find_splits,
-    training_command,
-)
-from dwtriton.data.formats.convert import Source, convert, numbered
+from dwtriton.data.formats.check import Findings, check_split
+from dwtriton.data.formats.convert import convert, counted
+from dwtriton.data.formats.sheet import draw_sheet
+from dwtriton.data.formats.source import Source
+from dwtriton.data.formats.splits import choose_splits, different_categories, find_splits, training_command
 from dwtriton.data.formats.voc import is_voc, read_voc
 from dwtriton.data.formats.yolo import read_yolo
 
-LISTED = 10  # of the reasons for which a training refuses a split, and of files that are left aside
+MAX_LINES = 10  # of the reasons for which a training refuses a split, and of JSON files that are ignored
 
 EXAMPLES = {
     "check": """\
@@ -75,14 +70,14 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     sheets = {split.name: out / f"{split.name}.png" for split in splits}
     check_absent(sheets.values(), arguments.force)
     make_folder(out)
-    for line in listed_lines([f"ignored: {line}" for line in others], LISTED):
+    for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
         print_line(console, line)
     findings = {split.name: check_split(split, waiting) for split in splits}
     for name, found in findings.items():
-        show(found, console)
+        show_findings(found, console)
         if not found.fatal:
-            figure = draw_sheet(found.split)
-            write_atomically(sheets[name], lambda path, figure=figure: figure.savefig(path, dpi=110))
+            sheet = draw_sheet(found.split, found.boxes)
+            write_atomically(sheets[name], lambda path, sheet=sheet: sheet.savefig(path, dpi=110))
             print_line(console, f"samples: {sheets[name]}")
     train, val = choose_splits(splits)
     fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
@@ -100,13 +95,53 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     return 0
 
 
+def show_findings(found: Findings, console: Console) -> None:
+    """Print the findings of a split as text and tables."""
+    print_line(console, f"{found.split.name}: {found.split.annotations}, images in {found.split.images}")
+    for line in listed_lines([f"cannot be trained on: {line}" for line in found.fatal], MAX_LINES):
+        print_line(console, line, "red")
+    if found.fatal:
+        return
+    figures = found.figures
+    table = Table("what", "least", "middle", "most")
+    for name, values in (
+        ("image sides, pixels", figures.image_sides),
+        ("boxes an image", figures.boxes_per_image),
+        ("box sides, pixels", figures.box_sides),
+        ("box width / height", figures.box_aspects),
+    ):
+        table.add_row(name, *(f"{value:g}" for value in values))
+    console.print(table)
+    sizes = ", ".join(f"{share:.0%} {name}" for name, share in figures.box_sizes.items())
+    print_line(console, f"{figures.images} images, {figures.boxes} boxes ({sizes}), {figures.crowds} of them crowd")
+    classes = Table("class", "boxes")
+    for name, count in figures.classes.items():
+        classes.add_row(Text(name), str(count))
+    console.print(classes)
+    for line in found.problems.summary() or ["no problems found"]:
+        print_line(console, line, "yellow" if found.problems.counts else None)
+
+
+def as_json(found: Findings) -> dict:
+    """Return the findings of a split as plain values."""
+    counts, examples = found.problems.counts, found.problems.examples
+    return {
+        "split": found.split.name,
+        "annotations": str(found.split.annotations),
+        "image_folder": str(found.split.images),
+        "fatal": found.fatal,
+        "problems": {kind: {"count": count, "examples": examples[kind]} for kind, count in counts.items()},
+        **vars(found.figures),
+    }
+
+
 def run_convert(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
-    """Convert, and say what became of it. Raises UserError for options of the other layout, and DataError for data."""
+    """Convert and print what was written. Raises UserError for options of the other layout, and DataError for data."""
     source = read_source(arguments.root, arguments.names, arguments.train, arguments.val)
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
     if converted.left_out:
-        print_line(console, f"left out: {numbered(converted.left_out)}", "yellow")
+        print_line(console, f"left out: {counted(converted.left_out)}", "yellow")
     print_line(
         console,
         f"{out}: {converted.images} images, {converted.background} of them without a box, {converted.boxes} boxes, "
@@ -118,7 +153,7 @@ def run_convert(arguments: argparse.Namespace, console: Console, waiting: Consol
 
 
 def read_source(root: Path, names: Path | None, train: list[str] | None, val: list[str] | None) -> Source:
-    """What a folder holds: Pascal VOC's layout where there are ImageSets, else YOLO's."""
+    """Read a folder in Pascal VOC's layout if it has ImageSets, else in YOLO's."""
     if not is_voc(root):
         if train or val:
             raise UserError(f"--train and --val name lists of Pascal VOC's layout, but {root} holds no ImageSets")
@@ -126,44 +161,6 @@ def read_source(root: Path, names: Path | None, train: list[str] | None, val: li
     if names:
         raise UserError(f"--names is for YOLO's layout; {root} holds Pascal VOC's, whose classes are those that occur")
     return read_voc(root, train or ["train"], val or ["val"])
-
-
-def show(found: Findings, console: Console) -> None:
-    """The findings of a split, for people."""
-    print_line(console, f"{found.split.name}: {found.split.annotations}, images in {found.split.images}")
-    for line in listed_lines([f"cannot be trained on: {line}" for line in found.fatal], LISTED):
-        print_line(console, line, "red")
-    if found.fatal:
-        return
-    table = Table("what", "least", "middle", "most")
-    for name, spread in (
-        ("image sides, pixels", found.image_sides),
-        ("boxes an image", found.boxes_per_image),
-        ("box sides, pixels", found.box_sides),
-        ("box width / height", found.box_aspects),
-    ):
-        table.add_row(name, *(f"{value:g}" for value in spread))
-    console.print(table)
-    sizes = ", ".join(f"{share:.0%} {name}" for name, share in found.box_sizes.items())
-    print_line(console, f"{found.images} images, {found.boxes} boxes ({sizes}), {found.crowds} of them crowd")
-    classes = Table("class", "boxes")
-    for name, count in found.classes.items():
-        classes.add_row(Text(name), str(count))
-    console.print(classes)
-    for line in found.problems.summary():
-        print_line(console, line, "yellow")
-    if not found.problems.counts:
-        print_line(console, "no problems found")
-
-
-def as_json(found: Findings) -> dict:
-    """The findings as plain values."""
-    examples = found.problems.examples
-    values = dict(vars(found))
-    values["split"] = found.split.name
-    values["annotations"], values["image_folder"] = str(found.split.annotations), str(found.split.images)
-    values["problems"] = {kind: {"count": n, "examples": examples[kind]} for kind, n in found.problems.counts.items()}
-    return values
 
 
 if __name__ == "__main__":

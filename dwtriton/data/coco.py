@@ -1,7 +1,8 @@
 """Detection data in COCO format as a torch data set."""
 
+import contextlib
 import hashlib
-from collections import defaultdict
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,49 +15,47 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
 from dwtriton.config.schema import DataConfig, InferenceConfig
-from dwtriton.data.annotations import read_annotations
+from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.layout import Split, layout_error, split_paths
-from dwtriton.data.problems import DataError, DataProblems
+from dwtriton.data.layout import SplitName, layout_error, split_paths
+from dwtriton.data.problems import DataProblems
 from dwtriton.data.transforms import draw_augmentation, resized_size, transform
-
-MIN_IMAGE_SIDE = 32  # pixels; smaller images are left out of training (recipe, section Data)
+from dwtriton.data.usable import MissingImagesError, choose_usable
 
 
 class SampleRequest(NamedTuple):
-    """What a sampler asks of a data set."""
+    """One sample that a sampler asks of a data set."""
 
     index: int
-    seed: int = 0  # decides the augmentation, and nothing else does
-    padded: Size | None = None  # what the batch will be padded to; None: as its images need it
+    seed: int = 0  # decides the augmentation, alone
+    padded: Size | None = None  # (h, w) that its batch will be padded to; None: as its images need it
 
 
 @dataclass
 class Sample:
-    """One image, ready for a batch. `image` is None if no file could be read; `broken` says why."""
+    """One image with its targets, ready for a batch. If no file could be read, `image` is None."""
 
     image: torch.Tensor | None  # uint8 [3, h, w]
     target: dict[str, torch.Tensor]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], perhaps iscrowd [G]
     image_id: int
     path: str
     scale_factor: tuple[float, float]  # (sx, sy), network pixels per original pixel
-    broken: list[str] = field(default_factory=list)  # "PATH: reason", the files that could not be read
-    padded: Size | None = None  # as the request asked for it
+    broken: list[str] = field(default_factory=list)  # "PATH: reason" for each file that could not be read
+    padded: Size | None = None  # of its request
 
 
 class CocoDataset(Dataset):
-    """One split of a data set in COCO format (recipe, section Data).
+    """One split of a data set in COCO format (docs/recipe.md#data).
 
-    `"train"` leaves out images without a usable box or with a side under 32 pixels, and augments; `"val"` keeps every
-    image whose file exists. Boxes that are crowd, have no area or a side under 1 pixel are dropped from the targets;
-    with `keep_crowd` the crowd boxes stay, and targets mark them in `"iscrowd"` (G,) bool. `inference` has the size of
-    the images in `"val"`.
+    `"train"` augments, and leaves out images without a usable box or with a side under 32 pixels; `"val"` keeps every
+    image whose file exists, at the size that `inference` states. Boxes without area or with a side under 1 pixel are no
+    targets. Crowd boxes are none either, unless `keep_crowd`: then targets mark them in `"iscrowd"` (G,) bool.
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1, in the order of the sorted category ids),
     `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids` and `paths` of
-    the items, `report` (what was left out, why), `info` (of the annotation file), `fingerprint` (of items and targets),
-    and of the `"val"` split `coco` (pycocotools' COCO, the ground truth for COCOeval).
+    the items, `problems` (what was left out, and why), `info` (of the annotation file), `fingerprint` (of items and
+    targets), and of the `"val"` split `coco` (pycocotools' COCO, the ground truth for COCOeval).
 
     Items are addressed by `index` or by the fields of a `SampleRequest`.
     Raises DataError if the files cannot be used.
@@ -65,35 +64,29 @@ class CocoDataset(Dataset):
     def __init__(
         self,
         cfg: DataConfig,
-        split: Split,
+        split: SplitName,
         keep_crowd: bool = False,
         inference: InferenceConfig | None = None,
     ) -> None:
         self.cfg, self.inference = cfg, inference or InferenceConfig()
         self.training = split == "train"
-        self.keep_crowd = keep_crowd
         self.problems = DataProblems()
         paths = split_paths(cfg, split)
-        coco = read_annotations(paths.annotations, self.problems)
-        self.info: dict[str, Any] = coco.dataset["info"]
+        records = read_valid_records(paths.annotations)
+        try:
+            usable = choose_usable(records, paths.images, self.training, self.problems)
+        except MissingImagesError as error:
+            raise layout_error(cfg, str(error), (split,)) from None
+        self.info = records.info
         if not self.training:
-            self.coco = coco
-        categories = sorted(coco.dataset["categories"], key=lambda category: category["id"])
-        self.category_ids: list[int] = [category["id"] for category in categories]
-        self.class_names: list[str] = [category["name"] for category in categories]
-
-        targets = self._targets(coco)
-        images = self._with_file(coco, paths.images)
-        if not images:
-            raise layout_error(cfg, f"none of the images of {paths.annotations} is in {paths.images}", (split,))
-        if self.training:
-            images = [image for image in images if self._trainable(image, targets[image["id"]])]
-        if not images:
-            raise DataError(f"{paths.annotations}: no image is left; {'; '.join(self.problems.summary())}")
-        self._targets_by_item = [targets[image["id"]] for image in images]
-        self.paths = [str(paths.images / image["file_name"]) for image in images]
-        self.image_ids: list[int] = [image["id"] for image in images]
-        self._sizes = np.array([(image["height"], image["width"]) for image in images])  # [N, 2]
+            self.coco = _ground_truth(records, usable.annotations)
+        self.category_ids = sorted(records.categories)
+        self.class_names: list[str] = [records.categories[id_]["name"] for id_ in self.category_ids]
+        self.image_ids: list[int] = [image["id"] for image in usable.images]
+        self.paths = [str(paths.images / image["file_name"]) for image in usable.images]
+        label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        self._targets = [_to_target(usable.boxes[image_id], label_of, keep_crowd) for image_id in self.image_ids]
+        self._sizes = np.array([(image["height"], image["width"]) for image in usable.images])  # [N, 2]
         self.landscape = self._sizes[:, 1] > self._sizes[:, 0]
         self.aspects = self._sizes[:, 0] / self._sizes[:, 1]
         self.fingerprint = self._fingerprint()
@@ -102,12 +95,12 @@ class CocoDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, item: int | tuple) -> Sample:
-        """The sample. If its file is broken, training takes the next item of the same orientation that is not."""
+        """Load a sample. In training, the next item of the same orientation that can be read replaces a broken one."""
         request = SampleRequest(*item) if isinstance(item, tuple) else SampleRequest(item)
         broken: list[str] = []
         for candidate in self._candidates(request):
             try:
-                return self._sample(candidate, broken)
+                return self._load(candidate, broken)
             except BrokenImageError as error:
                 broken.append(str(error))
         index = request.index
@@ -119,31 +112,31 @@ class CocoDataset(Dataset):
         return resized_size(*self._sizes[request.index].tolist(), short_side, long_side)
 
     def padded_size(self, requests: Iterable[SampleRequest]) -> Size:
-        """(h, w) that a batch of these requests is padded to: multiples of the divisor in which its images fit."""
+        """(h, w) that a batch of these requests needs: the smallest multiples of the divisor that hold its images."""
         return padded_size((self.network_size(request) for request in requests), self.cfg.size_divisor)
 
     def largest_sizes(self) -> list[Size]:
-        """The largest (h, w) that a batch of either orientation can be padded to."""
-        high, limit = (
+        """The largest (h, w) that batches of either orientation can need."""
+        short, long = (
             (self.cfg.short_side[1], self.cfg.long_side)
             if self.training
             else (self.inference.short_side, self.inference.long_side)
         )
         groups = [self._sizes[self.landscape == wide].tolist() for wide in (False, True)]
         return [
-            padded_size((resized_size(*size, high, limit) for size in group), self.cfg.size_divisor)
+            padded_size((resized_size(*size, short, long) for size in group), self.cfg.size_divisor)
             for group in groups
             if group
         ]
 
     def box_count(self, index: int) -> int:
         """Boxes in the targets of an item."""
-        return len(self._targets_by_item[index]["labels"])
+        return len(self._targets[index]["labels"])
 
     def most_boxes(self, images: int) -> int:
-        """The most boxes, crowd regions among them, that so many images of a batch can have together.
+        """The most boxes, crowd regions included, that `images` images of a batch can have together.
 
-        One image may stand for all: few of an orientation repeat, and unreadable files have others in their place.
+        All may be the same image: a small group of one orientation repeats, and so do replacements of broken files.
         """
         return images * max(map(self.box_count, range(len(self))))
 
@@ -155,7 +148,7 @@ class CocoDataset(Dataset):
         return short_side, self.cfg.long_side, flipped
 
     def _candidates(self, request: SampleRequest) -> Iterator[SampleRequest]:
-        """The request itself; in training then the others of its orientation that fit, in the order that follows it."""
+        """The request itself; in training, then the following items of its orientation that fit into its batch."""
         yield request
         if not self.training:
             return
@@ -165,67 +158,48 @@ class CocoDataset(Dataset):
             if request.padded is None or fits(self.network_size(candidate), request.padded):
                 yield candidate
 
-    def _sample(self, request: SampleRequest, broken: list[str]) -> Sample:
+    def _load(self, request: SampleRequest, broken: list[str]) -> Sample:
         index = request.index
         height, width = self._sizes[index].tolist()
         image = read_image(Path(self.paths[index]), (height, width))
-        target = {key: torch.from_numpy(value.copy()) for key, value in self._targets_by_item[index].items()}
-        augmentation = self._augmentation(request)
-        image, target["boxes"], scale_factor = transform(image, target["boxes"], self.cfg, *augmentation)
+        target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
+        image, target["boxes"], scale_factor = transform(image, target["boxes"], *self._augmentation(request))
         return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
 
     def _fingerprint(self) -> str:
-        """Differs for other images, in another order or of another size, and for other targets."""
+        """Hash of the images, their order and sizes, and the targets."""
         digest = hashlib.sha256(repr((self.image_ids, self._sizes.tolist())).encode())
-        for target in self._targets_by_item:
+        for target in self._targets:
             for array in target.values():
                 digest.update(array.tobytes())
         return digest.hexdigest()[:12]
 
-    def _targets(self, coco: COCO) -> dict[int, dict[str, np.ndarray]]:
-        """Targets in original pixels, by image id; images without a usable box have empty ones."""
-        label_of = {category: label for label, category in enumerate(self.category_ids)}
-        usable = defaultdict(list)
-        for annotation in coco.dataset["annotations"]:
-            if self._usable(annotation, coco.imgs[annotation["image_id"]]["file_name"]):
-                usable[annotation["image_id"]].append(annotation)
-        targets = {}
-        for image_id in coco.imgs:
-            chosen = usable[image_id]
-            xywh = torch.tensor([a["bbox"] for a in chosen], dtype=torch.float32).reshape(-1, 4)
-            targets[image_id] = {
-                "boxes": box_convert(xywh, "xywh", "xyxy").numpy(),
-                "labels": np.array([label_of[a["category_id"]] for a in chosen], dtype=np.int64),
-            }
-            if self.keep_crowd:
-                targets[image_id]["iscrowd"] = np.array([bool(a["iscrowd"]) for a in chosen], dtype=bool)
-        return targets
 
-    def _usable(self, annotation: dict[str, Any], image: str) -> bool:
-        width, height = annotation["bbox"][2:]
-        if annotation["area"] <= 0 or width < 1 or height < 1:
-            kind = "box without area or under 1 pixel, not used as a target"
-            self.problems.add(kind, f"annotation {annotation['id']} of image {annotation['image_id']} ({image})")
-            return False
-        return self.keep_crowd or not annotation["iscrowd"]
+def _to_target(boxes: list[dict[str, Any]], label_of: dict[int, int], keep_crowd: bool) -> dict[str, np.ndarray]:
+    """Boxes [G, 4] xyxy in original pixels, labels [G] and, with `keep_crowd`, iscrowd [G]."""
+    boxes = [box for box in boxes if keep_crowd or not box["iscrowd"]]
+    xywh = torch.tensor([box["bbox"] for box in boxes], dtype=torch.float32).reshape(-1, 4)
+    target = {
+        "boxes": box_convert(xywh, "xywh", "xyxy").numpy(),
+        "labels": np.array([label_of[box["category_id"]] for box in boxes], dtype=np.int64),
+    }
+    if keep_crowd:
+        target["iscrowd"] = np.array([bool(box["iscrowd"]) for box in boxes], dtype=bool)
+    return target
 
-    def _with_file(self, coco: COCO, folder: Path) -> list[dict[str, Any]]:
-        kind = "image file missing, image skipped"
-        if not self.training:
-            kind += ", but its ground truth still counts"
-        images = []
-        for image in coco.dataset["images"]:
-            if (folder / image["file_name"]).is_file():
-                images.append(image)
-            else:
-                self.problems.add(kind, str(folder / image["file_name"]))
-        return images
 
-    def _trainable(self, image: dict[str, Any], target: dict[str, np.ndarray]) -> bool:
-        if min(image["width"], image["height"]) < MIN_IMAGE_SIDE:
-            self.problems.add(f"image with a side under {MIN_IMAGE_SIDE} pixels, not trained on", image["file_name"])
-            return False
-        if np.count_nonzero(~target["iscrowd"]) if self.keep_crowd else len(target["boxes"]):
-            return True
-        self.problems.add("image without a usable box, not trained on", image["file_name"])
-        return False
+def _ground_truth(records: Records, annotations: list[dict[str, Any]]) -> COCO:
+    """The object that COCOeval reads, made without printing."""
+    for annotation in annotations:
+        if annotation["id"] == 0:  # COCOeval reads the id of a match as true or false: 0 would count as unmatched
+            annotation["id"] = max(records.annotations) + 1
+    coco = COCO()
+    coco.dataset = {
+        "info": records.info,
+        "images": list(records.images.values()),
+        "annotations": annotations,
+        "categories": list(records.categories.values()),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

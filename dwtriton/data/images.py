@@ -7,6 +7,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 ORIENTATION = 0x0112  # EXIF's tag
 ROTATED = {5, 6, 7, 8}  # its values for which width and height change places
 DECODED = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # Pillow's names of what `read_image` reads; MPO is a kind of JPEG

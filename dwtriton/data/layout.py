@@ -8,8 +8,8 @@ from dwtriton.config.schema import DataConfig
 from dwtriton.core.text import listed
 from dwtriton.data.problems import DataError
 
-Split = Literal["train", "val"]
-BOTH: tuple[Split, ...] = ("train", "val")
+SplitName = Literal["train", "val"]
+BOTH: tuple[SplitName, ...] = ("train", "val")
 NAMES_LISTED = 12
 
 
@@ -21,7 +21,7 @@ class SplitPaths:
     annotations: Path
 
 
-def split_paths(cfg: DataConfig, split: Split) -> SplitPaths:
+def split_paths(cfg: DataConfig, split: SplitName) -> SplitPaths:
     """Paths of a split below `cfg.root`. Raises DataError if there is no root."""
     if cfg.root is None:
         raise DataError(f"this config needs COCO data: pass --data DIR.\n{_expected(cfg, Path('DIR'))}")
@@ -32,7 +32,7 @@ def split_paths(cfg: DataConfig, split: Split) -> SplitPaths:
     return SplitPaths(cfg.root / images, cfg.root / annotations)
 
 
-def check_layout(cfg: DataConfig, splits: tuple[Split, ...] = BOTH) -> None:
+def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
     """Raise one DataError, with the layout expected and what was found, unless every path of `splits` exists."""
     paths = [split_paths(cfg, split) for split in splits]
     missing = [p.images for p in paths if not p.images.is_dir()]
@@ -42,7 +42,7 @@ def check_layout(cfg: DataConfig, splits: tuple[Split, ...] = BOTH) -> None:
         raise layout_error(cfg, f"the data folder {cfg.root} lacks {names}", splits)
 
 
-def layout_error(cfg: DataConfig, problem: str, splits: tuple[Split, ...]) -> DataError:
+def layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) -> DataError:
     """A DataError that says `problem`, then the layout expected of `splits` and what `cfg.root` holds."""
     return DataError(
         f"{problem}.\n{_expected(cfg, cfg.root, splits)}\nFound: {_found(cfg.root)}\n"
@@ -51,7 +51,7 @@ def layout_error(cfg: DataConfig, problem: str, splits: tuple[Split, ...]) -> Da
     )
 
 
-def _expected(cfg: DataConfig, root: Path, splits: tuple[Split, ...] = BOTH) -> str:
+def _expected(cfg: DataConfig, root: Path, splits: tuple[SplitName, ...] = BOTH) -> str:
     rows = {
         "train": ((f"{cfg.train_images}/", "folder of training images"), (cfg.train_annotations, "COCO JSON")),
         "val": ((f"{cfg.val_images}/", "folder of validation images"), (cfg.val_annotations, "COCO JSON")),

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.coco import CocoDataset
-from dwtriton.data.layout import Split, check_layout
+from dwtriton.data.layout import SplitName, check_layout
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.generate import check_shapes, generate_shapes, is_vacant
 
@@ -46,7 +46,7 @@ def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDatas
     return _prepare(cfg, ("val",), console)[0]
 
 
-def _prepare(cfg: Config, splits: tuple[Split, ...], console: Console | None) -> list[CocoDataset]:
+def _prepare(cfg: Config, splits: tuple[SplitName, ...], console: Console | None) -> list[CocoDataset]:
     data = cfg.data
     draw_missing_shapes(data, console)
     check_layout(data, splits)

@@ -20,7 +20,7 @@ def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
 
 
 def transform(
-    image: Tensor, boxes: Tensor, cfg: DataConfig, short_side: int, long_side: int, flipped: bool = False
+    image: Tensor, boxes: Tensor, short_side: int, long_side: int, flipped: bool = False
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Resize and flip.
 

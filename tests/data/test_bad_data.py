@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from dwtriton.config.schema import Config, DataConfig
-from dwtriton.data.batching import collate, eval_loader, train_loader
+from dwtriton.data.batch import collate
 from dwtriton.data.coco import CocoDataset, Sample
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.layout import check_layout
+from dwtriton.data.loaders import eval_loader, train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.data.problems import DataError, DataProblems
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
-from dwtriton.data.batching import natural_sizes, train_loader, training_buckets
 from dwtriton.data.buckets import area, choose_buckets, fits, mean_area, padded_size, smallest_bucket
 from dwtriton.data.coco import CocoDataset
+from dwtriton.data.loaders import train_loader, training_buckets, unbucketed_sizes
 
 sides = st.integers(1, 12).map(lambda n: 32 * n)
 sizes = st.tuples(sides, sides)
@@ -93,7 +93,7 @@ def test_all_batches_of_all_epochs_have_the_size_of_their_bucket(buckets, many):
             seen[size] += 1
             assert size == smallest_bucket(padded_size(batch.image_sizes, 32), chosen)
     assert len(seen) <= len(chosen) <= buckets
-    assert len(natural_sizes(dataset, cfg)) > 3
+    assert len(unbucketed_sizes(dataset, cfg)) > 3
 
 
 def test_without_buckets_batches_are_as_large_as_their_images_need(many):
@@ -101,7 +101,7 @@ def test_without_buckets_batches_are_as_large_as_their_images_need(many):
     dataset = CocoDataset(cfg.data, "train")
     loader = train_loader(dataset, cfg)
     counted = Counter(tuple(batch.images.shape[2:]) for batch in loader)
-    assert counted == natural_sizes(dataset, cfg)
+    assert counted == unbucketed_sizes(dataset, cfg)
     assert training_buckets(dataset, cfg) == []
 
 

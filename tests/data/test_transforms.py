@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwtriton.config.schema import Config, DataConfig
-from dwtriton.data.batching import collate
+from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
 from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size, transform
 from dwtriton.model.pixels import PixelDetector
@@ -46,7 +46,7 @@ def test_resize_equals_golden(golden):
 def test_whole_pipeline_equals_golden(golden):
     long_side, short_side = golden["scale"].tolist()
     cfg = DataConfig(mean=golden["mean"].tolist(), std=golden["std"].tolist())
-    image, boxes, scale_factor = transform(*tensors(golden), cfg, short_side, long_side, flipped=bool(golden["flip"]))
+    image, boxes, scale_factor = transform(*tensors(golden), short_side, long_side, flipped=bool(golden["flip"]))
     target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.int64)}
     batch = collate([Sample(image, target, 1, "a.jpg", scale_factor)], num_classes=1, size_divisor=32)
 
@@ -114,7 +114,7 @@ def images_with_boxes(draw):
 @given(images_with_boxes(), st.integers(2, 90), st.integers(2, 120), st.booleans())  # torch cannot resize to 1 x 1
 def test_boxes_stay_ordered_inside_and_scaled(sample, short_side, long_side, flipped):
     image, boxes = sample
-    out, moved, (sx, sy) = transform(image, boxes, DataConfig(), short_side, long_side, flipped)
+    out, moved, (sx, sy) = transform(image, boxes, short_side, long_side, flipped)
     height, width = out.shape[-2:]
     assert (sx, sy) == (width / image.shape[2], height / image.shape[1])
     assert moved.shape == boxes.shape
@@ -157,7 +157,7 @@ def test_augmentation_draws_every_short_side_and_both_flips_from_the_seed_alone(
 
 def test_boxes_that_vanish_when_resized_are_legal():
     image, boxes = torch.zeros(3, 10, 2000, dtype=torch.uint8), torch.tensor([[1500.0, 2.0, 1500.00006, 2.0]])
-    _, boxes, scale_factor = transform(image, boxes, DataConfig(), 10, 100)
+    _, boxes, scale_factor = transform(image, boxes, 10, 100)
     assert (boxes[:, :2] == boxes[:, 2:]).any()
     target = {"boxes": boxes, "labels": torch.zeros(1, dtype=torch.int64)}
     assert len(collate([Sample(torch.zeros(3, 1, 100), target, 1, "a", scale_factor)], 1, 32)) == 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dwtriton.config.schema import Config
-from dwtriton.data.batching import train_loader
 from dwtriton.data.coco import CocoDataset
+from dwtriton.data.loaders import train_loader
 
 DESCRIPTORS = Path("/proc/self/fd")
 

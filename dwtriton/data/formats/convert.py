@@ -1,10 +1,10 @@
-"""A data set in another layout written in COCO's: what `yolo.py` and `voc.py` read, this writes."""
+"""Writing a data set of another layout in COCO's."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,37 +14,19 @@ from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.core.text import listed_lines
+from dwtriton.data.formats.source import SPLITS, Box, Source
 from dwtriton.data.images import BrokenImageError, upright_size
 from dwtriton.data.problems import DataError
-from dwtriton.predict.inputs import IMAGES
 
-SPLITS = ("train", "val")
 ANNOTATIONS = "annotations/instances_{}2017.json"
 WRITTEN = {"annotations", *(f"{split}2017" for split in SPLITS)}  # COCO's names, the defaults of a config
 INFO = {"description": "converted by dwtriton.data"}  # in the JSON files, by which --force knows what it may replace
-LISTED = 20  # broken places in one error
-
-
-class Box(NamedTuple):
-    name: str  # of its class
-    xyxy: tuple[float, float, float, float]  # pixels, from 0, exclusive at the right and bottom
-    crowd: bool = False
-
-
-class Source(NamedTuple):
-    """A data set in any layout. `read(image, height, width, problems)` gives the boxes of an image.
-
-    It adds "FILE:LINE: what is wrong" to `problems` for each box that cannot be used, and raises DataError if all that
-    is known of the image cannot.
-    """
-
-    images: dict[str, list[Path]]  # of each split
-    names: list[str] | None  # of the classes in order; None: those that occur, in alphabetical order
-    read: Callable[[Path, int, int, list[str]], list[Box]]
-    problems: list[str]  # found in lists of images
+MAX_LINES = 20  # of broken places in one error
 
 
 class LabelledImage(NamedTuple):
+    """An image file with its upright size and its boxes."""
+
     path: Path
     height: int
     width: int
@@ -52,34 +34,36 @@ class LabelledImage(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """What a conversion wrote, and what it left out."""
+    """Counts of what a conversion wrote, and what it left out."""
 
     images: int
     boxes: int
     background: int  # images without a box
     classes: list[str]
-    left_out: list[str]  # "FILE:LINE: why"
+    left_out: list[str]  # "FILE:LINE: reason"
 
 
 def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: Console) -> Converted:
     """Write `source` in COCO's layout to `out`: a folder absent or empty, or with `force` an earlier conversion.
 
-    Image files are hard links where the disk allows, else copies. All labels are read before anything is written, and
-    everything is written beside `out` and renamed at the end. Progress goes to `console`. Raises DataError for images
-    that cannot be used and for broken lines, named by file and line; with `skip_broken` they are left out.
+    Image files become hard links where the disk allows, else copies. All labels are read before anything is written,
+    and everything is written beside `out` and renamed at the end. Progress goes to `console`.
+    Raises DataError for images that cannot be used and for broken lines, by file and line, unless `skip_broken` leaves
+    them out.
     """
     _check_vacant(out, force)
     problems = list(source.problems)
-    found = {split: _labelled(source, split, problems, console) for split in SPLITS}
+    found = {split: _read_labels(source, split, problems, console) for split in SPLITS}
     if problems and not skip_broken:
         raise DataError(
-            f"nothing was written, there are broken places: {numbered(problems)}\n"
+            f"nothing was written, there are broken places: {counted(problems)}\n"
             "Mend them, or add --skip-broken to leave them out"
         )
     for split, images in found.items():
         if not images:
-            raise DataError(f"nothing was written: no image of {split} is left. {numbered(problems)}")
-    boxes = [box for images in found.values() for image in images for box in image.boxes]
+            raise DataError(f"nothing was written: no image of {split} is left. {counted(problems)}")
+    images = [image for split in SPLITS for image in found[split]]
+    boxes = [box for image in images for box in image.boxes]
     names = sorted({box.name for box in boxes}) if source.names is None else source.names
     if not names:
         raise DataError("nothing was written: no box names a class")
@@ -87,40 +71,12 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
         _write(found, names, out.resolve(), console)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}") from None
-    images = [image for split in SPLITS for image in found[split]]
     return Converted(len(images), len(boxes), sum(not image.boxes for image in images), names, problems)
 
 
-def numbered(problems: Sequence[str]) -> str:
-    """The number of problems and the first of them, a line each."""
-    return "\n  ".join([str(len(problems)), *listed_lines(problems, LISTED)])
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and the folders in it. Raises DataError if there is none."""
-    images = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGES]
-    if not images:
-        raise DataError(f"{folder} has no images ({', '.join(sorted(IMAGES))})")
-    return images
-
-
-def clip(xyxy: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
-    """The part of a box that lies in its image. Raises ValueError if there is none."""
-    x1, x2 = (min(max(x, 0.0), float(width)) for x in xyxy[::2])
-    y1, y2 = (min(max(y, 0.0), float(height)) for y in xyxy[1::2])
-    if x1 >= x2 or y1 >= y2:
-        raise ValueError("the box has no area inside the image")
-    return x1, y1, x2, y2
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark. Raises DataError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text: {error}") from None
+def counted(problems: Sequence[str]) -> str:
+    """Return the number of problems and the first of them, a line each."""
+    return "\n  ".join([str(len(problems)), *listed_lines(problems, MAX_LINES)])
 
 
 def _check_vacant(out: Path, force: bool) -> None:
@@ -144,7 +100,7 @@ def _is_converted(annotations: Path) -> bool:
         return False
 
 
-def _labelled(source: Source, split: str, problems: list[str], console: Console) -> list[LabelledImage]:
+def _read_labels(source: Source, split: str, problems: list[str], console: Console) -> list[LabelledImage]:
     images = []
     with progress(console, f"reading labels of {split}", len(source.images[split])) as advance:
         for path in source.images[split]:
@@ -163,19 +119,18 @@ def _write(found: dict[str, list[LabelledImage]], names: list[str], out: Path, c
         folder = Path(temporary, "new")
         (folder / "annotations").mkdir(parents=True)
         for split, images in found.items():
-            files = _place([image.path for image in images], folder / f"{split}2017", console)
-            content = _coco(images, files, names)
-            write_text(folder / ANNOTATIONS.format(split), json.dumps(content))
+            files = _link_images([image.path for image in images], folder / f"{split}2017", console)
+            write_text(folder / ANNOTATIONS.format(split), json.dumps(_coco_content(images, files, names)))
         if out.exists():
             os.replace(out, Path(temporary, "old"))
         os.replace(folder, out)
 
 
-def _place(paths: list[Path], folder: Path, console: Console) -> list[str]:
-    """Put image files into a folder, as far apart as they lie; returns their names in it."""
-    places = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of the folder
-    common = os.path.commonpath([place.parent for place in places])
-    names = [os.path.relpath(place, common) for place in places]
+def _link_images(paths: list[Path], folder: Path, console: Console) -> list[str]:
+    """Link or copy image files into `folder`, in subfolders as below their common folder; return their names in it."""
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of `folder`
+    common = os.path.commonpath([path.parent for path in absolute])
+    names = [os.path.relpath(path, common) for path in absolute]
     with progress(console, f"linking images of {folder.name}", len(paths)) as advance:
         for path, name in zip(paths, names):
             target = folder / name
@@ -188,29 +143,27 @@ def _place(paths: list[Path], folder: Path, console: Console) -> list[str]:
     return names
 
 
-def _coco(images: list[LabelledImage], files: list[str], names: list[str]) -> dict:
-    """COCO's content; the id of a category is its place among the classes, from 1."""
+def _coco_content(images: list[LabelledImage], files: list[str], names: list[str]) -> dict:
+    """The content of a COCO file; categories are numbered from 1 in the order of `names`."""
     category_of = {name: number for number, name in enumerate(names, 1)}
-    annotations = []
-    for image_id, image in enumerate(images, 1):
-        for box in image.boxes:
-            x1, y1, x2, y2 = box.xyxy
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_of[box.name],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(box.crowd),
-                }
-            )
+    boxes = [(image_id, box) for image_id, image in enumerate(images, 1) for box in image.boxes]
     return {
         "info": INFO,
         "images": [
-            {"id": id_, "file_name": name, "width": image.width, "height": image.height}
-            for id_, (image, name) in enumerate(zip(images, files), 1)
+            {"id": image_id, "file_name": name, "width": image.width, "height": image.height}
+            for image_id, (image, name) in enumerate(zip(images, files), 1)
         ],
-        "annotations": annotations,
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_of[box.name],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": int(box.crowd),
+            }
+            for number, (image_id, box) in enumerate(boxes, 1)
+            for x1, y1, x2, y2 in [box.xyxy]
+        ],
         "categories": [{"id": id_, "name": name} for name, id_ in category_of.items()],
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from dwtriton.data.formats.convert import SPLITS, Box, Source, clip, image_files, read_text
+from dwtriton.data.formats.source import SPLITS, Box, Source, clip, image_files, read_text
 from dwtriton.data.problems import DataError
 
 YAML = (".yaml", ".yml")

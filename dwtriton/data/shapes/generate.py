@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import tempfile
 from functools import partial
 from multiprocessing import Pool
@@ -19,6 +18,7 @@ from dwtriton.config.schema import ShapesConfig
 from dwtriton.console.progress import progress
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.drawing import PLAIN_BELOW, SUPERSAMPLING, Stamp, draw_background, paint
+from dwtriton.data.workers import leave_signals_to_main
 
 VERSION = 1  # raise it with every change of what is drawn
 CATEGORY_IDS = {  # neither contiguous nor from 0, as in COCO
@@ -55,7 +55,7 @@ def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, c
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
             folder = Path(temporary) / root.name
             (folder / "annotations").mkdir(parents=True)
-            with Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+            with Pool(initializer=leave_signals_to_main) as pool:
                 for split, count in (("train", train_images), ("val", val_images)):
                     _draw_split(folder, split, count, seed, pool, _info(train_images, val_images, seed), console)
             os.replace(folder, root)

@@ -10,7 +10,9 @@ from PIL import Image
 
 from dwtriton.console.drawing import COLOURS
 from dwtriton.data import __main__ as command
-from dwtriton.data.formats.check import check_split, choose_splits, draw_sheet, find_splits, training_command
+from dwtriton.data.formats.check import check_split
+from dwtriton.data.formats.sheet import draw_sheet
+from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
 from dwtriton.data.images import BrokenImageError, read_image, upright_size
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
@@ -21,7 +23,7 @@ FAILS_ON_NAN = {"parse_constant": lambda name: pytest.fail(f"{name} in JSON")}
 @pytest.fixture
 def check(call, monkeypatch):
     """Run the command for its figures, with nothing in its sheets: (exit code, JSON, standard error)."""
-    monkeypatch.setattr(command, "draw_sheet", lambda split: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(command, "draw_sheet", lambda split, boxes: Figure(figsize=(1, 1)))
 
     def run(root, *options):
         code, printed, error = call(command, "check", root, "--out", root.parent / "sheets", "--json", *options)
@@ -325,6 +327,12 @@ def test_splits_with_images_of_the_same_names_keep_their_own_folders(tiny):
 # --- pictures
 
 
+def sheet_of(root, console):
+    """The sheet of the first split."""
+    split = find_splits(root)[0][0]
+    return draw_sheet(split, check_split(split, console).boxes)
+
+
 def coloured(figure, colour):
     """Pixels of the figure that have a colour of the boxes."""
     figure.canvas.draw()
@@ -333,7 +341,7 @@ def coloured(figure, colour):
     return (np.abs(pixels - rgb).max(-1) < 12).sum()
 
 
-def test_the_sheet_shows_images_spread_over_the_split_with_their_boxes(tiny):
+def test_the_sheet_shows_images_spread_over_the_split_with_their_boxes(tiny, console):
     tiny.content["images"] = [
         {"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 48} for number in range(1, 31)
     ]
@@ -342,7 +350,7 @@ def test_the_sheet_shows_images_spread_over_the_split_with_their_boxes(tiny):
     ]
     tiny.write()
     tiny.image_path("train", "30.jpg").write_text("no image")
-    figure = draw_sheet(find_splits(tiny.root)[0][0])
+    figure = sheet_of(tiny.root, console)
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 12
     assert (titles[0], titles[-1]) == ("1.jpg: 1 box", "30.jpg: 1 box")
@@ -351,14 +359,14 @@ def test_the_sheet_shows_images_spread_over_the_split_with_their_boxes(tiny):
     assert coloured(figure, COLOURS[0]) > 1000
 
 
-def test_a_sheet_of_one_image_with_many_boxes_and_long_names(tiny):
+def test_a_sheet_of_one_image_with_many_boxes_and_long_names(tiny, console):
     tiny.content["images"] = tiny.content["images"][:1]
     tiny.content["categories"][0]["name"] = "a name that is longer than any box is wide " * 3
     tiny.content["annotations"] = [
         {"id": n, "image_id": 11, "category_id": 90, "bbox": [n % 30, n % 20, 20, 20]} for n in range(1, 200)
     ]
     tiny.write()
-    figure = draw_sheet(find_splits(tiny.root)[0][0])
+    figure = sheet_of(tiny.root, console)
     assert [axes.get_title() for axes in figure.axes] == ["wide.jpg: 199 boxes"]
     assert coloured(figure, COLOURS[2]) > 500
 
@@ -406,7 +414,7 @@ def test_each_image_is_opened_once_and_none_is_decoded(tiny, monkeypatch, consol
     """Time grows with the number of images, not with their size."""
     opened = []
     monkeypatch.setattr("dwtriton.data.formats.check.upright_size", lambda path: opened.append(path) or (64, 48))
-    monkeypatch.setattr("dwtriton.data.formats.check.read_image", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("dwtriton.data.images.decode_image", lambda *_, **__: pytest.fail("decoded"))
     tiny.write()
     check_split(find_splits(tiny.root)[0][0], console)
     assert sorted(path.name for path in opened) == sorted(image["file_name"] for image in tiny.content["images"])

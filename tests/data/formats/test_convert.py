@@ -369,7 +369,7 @@ def test_several_years_of_voc_are_joined(tmp_path, call):
     assert len(boxes(tmp_path / "coco", "train")) == 5
 
 
-def test_broken_places_of_voc_have_their_lines(tmp_path, call):
+def test_broken_places_of_voc_have_their_lines_and_objects(tmp_path, call):
     objects = [
         ("dog", (1, 1, 10, 10), ""),
         ("", (1, 1, 10, 10), ""),
@@ -387,13 +387,13 @@ def test_broken_places_of_voc_have_their_lines(tmp_path, call):
     root = voc(tmp_path / "voc", files)
     code, _, error = call(command, "convert", root, "--out", tmp_path / "coco")
     assert code == 2
-    xml = f"  {root}/Annotations/2007_1.xml"
+    xml = f"  {root}/Annotations/2007_1.xml: object"
     assert error.splitlines()[1:-1] == [
         f"  {root}/ImageSets/Main/train.txt:4: 2007_5 is not in {root}/JPEGImages",
-        f"{xml}:6: the object has no name",
-        f"{xml}:10: the object has no bndbox with the numbers xmin, ymin, xmax, ymax",
-        f"{xml}:14: xmin is above xmax, or ymin above ymax",
-        f"{xml}:18: the box has no area inside the image",
+        f"{xml} 2: it has no name",
+        f"{xml} 3 (dog): it has no bndbox with the numbers xmin, ymin, xmax, ymax",
+        f"{xml} 4 (dog): xmin is above xmax, or ymin above ymax",
+        f"{xml} 5 (dog): the box has no area inside the image",
         f"  {root}/Annotations/2007_3.xml:3: mismatched tag: line 3, column 2",
         f"  {root}/Annotations/2007_4.xml: cannot be read: No such file or directory",
     ]

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
-from dwtriton.data.batching import Batch, OrientedBatchSampler, collate, eval_loader, train_loader
+from dwtriton.data.batch import Batch, collate
 from dwtriton.data.coco import CocoDataset, Sample
+from dwtriton.data.loaders import eval_loader, train_loader
+from dwtriton.data.sampler import OrientedBatchSampler
 
 ORIENTATIONS = [True] * 11 + [False] * 6 + [True] * 2
 
@@ -25,7 +27,7 @@ def test_batches_are_full_of_one_orientation_and_cover_every_index(landscape, ba
     sampler = OrientedBatchSampler(landscape, batch_size, seed)
     batches = batches_of(sampler, epoch)
     assert len(sampler) == len(batches)
-    indices = [[index for index, _ in batch] for batch in batches]
+    indices = [[request.index for request in batch] for batch in batches]
     assert all(len(batch) == batch_size for batch in indices)
     assert all(len({landscape[index] for index in batch}) == 1 for batch in indices)
     counts = np.bincount(np.concatenate(indices), minlength=len(landscape))
@@ -60,9 +62,7 @@ def test_the_parts_of_all_processes_make_up_the_batches_of_one(landscape, size, 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(16, 3, 1), (16, 4, 8), (1, 2, 1), (6, 2, 2)])
 def test_a_batch_that_cannot_be_shared_out_is_refused(batch_size, world_size, accumulate):
-    with pytest.raises(
-        UserError, match=rf"data\.batch_size = {batch_size} .* {world_size} processes .* = {accumulate}:"
-    ):
+    with pytest.raises(UserError, match=rf"data\.batch_size = {batch_size} .* {world_size} ranks .* = {accumulate}:"):
         OrientedBatchSampler(ORIENTATIONS, batch_size, 0, 0, world_size, accumulate)
 
 
@@ -76,7 +76,7 @@ def test_order_and_seeds_depend_on_seed_and_epoch_alone():
 
 def test_seeds_differ_between_samples_and_epochs():
     sampler = OrientedBatchSampler(ORIENTATIONS, 4, seed=0)
-    seeds = [seed for epoch in range(3) for batch in batches_of(sampler, epoch) for _, seed in batch]
+    seeds = [request.seed for epoch in range(3) for batch in batches_of(sampler, epoch) for request in batch]
     assert len(set(seeds)) == len(seeds)
 
 

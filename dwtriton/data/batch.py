@@ -1,0 +1,84 @@
+"""Batches: how samples become one tensor, and what is known of its images."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from torch.utils.data import default_collate
+
+from dwtriton.data.buckets import padded_size
+from dwtriton.data.coco import Sample
+
+
+@dataclass
+class Batch:
+    """Images of one batch with their targets. In evaluation it is empty if none of its files could be read."""
+
+    images: torch.Tensor  # uint8 [B, 3, H, W], channels_last, zero-padded; PixelDetector normalises them
+    targets: list[dict[str, torch.Tensor]]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], iscrowd [G]
+    image_ids: list[int]
+    image_sizes: list[tuple[int, int]]  # (h, w) before padding
+    scale_factors: list[tuple[float, float]]  # (sx, sy), network pixels per original pixel
+    paths: list[str]
+    broken: list[str]  # "PATH: reason" of files that could not be read: replaced in training, left out in evaluation
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for the way out of a worker: targets as bytes, since each tensor would take a shared-memory file."""
+        targets = [{name: tensor.numpy() for name, tensor in target.items()} for target in self.targets]
+        return {**self.__dict__, "targets": targets}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        targets = [{name: torch.from_numpy(array) for name, array in target.items()} for target in state["targets"]]
+        self.__dict__.update(state, targets=targets)
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch with its images in pinned memory; DataLoader calls this."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def collate(samples: list[Sample], num_classes: int, size_divisor: int) -> Batch:
+    """Pad images to the (h, w) that their requests state, else to the least multiples of `size_divisor`.
+
+    Raises ValueError, naming the image, for labels outside 0..num_classes-1 and boxes not finite or inverted.
+    """
+    readable = [sample for sample in samples if sample.image is not None]
+    for sample in readable:
+        _check_target(sample, num_classes)
+    sizes = [tuple(sample.image.shape[-2:]) for sample in readable]
+    padded = samples[0].padded or padded_size([*sizes, (1, 1)], size_divisor)
+    return Batch(
+        images=_stack([sample.image for sample in readable], *padded),
+        targets=[sample.target for sample in readable],
+        image_ids=[sample.image_id for sample in readable],
+        image_sizes=sizes,
+        scale_factors=[sample.scale_factor for sample in readable],
+        paths=[sample.path for sample in readable],
+        broken=[line for sample in samples for line in sample.broken],
+    )
+
+
+def _stack(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """Pad images [3, h, w] to a batch [B, 3, H, W] in channels_last; in a worker it is made in shared memory."""
+    if not images:
+        return torch.zeros(0, 3, height, width, dtype=torch.uint8)
+    padded = [pad(i.permute(1, 2, 0), (0, 0, 0, width - i.shape[2], 0, height - i.shape[1])) for i in images]
+    return default_collate(padded).permute(0, 3, 1, 2)
+
+
+def _check_target(sample: Sample, num_classes: int) -> None:
+    boxes, labels = sample.target["boxes"], sample.target["labels"]
+    bad_labels = (labels < 0) | (labels >= num_classes)
+    bad_boxes = ~boxes.isfinite().all(-1) | (boxes[:, :2] > boxes[:, 2:]).any(-1)
+    if bad_labels.any():
+        index = int(bad_labels.nonzero()[0])
+        problem = f"label {int(labels[index])} of box {index} is outside 0..{num_classes - 1}"
+    elif bad_boxes.any():
+        index = int(bad_boxes.nonzero()[0])
+        problem = f"box {index} is {boxes[index].tolist()}; it must be finite with x1 <= x2 and y1 <= y2"
+    else:
+        return
+    raise ValueError(f"image {sample.image_id} ({sample.path}): {problem}")

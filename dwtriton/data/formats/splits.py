@@ -1,0 +1,121 @@
+"""Finding the splits of a COCO data set in any folder, and the command that trains on them."""
+
+import shlex
+import tomllib
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import NamedTuple
+
+from dwtriton.config.schema import DataConfig, HeadConfig
+from dwtriton.data.annotations import OtherFormatError, Records, read_records
+from dwtriton.data.problems import DataError
+
+PATTERNS = ("annotations/*.json", "*.json", "*/*.json")  # where the JSON files are; the first that finds any is taken
+PROBED_IMAGES = 20  # of a split, by which its folder is found
+
+
+class FoundSplit(NamedTuple):
+    """A COCO JSON file, its records and the folder that holds its images."""
+
+    name: str
+    annotations: Path
+    images: Path
+    records: Records
+
+
+def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
+    """Find the COCO files of a folder and the folders of their images; return these and why other JSON is none of them.
+
+    The files are `annotations/*.json`, or else `*.json`, or else `*/*.json`. Raises DataError if there is none.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder" if root.exists() else f"{root} does not exist")
+    others: list[str] = []
+    for pattern in PATTERNS:
+        found = {}
+        for path in sorted(root.glob(pattern)):
+            try:
+                found[path] = read_records(path)
+            except OtherFormatError as error:
+                others.append(str(error))
+            except DataError as error:
+                found[path] = Records(path, {}, {}, {}, {}, [str(error)])
+        if found:
+            named = zip(found.items(), _names(list(found)))
+            return [FoundSplit(name, path, _image_folder(root, name, r), r) for (path, r), name in named], others
+    raise DataError(
+        f"{root} has no COCO detection JSON, in annotations/ or elsewhere{f': {others[0]}' if others else ''}"
+    )
+
+
+def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]:
+    """Choose the splits to train and to validate on, by their names. They are the same if there is only one."""
+
+    def named(*words: str) -> list[FoundSplit]:
+        return [split for word in words for split in splits if word in split.name.lower()]
+
+    train = (named("train") or [split for split in splits if split not in named("val", "test")] or list(splits))[0]
+    val = (named("val", "test") or [split for split in splits if split is not train] or [train])[0]
+    return train, val
+
+
+def different_categories(train: FoundSplit, val: FoundSplit) -> list[str]:
+    """Say why these two splits cannot be used together; the list is empty if they can."""
+    of_train, of_val = ({(id_, c["name"]) for id_, c in split.records.categories.items()} for split in (train, val))
+    if of_train == of_val:
+        return []
+    differing = sorted(f"{id_} {name}" for id_, name in of_train ^ of_val)
+    return [f"{train.name} and {val.name} have different categories: {', '.join(differing)} in one of them alone"]
+
+
+def training_command(train: FoundSplit, val: FoundSplit, root: Path) -> str:
+    """The shell command that trains on these splits of `root`, with `--set` for everything that is not a default."""
+    paths = {
+        "train_images": train.images,
+        "train_annotations": train.annotations,
+        "val_images": val.images,
+        "val_annotations": val.annotations,
+    }
+    settings = {key: path.relative_to(root).as_posix() for key, path in paths.items()}
+    changed = [f"data.{key}={_toml(text)}" for key, text in settings.items() if text != getattr(DataConfig(), key)]
+    classes = len(train.records.categories)
+    if classes != HeadConfig().num_classes:
+        changed.append(f"head.num_classes={classes}")
+    words = ["python", "-m", "dwtriton.train", "--cfg", "r50_1x", "--data", str(root)]
+    return shlex.join([*words, *(word for setting in changed for word in ("--set", setting))])
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Names that differ: `annotations/instances_val.json` is val, `valid/_annotations.json` is valid."""
+    kinds = (
+        [path.stem.removeprefix("instances_") for path in files],
+        [path.parent.name for path in files],
+        [f"{path.parent.name}-{path.stem}" for path in files],
+    )
+    return next(names for names in kinds if len(set(names)) == len(files))
+
+
+def _image_folder(root: Path, name: str, records: Records) -> Path:
+    """Find the folder that holds most of the first images: beside the annotations, in `root` or in `root/images`.
+
+    Splits may give their images the same names: among folders that hold at least half as many as the best, take the one
+    whose name is most like the split's.
+    """
+    subfolders = [path for path in (*root.iterdir(), *root.glob("images/*")) if path.is_dir()]
+    files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
+    held = {
+        folder: sum((folder / file).is_file() for file in files)
+        for folder in sorted([root, records.path.parent, *subfolders])
+    }
+    candidates = [folder for folder, count in held.items() if 2 * count >= max(held.values())]
+    return max(candidates, key=lambda folder: SequenceMatcher(None, folder.name, name).ratio())
+
+
+def _toml(text: str) -> str:
+    """Quote text that `--set` would read as something else, such as a folder called 2017."""
+    try:
+        tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text if text == text.strip() else f'"{text}"'
+    return f'"{text}"'

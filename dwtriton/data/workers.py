@@ -1,0 +1,35 @@
+"""Signals in worker processes."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.synchronize import Event
+
+WORKER_GRACE_SECONDS = 60  # that a worker survives SIGTERM while the main process saves its state
+
+
+def leave_signals_to_main(*_worker_id: int, main_ends: Event | None = None) -> None:
+    """Set the signal handlers of a worker process so that its main process decides when it ends.
+
+    Ctrl-C reaches all processes of a terminal; workers ignore it, as the main process ends them when it stops.
+    A cluster may send SIGTERM to all processes of a job. If a DataLoader's worker died of it, DataLoader would raise in
+    the main process, which then could not save its state. With `main_ends`, SIGTERM therefore ends a worker only once
+    that is set, or after WORKER_GRACE_SECONDS, so that no worker outlives a main process that was killed.
+    For `worker_init_fn` of a DataLoader, which passes the worker's number, and `initializer` of a Pool, which does not.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if main_ends is not None:
+        signal.signal(
+            signal.SIGTERM,
+            lambda _number, _frame: os._exit(0) if main_ends.is_set() else signal.alarm(WORKER_GRACE_SECONDS),
+        )
+
+
+def outlive_sigterm() -> Callable[[int], None]:
+    """Return a `worker_init_fn` for a main process that saves its state on SIGTERM; `main_ends` is set when it exits."""
+    main_ends = multiprocessing.Event()
+    atexit.register(main_ends.set)
+    return partial(leave_signals_to_main, main_ends=main_ends)
