@@ -10,6 +10,7 @@ _HOMES = {
     "PackedTargets": "dwtriton.core.targets",
     "build_detector": "dwtriton.model.detector",
     "load_config": "dwtriton.config.schema",
+    "load_detector": "dwtriton.inference.ready",
     "pack_targets": "dwtriton.core.targets",
     "postprocess": "dwtriton.model.postprocess",
 }

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dwtriton.checkpoints.checkpoint import Checkpoint, load_detector
+from dwtriton.checkpoints.checkpoint import Checkpoint
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_new_file, write_atomically
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.data.buckets import padded_size
+from dwtriton.inference.ready import load_detector
 from dwtriton.model.detector import SIZE_DIVISOR
 from dwtriton.model.pixels import PixelDetector
 from dwtriton.model.postprocess import Candidates, best_candidates
@@ -53,7 +54,7 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, network: PixelDetector) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.to(memory_format=torch.contiguous_format).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images float32 [B, 3, H, W], RGB in 0..255, padding filled with the mean, which the network sees as 0.
@@ -226,13 +227,13 @@ def main() -> int:
     console, out = cli.open_console(arguments), arguments.out
     check_arguments(arguments)
     size = arguments.size and cli.read_size(arguments.size, SIZE_DIVISOR)
-    detector, checkpoint = load_detector(arguments.weights, arguments.set)
-    data, inference = checkpoint.config.data, checkpoint.config.inference
+    ready = load_detector(arguments.weights, device="cpu", overrides=arguments.set)
+    inference = ready.config.inference
     size = size or padded_size([(inference.short_side, inference.long_side)], SIZE_DIVISOR)
     if arguments.dynamic_size:
         size = tuple(max(side, SMALLEST * SIZE_DIVISOR) for side in size)
-    facts = describe(checkpoint, None if arguments.dynamic_size else size)
-    model = ExportedDetector(PixelDetector(detector, data)).eval()
+    facts = describe(ready.checkpoint, None if arguments.dynamic_size else size)
+    model = ExportedDetector(ready.network)
 
     print_line(console, f"exporting for images of {'any size' if arguments.dynamic_size else f'{size[0]}x{size[1]}'}")
     program = export_program(model, size, arguments.dynamic_size)

@@ -1,33 +1,25 @@
-"""Checkpoints: one file with everything a run needs to go on, written whole or not at all."""
+"""Checkpoints: one file with everything a run needs to resume, written whole or not at all.
 
-from collections.abc import Sequence
+A file is a dict of the fields of `Checkpoint`, its config as TOML text, and "format". A new field needs a default, for
+older files. Any other change, such as a renamed key, makes a new format and adds a step to `upgrade`.
+"""
+
+import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file
-from dwtriton.config.schema import Config, dump_config, flatten, override_config, parse_toml
+from dwtriton.config.renames import upgrade_keys
+from dwtriton.config.schema import Config, check_config, dump_config, flatten
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import write_atomically
-from dwtriton.model.detector import DualWeightDetector, build_detector
+from dwtriton.model.detector import DualWeightDetector
 from dwtriton.model.state_dict import check_tensors
 
-FORMAT = 1
-MAY_CHANGE = {
-    "data.root",
-    "data.workers",
-    "inference.compile",
-    "train.activation_checkpointing",
-    "train.checkpoint_every",
-    "train.compile",
-    "train.compile_ahead",
-    "train.evaluate_every",
-    "train.keep_every",
-    "train.log_every",
-    "train.tensorboard",
-}
+FORMAT = 2
 
 
 class CheckpointError(UserError):
@@ -35,61 +27,80 @@ class CheckpointError(UserError):
 
 
 class Checkpoint(NamedTuple):
-    """State of a run after `iteration` optimiser steps."""
+    """State of a run after `iteration` optimiser steps. Tensors are on the CPU once read."""
 
     config: Config
-    class_names: list[str]  # of label 0, 1, ...
-    category_ids: list[int]  # ids of the same classes in the annotation file
+    class_names: list[str]  # of label 0, 1, ...; empty if unknown
+    category_ids: list[int]  # of the same classes in the annotation file
     iteration: int
-    model: dict[str, torch.Tensor]
-    optimizer: dict | None = None  # None in a converted checkpoint, which cannot be resumed
-    scaler: dict | None = None  # of float16
-    ema: dict[str, torch.Tensor] | None = None  # moving average of `model`
+    model: dict[str, torch.Tensor]  # state dict
+    optimizer: dict | None = None  # state dict; None in a converted checkpoint, which cannot be resumed
+    scaler: dict | None = None  # state dict of the GradScaler, with float16 only
+    ema: dict[str, torch.Tensor] | None = None  # state dict of the EMA of the model
 
     @property
     def labels(self) -> list[str]:
-        """What to call the classes: their names, or their category ids where the checkpoint has no names."""
+        """Names of the classes for display: their category ids where the checkpoint has no names."""
         return self.class_names or [str(id_) for id_ in self.category_ids]
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """What to detect with: the moving average, if the run kept one."""
+        """State dict to detect with: the EMA, if the run kept one."""
         return self.model if self.ema is None else self.ema
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file, whole or not at all."""
+    """Write a checkpoint of the current format, whole or not at all."""
     state = checkpoint._asdict() | {"format": FORMAT, "config": dump_config(checkpoint.config)}
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises UserError if the file is missing, damaged or something else."""
+    """Read a checkpoint of any format. Raises UserError if the file is missing, damaged or something else."""
     state = read_checkpoint_file(path)
     if is_mmdet(state):
         raise CheckpointError(
             f"{path} is a checkpoint of MMDetection; convert it first: "
             f"python -m dwtriton.weights from-mmdet {path} --cfg NAME --out OUT.pt"
         )
-    if state.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of `python -m dwtriton.train`")
-    fields = set(Checkpoint._fields)
-    if state.keys() != fields:
+    state = upgrade(state, str(path))
+    return Checkpoint(**state | {"config": check_config(state["config"], str(path))})
+
+
+def upgrade(state: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the content of a checkpoint file of any format as fields of `Checkpoint`, the config as nested values.
+
+    Raises CheckpointError, which names `source`, for a newer format and for content that is no checkpoint.
+    """
+    state = dict(state)
+    version = state.pop("format", None)
+    if not isinstance(version, int):
+        raise CheckpointError(f"{source} is not a checkpoint of `python -m dwtriton.train`")
+    if version > FORMAT:
         raise CheckpointError(
-            f"{path} is damaged or of another version: it lacks {sorted(fields - state.keys()) or 'nothing'} and has "
-            f"{sorted(state.keys() - fields) or 'nothing'} besides"
+            f"{source} has format {version}, and this version of dwtriton reads formats up to {FORMAT}: update dwtriton"
         )
-    return Checkpoint(**state | {"config": parse_toml(state["config"], str(path))})
+    lacking = set(Checkpoint._fields) - Checkpoint._field_defaults.keys() - state.keys()
+    unknown = state.keys() - set(Checkpoint._fields)
+    if lacking or unknown:
+        raise CheckpointError(
+            f"{source} is damaged or of a newer version: it lacks {sorted(lacking) or 'nothing'} and has "
+            f"{sorted(unknown) or 'nothing'} besides"
+        )
+    config = tomllib.loads(state["config"])
+    if version < 2:
+        config = upgrade_keys(config)
+    return state | {"config": config}
 
 
 def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names: list[str]) -> None:
-    """Raise CheckpointError unless going on with `cfg` and these classes gives what an uninterrupted run would."""
+    """Raise CheckpointError unless resuming with `cfg` and these classes gives what an uninterrupted run would."""
     if checkpoint.optimizer is None:
         raise CheckpointError(
             f"{path} holds weights alone and cannot be resumed; --weights {path} starts a run from it"
         )
-    old, new = flatten(checkpoint.config), flatten(cfg)
-    changed = sorted(key for key in (old.keys() | new.keys()) - MAY_CHANGE if old.get(key) != new.get(key))
+    old, new = (flatten(config, fixed_only=True) for config in (checkpoint.config, cfg))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         changes = "; ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
         raise CheckpointError(f"{path} belongs to another config: {changes}. Resume without --cfg to use the run's own")
@@ -98,7 +109,10 @@ def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names
 
 
 def check_classes(path: Path, checkpoint: Checkpoint, class_names: list[str]) -> None:
-    """Raise CheckpointError unless the classes of a checkpoint, by number if it has no names, are those of the data."""
+    """Raise CheckpointError unless the classes of a checkpoint are those of the data.
+
+    Names are compared, or only numbers of classes where the checkpoint has no names.
+    """
     if len(checkpoint.category_ids) != len(class_names) or checkpoint.class_names not in ([], class_names):
         raise CheckpointError(f"{path} knows {checkpoint.labels}, the data has {class_names}")
 
@@ -109,29 +123,11 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
     model.load_state_dict(weights)
 
 
-def load_detector(
-    path: Path, overrides: Sequence[str] = (), data_root: Path | None = None
-) -> tuple[DualWeightDetector, Checkpoint]:
-    """The detector of a checkpoint on the CPU, in evaluation mode, and the checkpoint with its config overridden.
-
-    Data in `data_root` are taken as they are: nothing is generated there, and they may be others than the run's.
-    Raises UserError for a file that is no checkpoint, and for overrides that do not fit it.
-    """
-    checkpoint = load_checkpoint(path)
-    config = override_config(checkpoint.config, overrides, data_root)
-    if data_root is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"shapes": None})})
-    checkpoint = checkpoint._replace(config=config)
-    detector = build_detector(config).eval()
-    load_weights(detector, checkpoint.weights, str(path))
-    return detector, checkpoint
-
-
 def start_from(detector: DualWeightDetector, path: Path, class_names: list[str]) -> str:
-    """Load the weights of a checkpoint into a detector whose run begins; returns what was taken, in words.
+    """Load the weights of a checkpoint into the detector of a new run and return a note of what was loaded.
 
-    With another number of classes the class convolution keeps its fresh weights. Raises UserError for whatever else
-    does not fit, and for a file that is no checkpoint.
+    If the number of classes differs, the class convolution keeps its fresh weights. Raises UserError for a file that is
+    no checkpoint, and for any other tensor that does not fit.
     """
     checkpoint = load_checkpoint(path)
     weights, note = checkpoint.weights, ""

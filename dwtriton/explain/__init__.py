@@ -1,1 +1,6 @@
-"""`dwtriton.explain`: the weights of an image's objects as pictures."""
+"""`dwtriton.explain`: the positive and negative loss weights of an image's objects, as maps and figures."""
+
+from dwtriton.explain.explanation import Explanation, explain
+from dwtriton.explain.figures import draw, draw_strip
+
+__all__ = ["Explanation", "draw", "draw_strip", "explain"]

@@ -6,74 +6,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor
 
-from dwtriton.checkpoints.checkpoint import Checkpoint, check_classes, load_detector
+from dwtriton.checkpoints.checkpoint import check_classes
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
-from dwtriton.core.points import STRIDES
-from dwtriton.data.batching import collate
 from dwtriton.data.coco import CocoDataset, Sample
+from dwtriton.data.images import IMAGE_SUFFIXES
 from dwtriton.data.prepare import prepare_validation
-from dwtriton.explain.maps import Explanation
-from dwtriton.explain.pictures import SHOWN, check_box, describe_strongest, draw_object, draw_objects, draw_strip
-from dwtriton.losses.dual_weight import DualWeightAssigner
-from dwtriton.model.detector import DualWeightDetector
-from dwtriton.model.pixels import PixelDetector
-from dwtriton.reference.dense_weights import DualWeights
-
-__all__ = ["Explanation", "draw", "draw_strip", "explain"]
+from dwtriton.explain.explanation import Explanation, explain, objects_of
+from dwtriton.explain.figures import MAX_OBJECTS, check_box, describe_strongest, draw, draw_strip
+from dwtriton.inference.ready import load_detector
 
 FORMATS = ("png", "pdf", "svg")
-DPI = 200  # of a PNG, and of the images in a PDF or SVG
+DPI = 200  # of PNG files, and of the images in PDF and SVG files
 EXAMPLES = """\
   python -m dwtriton.explain --weights runs/shapes-1/last.pt                      all objects of the first image
   python -m dwtriton.explain --weights best.pt --data ~/coco --image 000000000139.jpg --object 2 --format pdf
-  python -m dwtriton.explain --weights runs/shapes-1/epoch-*.pt --object 0        how an object's weights changed"""
-
-
-def draw(explanation: Explanation, box: int | None = None) -> Figure:
-    """The weights of one box of an image, level by level; without `box` those of all its boxes, side by side.
-
-    Raises UserError for a box that is not there, and for an image without boxes.
-    """
-    return draw_objects(explanation) if box is None else draw_object(explanation, box)
-
-
-def explain(detector: DualWeightDetector, checkpoint: Checkpoint, sample: Sample) -> Explanation:
-    """What a detector, in evaluation mode and on its device, and the label assignment make of an image of a data set.
-
-    Detector and checkpoint are those of `load_detector`. Raises UserError for an image that could not be read.
-    """
-    objects = real_objects(sample)
-    cfg = checkpoint.config
-    device = next(detector.parameters()).device
-    batch = collate([sample], cfg.head.num_classes, cfg.data.size_divisor)
-    with torch.no_grad():
-        outputs = PixelDetector(detector, cfg.data).head_outputs(batch.images.to(device), batch.image_sizes)
-    (weights,) = DualWeightAssigner(STRIDES, cfg.loss.soft_prior)(*outputs, batch.targets)
-    return Explanation(
-        image=sample.image.permute(1, 2, 0).numpy(),
-        weights=DualWeights(*(values.cpu() for values in weights)),
-        boxes=sample.target["boxes"][objects],
-        labels=sample.target["labels"][objects],
-        level_sizes=[tuple(level.shape[2:]) for level in outputs[0]],
-        names=checkpoint.labels,
-    )
-
-
-def real_objects(sample: Sample) -> Tensor:
-    """Which boxes of a sample are objects and not crowds, (G,) bool. Raises UserError if its image is unreadable."""
-    if sample.image is None:
-        raise UserError(f"the image cannot be used: {sample.broken[0]}")
-    crowd = sample.target.get("iscrowd", torch.zeros_like(sample.target["labels"]))
-    return ~crowd.bool()
+  python -m dwtriton.explain --weights runs/shapes-1/epoch-*.pt --object 0        how an object's weights changed
+  python -m dwtriton.explain --weights best.pt --object 0 --out object.svg        into one file"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,16 +38,16 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_option(parser, "--data")
     parser.add_argument("--image", metavar="NAME|ID", help="of the validation split (default: the first with objects)")
     parser.add_argument("--object", metavar="N", type=int, help="number, from 0, of the only object to draw")
-    where = "folder for the picture (default: %(default)s)"
-    cli.add_option(parser, "--out", metavar="DIR", required=False, default=Path("explanation"), help=where)
-    parser.add_argument("--format", choices=FORMATS, default="png", help="of the picture (default: %(default)s)")
+    where = "folder for the picture, or a .png, .pdf or .svg file (default: %(default)s)"
+    cli.add_option(parser, "--out", metavar="DIR|FILE", required=False, default=Path("explanation"), help=where)
+    parser.add_argument("--format", choices=FORMATS, help="of a picture in a folder (default: png)")
     cli.add_option(parser, "--force")
     cli.add_option(parser, "--set")
     return parser
 
 
 class Step(NamedTuple):
-    """What one checkpoint makes of the image."""
+    """The explanation of the image by one checkpoint."""
 
     weights: Path
     iteration: int
@@ -104,21 +59,25 @@ def main() -> int:
     console = cli.open_console(arguments)
     if len(arguments.weights) > 1 and arguments.object is None:
         raise UserError("several checkpoints show how one object's weights changed: choose it with --object N")
-    first = load_detector(arguments.weights[0], arguments.set, arguments.data)
-    dataset = prepare_validation(first[1].config, console)
-    check_classes(arguments.weights[0], first[1], dataset.class_names)
+    file = picture_file(arguments.out, arguments.format)
+    settings = {"overrides": arguments.set, "data_root": arguments.data}
+    first = load_detector(arguments.weights[0], **settings)
+    dataset = prepare_validation(first.config, console)
+    check_classes(arguments.weights[0], first.checkpoint, dataset.class_names)
     sample = dataset[find_image(dataset, arguments.image)]
-    picture = arguments.out / picture_name(sample.path, arguments)
+    picture = file or arguments.out / picture_name(sample.path, arguments)
     check_absent([picture], arguments.force)
     numbers = choose_objects(sample, arguments.object)
-    make_folder(arguments.out)
+    make_folder(picture.parent)
 
     steps = []
     with progress(console, "checkpoints", len(arguments.weights)) as advance:
-        for file in arguments.weights:
-            loaded = first if file == arguments.weights[0] else load_detector(file, arguments.set, arguments.data)
-            check_classes(file, loaded[1], dataset.class_names)
-            steps.append(explain_step(file, *loaded, sample, console))
+        for weights in arguments.weights:
+            ready = first if weights == arguments.weights[0] else load_detector(weights, **settings)
+            check_classes(weights, ready.checkpoint, dataset.class_names)
+            if not ready.checkpoint.class_names:
+                print_line(console, f"{weights} has no class names; category ids are shown", "yellow")
+            steps.append(Step(weights, ready.checkpoint.iteration, explain(ready, sample)))
             advance()
     steps.sort(key=lambda step: step.iteration)  # a shell sorts epoch-10 before epoch-9
     if len(steps) > 1:
@@ -127,10 +86,10 @@ def main() -> int:
     else:
         figure = draw(steps[0].explained, arguments.object)
     write_atomically(picture, lambda path: save(figure, path))
-    tell(steps, numbers, sample, console)
+    report(steps, numbers, sample, console)
     print_line(console, f"picture: {picture}")
-    if arguments.object is None and len(numbers) > SHOWN:
-        print_line(console, f"it shows the {SHOWN} largest objects; --object N draws any")
+    if arguments.object is None and len(numbers) > MAX_OBJECTS:
+        print_line(console, f"it shows the {MAX_OBJECTS} largest objects; --object N draws any")
     checkpoints = [
         {
             "weights": str(step.weights),
@@ -147,7 +106,10 @@ def main() -> int:
 
 
 def find_image(dataset: CocoDataset, wanted: str | None) -> int:
-    """The item with this image id or whose path ends so; without one the first that has objects. Raises UserError."""
+    """Return the index of the image with this id or end of its path; by default of the first one with objects.
+
+    Raises UserError if the split has no such image.
+    """
     if wanted is None:
         with_objects = (
             index
@@ -162,19 +124,34 @@ def find_image(dataset: CocoDataset, wanted: str | None) -> int:
     raise UserError(f"the validation split has no image {wanted!r}, neither as a file name nor as an id")
 
 
+def picture_file(out: Path, format: str | None) -> Path | None:
+    """Return `out` if it names a file, and None if it names a folder.
+
+    Raises UserError if the suffix of a file contradicts `format`, or is that of another kind of picture.
+    """
+    suffix = out.suffix.lower()
+    if out.is_dir() or suffix not in {f".{name}" for name in FORMATS} | IMAGE_SUFFIXES:
+        return None
+    if suffix[1:] not in FORMATS:
+        raise UserError(f"--out {out} is no folder, and pictures are written as .png, .pdf or .svg")
+    if format not in (None, suffix[1:]):
+        raise UserError(f"--out {out} and --format {format} contradict each other: leave one of them out")
+    return out
+
+
 def picture_name(image: str, arguments: argparse.Namespace) -> str:
-    """IMAGE, IMAGE-object-N or IMAGE-object-N-strip, with the suffix of the format."""
+    """Return IMAGE, IMAGE-object-N or IMAGE-object-N-strip, with the suffix of the format."""
     name = Path(image).stem
     if arguments.object is not None:
         name += f"-object-{arguments.object}"
     if len(arguments.weights) > 1:
         name += "-strip"
-    return f"{name}.{arguments.format}"
+    return f"{name}.{arguments.format or FORMATS[0]}"
 
 
 def choose_objects(sample: Sample, wanted: int | None) -> list[int]:
-    """Numbers of the objects that are asked for. Raises UserError if the image has no such object."""
-    count = int(real_objects(sample).sum())
+    """Return the numbers of the objects to report. Raises UserError if the image has no such object."""
+    count = int(objects_of(sample).sum())
     if not count:
         raise UserError(f"{sample.path} has no objects: choose another image with --image")
     if wanted is None:
@@ -183,19 +160,8 @@ def choose_objects(sample: Sample, wanted: int | None) -> list[int]:
     return [wanted]
 
 
-def explain_step(
-    file: Path, detector: DualWeightDetector, checkpoint: Checkpoint, sample: Sample, console: Console
-) -> Step:
-    """Explain the image with one checkpoint, on the GPU if there is one."""
-    if not checkpoint.class_names:
-        print_line(console, f"{file} has no class names; category ids are shown", "yellow")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device, memory_format=torch.channels_last)
-    return Step(file, checkpoint.iteration, explain(detector, checkpoint, sample))
-
-
-def tell(steps: Sequence[Step], numbers: Sequence[int], sample: Sample, console: Console) -> None:
-    """Print what every checkpoint makes of the objects."""
+def report(steps: Sequence[Step], numbers: Sequence[int], sample: Sample, console: Console) -> None:
+    """Print the figures of the objects at every checkpoint."""
     height, width = sample.image.shape[1:]
     print_line(console, f"{sample.path}, {width} x {height} pixels in the network")
     for step in steps:
@@ -203,13 +169,15 @@ def tell(steps: Sequence[Step], numbers: Sequence[int], sample: Sample, console:
         for number in numbers:
             summary = step.explained.summary(number)
             box = ", ".join(f"{side:.0f}" for side in summary["box"])
-            what = f"box ({box}), {summary['points']} points, positive weights together {summary['positive_sum']:.2f}"
-            print_line(console, f"  object {step.explained.title(number)}: {what}")
+            figures = (
+                f"box ({box}), {summary['points']} points, positive weights together {summary['positive_sum']:.2f}"
+            )
+            print_line(console, f"  object {step.explained.title(number)}: {figures}")
             print_line(console, f"    {describe_strongest(step.explained, number)}")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the text of a PDF stays text, in fonts that journals accept."""
+    """Write a figure; text in a PDF stays text, in fonts that journals accept."""
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(path, dpi=DPI)
 

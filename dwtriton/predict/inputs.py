@@ -1,32 +1,41 @@
-"""Images and videos that somebody names on a command line: files, folders, patterns."""
+"""Images and videos named on a command line: files, folders, patterns."""
 
 import glob
-import signal
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
-from dwtriton.data.buckets import Size, padded_size
 from dwtriton.data.coco import Sample
-from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.transforms import transform
+from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_image
+from dwtriton.data.workers import leave_signals_to_main
+from dwtriton.inference.inputs import unlabelled_sample
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
-WAITING = 4  # batches of samples that may wait for others of their size
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".mts",
+    ".m2ts",
+    ".wmv",
+    ".flv",
+    ".3gp",
+}
 
 
 def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """(images, videos) behind files, folders (searched through) and patterns, each once, in the order given.
+    """Return (images, videos) of files, folders (with all below) and patterns, each file once, in the order given.
 
-    A pattern is expanded as a shell does it; `**` stands for any folders. A file of another suffix that is named counts
-    as an image. Raises UserError for a name behind which is nothing.
+    Patterns are expanded as by a shell; `**` stands for any folders. A file given by name is an image unless it has the
+    suffix of a video. Raises UserError for a name that leads to no file.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -35,25 +44,26 @@ def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:
             raise UserError(f"{name} does not exist, and as a pattern it matches nothing")
         files = [file for match in matches for file in _files(Path(match))]
         if not files:
-            suffixes = " ".join(sorted(IMAGES | VIDEOS))
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
             raise UserError(f"there is no image or video in {name}: none of its files ends in one of {suffixes}")
         found |= dict.fromkeys(files)
     return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, or the images and videos in a folder and below."""
+    """Return the file itself, or all images and videos below a folder."""
     if not path.is_dir():
         return [path]
-    return [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGES | VIDEOS and file.is_file()]
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
 
 
 def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """A file name for what is drawn of each input: its own as JPEG or MP4, with a number if another one has that."""
+    """Return a file name for the picture of each input: its own as .jpg or .mp4, numbered if it is taken."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     tries: Counter[str] = Counter()
@@ -68,18 +78,8 @@ def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
-def unlabelled_sample(image: Tensor, cfg: Config, image_id: int, path: str) -> Sample:
-    """An image, uint8 [3, h, w], resized as in testing, without ground truth."""
-    nothing = torch.zeros(0, 4)
-    resized, boxes, scale_factor = transform(
-        image, nothing, cfg.data, cfg.inference.short_side, cfg.inference.long_side
-    )
-    target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
-    return Sample(resized, target, image_id, path, scale_factor)
-
-
 class ImageFiles(Dataset):
-    """Examples of image files, numbered from 1; `image` is None and `broken` says why where one cannot be read."""
+    """Samples of image files, with ids from 1; of an unreadable file `image` is None and `broken` gives the reason."""
 
     def __init__(self, paths: Sequence[Path], cfg: Config) -> None:
         self.paths, self.cfg = paths, cfg
@@ -96,30 +96,10 @@ class ImageFiles(Dataset):
 
 
 def image_loader(paths: Sequence[Path], cfg: Config) -> DataLoader:
-    """Examples of image files one by one, in their order. Ctrl-C reaches workers too, but is for the main process."""
+    """Return a loader of samples, one by one and in order. Its workers leave Ctrl-C to the main process."""
     return DataLoader(
         ImageFiles(paths, cfg),
         batch_size=None,
         num_workers=min(cfg.data.workers, len(paths)),
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=leave_signals_to_main,
     )
-
-
-def _ignore_ctrl_c(_worker_id: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def batches_of_one_size(samples: Iterable[Sample], batch: int, divisor: int) -> Iterator[list[Sample]]:
-    """Up to `batch` samples that pad to the same size, so that what is found in an image depends on it alone.
-
-    Examples of one size keep their order. Few wait: then a batch goes that is not full.
-    """
-    waiting: dict[Size, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        size = padded_size([tuple(sample.image.shape[1:])], divisor)
-        waiting[size].append(sample)
-        if len(waiting[size]) == batch:
-            yield waiting.pop(size)
-        elif sum(map(len, waiting.values())) == WAITING * batch:
-            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
-    yield from waiting.values()

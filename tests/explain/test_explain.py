@@ -11,13 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dwtriton import DualWeightAssigner
-from dwtriton.checkpoints.checkpoint import load_checkpoint, load_detector, save_checkpoint
+from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.core.errors import UserError
 from dwtriton.data.coco import Sample
 from dwtriton.data.prepare import prepare_validation
+from dwtriton.explain import Explanation, draw, draw_strip
 from dwtriton.explain import __main__ as explain
-from dwtriton.explain.__main__ import Explanation, draw, draw_strip
-from dwtriton.explain.maps import StrongestPoint
+from dwtriton.explain.explanation import StrongestPoint
+from dwtriton.inference.ready import load_detector
 
 STRIDES = (8, 16, 32)
 SIZES = [(12, 16), (6, 8), (3, 4)]  # a padded image of 96 x 128
@@ -229,38 +230,36 @@ def test_an_object_that_is_not_there_is_an_error(draws):
 
 @pytest.fixture(scope="module")
 def loaded(finished):
-    """The detector of the finished run, its checkpoint and the validation data."""
-    detector, checkpoint = load_detector(finished[0] / "last.pt")
-    return detector, checkpoint, prepare_validation(checkpoint.config)
+    """The detector of the finished run and the validation data."""
+    ready = load_detector(finished[0] / "last.pt")
+    return ready, prepare_validation(ready.config)
 
 
 def test_an_image_is_explained_by_what_the_head_says_of_it(loaded):
-    detector, checkpoint, dataset = loaded
+    ready, dataset = loaded
     sample = dataset[0]
-    explained = explain.explain(detector, checkpoint, sample)
+    explained = explain.explain(ready, sample)
     assert explained.image.shape == (*sample.image.shape[1:], 3)
     assert torch.equal(explained.boxes, sample.target["boxes"])
     height, width = explained.level_sizes[0]
     assert (height % 4, width % 4) == (0, 0)  # of the padded image
     pixels = torch.zeros(1, 3, height * 8, width * 8)
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (checkpoint.config.data.mean, checkpoint.config.data.std)
-    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (ready.config.data.mean, ready.config.data.std))
     pixels[0, :, : sample.image.shape[1], : sample.image.shape[2]] = (sample.image - mean) / std
     with torch.no_grad():
-        cls_logits, box_distances, objectness = detector.head_outputs(pixels)
+        cls_logits, box_distances, objectness = ready.network.detector.head_outputs(pixels)
     (truth,) = DualWeightAssigner()(cls_logits, box_distances, objectness, [sample.target])
     for name in ("points", "inside", "score", "pos", "neg"):
         torch.testing.assert_close(getattr(explained.weights, name), getattr(truth, name))
 
 
 def test_crowds_are_no_objects_but_silence_the_negative_weights(loaded):
-    detector, checkpoint, dataset = loaded
+    ready, dataset = loaded
     sample = next(dataset[index] for index in range(len(dataset)) if dataset.box_count(index) > 1)
-    plain = explain.explain(detector, checkpoint, sample)
+    plain = explain.explain(ready, sample)
     crowd = torch.zeros(len(plain.boxes), dtype=torch.bool)
     crowd[0] = True
-    explained = explain.explain(detector, checkpoint, replace(sample, target={**sample.target, "iscrowd": crowd}))
+    explained = explain.explain(ready, replace(sample, target={**sample.target, "iscrowd": crowd}))
     assert torch.equal(explained.boxes, plain.boxes[1:])
     torch.testing.assert_close(explained.weights.pos, plain.weights.pos[:, 1:])
     inside = plain.weights.inside[:, 0].numpy()
@@ -272,11 +271,11 @@ def test_crowds_are_no_objects_but_silence_the_negative_weights(loaded):
 def test_an_unreadable_image_is_an_error(loaded):
     broken = Sample(None, {}, 7, "x.jpg", (1.0, 1.0), ["x.jpg: truncated"])
     with pytest.raises(UserError, match=r"cannot be used: x\.jpg: truncated"):
-        explain.explain(*loaded[:2], broken)
+        explain.explain(loaded[0], broken)
 
 
 def test_the_command_draws_all_objects_and_lists_them(finished, loaded, tmp_path, call):
-    dataset = loaded[2]
+    dataset = loaded[1]
     index = next(index for index in range(len(dataset)) if dataset.box_count(index))
     arguments = ["--weights", finished[0] / "last.pt", "--out", tmp_path / "out"]
     code, printed, error = call(explain, *arguments)
@@ -297,7 +296,7 @@ def test_the_command_draws_all_objects_and_lists_them(finished, loaded, tmp_path
 
 
 def test_one_object_as_pdf_with_its_figures_as_json(finished, loaded, tmp_path, call):
-    detector, checkpoint, dataset = loaded
+    ready, dataset = loaded
     index = next(index for index in range(len(dataset)) if dataset.box_count(index) > 1)
     by_id = ["--image", dataset.image_ids[index], "--object", 1, "--format", "pdf", "--json"]
     code, printed, _ = call(explain, "--weights", finished[0] / "last.pt", "--out", tmp_path, *by_id)
@@ -309,9 +308,9 @@ def test_one_object_as_pdf_with_its_figures_as_json(finished, loaded, tmp_path, 
     assert content.startswith(b"%PDF")
     assert b"/Type3" not in content
     assert (result["image"], result["image_id"]) == (dataset.paths[index], dataset.image_ids[index])
-    explained = explain.explain(detector, checkpoint, dataset[index])
+    explained = explain.explain(ready, dataset[index])
     (step,) = result["checkpoints"]
-    assert step["iteration"] == checkpoint.iteration
+    assert step["iteration"] == ready.checkpoint.iteration
     assert step["objects"] == [explained.summary(1)]
 
 
@@ -364,5 +363,5 @@ def test_nothing_is_written_after_bad_input(finished, loaded, shapes_root, tmp_p
 
 def load_sample(loaded):
     """The sample that the command takes without --image."""
-    dataset = loaded[2]
+    dataset = loaded[1]
     return next(dataset[index] for index in range(len(dataset)) if dataset.box_count(index))

@@ -12,10 +12,10 @@ import torch
 from torchvision.transforms.v2.functional import resize
 
 from dwtriton import export
-from dwtriton.checkpoints.checkpoint import Checkpoint, load_detector, save_checkpoint
+from dwtriton.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from dwtriton.data.images import read_image
+from dwtriton.inference.ready import load_detector
 from dwtriton.model.detector import build_detector
-from dwtriton.model.pixels import PixelDetector
 from dwtriton.model.postprocess import Candidates, select
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -46,10 +46,10 @@ def weights(finished):
 def folder(weights, shapes_root, tmp_path_factory):
     """A checkpoint's .pt2 and .onnx files, written by the command's own functions, and an image."""
     folder = tmp_path_factory.mktemp("exported")
-    detector, checkpoint = load_detector(weights)
-    model = export.ExportedDetector(PixelDetector(detector, checkpoint.config.data)).eval()
+    ready = load_detector(weights, "cpu")
+    model = export.ExportedDetector(ready.network)
     program = export.export_program(model, SIZE)
-    facts = export.describe(checkpoint, SIZE)
+    facts = export.describe(ready.checkpoint, SIZE)
     export.write_pt2(program, facts, folder / "detector.pt2")
     export.write_onnx(program, facts, folder / "detector.onnx")
     shutil.copyfile(next((shapes_root / "val").glob("*.jpg")), folder / "image.jpg")
@@ -65,10 +65,11 @@ def images(shapes_root):
 def test_a_torch_export_file_gives_the_detections_of_the_detector_for_any_batch(folder, weights, images):
     files = {"metadata.json": ""}
     network = torch.export.load(folder / "detector.pt2", extra_files=files).module()
-    detector, checkpoint = load_detector(weights, [f"inference.score_threshold={THRESHOLD}"])
+    ready = load_detector(weights, "cpu", [f"inference.score_threshold={THRESHOLD}"])
+    checkpoint = ready.checkpoint
     for batch in (1, 5):
         sizes = [SIZE] * batch
-        expected = PixelDetector(detector, checkpoint.config.data).predict(images[:batch], sizes)
+        expected = ready.network.predict(images[:batch], sizes)
         with torch.no_grad():
             found = detections(*network(images[:batch].float()), sizes)
         assert sum(len(d["scores"]) for d in expected) > batch
@@ -85,10 +86,11 @@ def test_an_onnx_file_gives_the_detections_of_the_detector_with_standard_operato
     assert {node.domain for node in model.graph.node} <= {""}
     assert not model.functions
     session = onnxruntime.InferenceSession(folder / "detector.onnx", providers=["CPUExecutionProvider"])
-    detector, checkpoint = load_detector(weights, [f"inference.score_threshold={THRESHOLD}"])
+    ready = load_detector(weights, "cpu", [f"inference.score_threshold={THRESHOLD}"])
+    checkpoint = ready.checkpoint
     for batch in (1, 3):
         sizes = [SIZE] * batch
-        expected = PixelDetector(detector, checkpoint.config.data).predict(images[:batch], sizes)
+        expected = ready.network.predict(images[:batch], sizes)
         outputs = map(
             torch.from_numpy, session.run(["boxes", "scores", "labels"], {"images": images[:batch].float().numpy()})
         )
@@ -132,8 +134,8 @@ def test_what_disagrees_does_not_become_a_file(weights, tmp_path, call, monkeypa
 
     def shifted(_program, _facts, file):
         file.touch()
-        detector, checkpoint = load_detector(weights)
-        model = export.ExportedDetector(PixelDetector(detector, checkpoint.config.data)).eval()
+        ready = load_detector(weights, "cpu")
+        model = export.ExportedDetector(ready.network)
         return lambda images: [output + (output.ndim == 3) for output in model(images)]  # boxes by a pixel
 
     monkeypatch.setattr(export, "write_pt2", shifted)
@@ -145,8 +147,8 @@ def test_what_disagrees_does_not_become_a_file(weights, tmp_path, call, monkeypa
 
 
 def test_every_kind_of_disagreement_is_found_and_the_order_of_equals_is_not_one(weights, images):
-    detector, checkpoint = load_detector(weights)
-    model = export.ExportedDetector(PixelDetector(detector, checkpoint.config.data)).eval()
+    ready = load_detector(weights, "cpu")
+    model = export.ExportedDetector(ready.network)
     batch = images[:2].float()
     with torch.no_grad():
         right = Candidates(*model(batch))
@@ -241,8 +243,8 @@ def test_a_file_for_any_size_takes_images_of_any_size(weights, tmp_path, call):
     code, _, _ = call(export, "--weights", weights, "--out", tmp_path / "x.pt2", "--dynamic-size")
     assert code == 0
     network = torch.export.load(tmp_path / "x.pt2").module()
-    detector, checkpoint = load_detector(weights)
-    model = export.ExportedDetector(PixelDetector(detector, checkpoint.config.data)).eval()
+    ready = load_detector(weights, "cpu")
+    model = export.ExportedDetector(ready.network)
     for size in ((160, 160), (800, 1344), (608, 480)):
         batch = 255 * torch.rand(2, 3, *size)
         with torch.no_grad():

@@ -7,7 +7,8 @@ import torch
 
 from dwtriton.core.errors import UserError
 from dwtriton.data.coco import Sample
-from dwtriton.predict.inputs import WAITING, batches_of_one_size, find_inputs, picture_names
+from dwtriton.inference.inputs import MAX_WAITING_BATCHES, batches_of_one_size
+from dwtriton.predict.inputs import find_inputs, picture_names
 
 
 @pytest.fixture
@@ -88,5 +89,5 @@ def test_few_examples_wait_however_many_sizes_there_are():
     for found in batches_of_one_size(counted(), batch, 32):
         given += [sample.image_id for sample in found]
         assert len({tuple(sample.image.shape) for sample in found}) == 1
-        assert asked - len(given) < WAITING * batch
+        assert asked - len(given) < MAX_WAITING_BATCHES * batch
     assert sorted(given) == list(range(200))

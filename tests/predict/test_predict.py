@@ -14,6 +14,7 @@ from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.data.images import read_image
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.predict import __main__ as command
+from dwtriton.predict import predictor
 from dwtriton.predict.video import Video, write_video
 from tests.support.videos import flat, make_video, noise
 
@@ -141,7 +142,7 @@ def test_images_of_every_kind(images, tmp_path, predict):
 
 
 def test_an_image_too_large_for_jpeg_is_not_drawn(images, tmp_path, predict, monkeypatch):
-    monkeypatch.setattr(command, "LARGEST_JPEG", 1000)
+    monkeypatch.setattr(predictor, "MAX_JPEG_SIDE", 1000)
     Image.new("RGB", (1001, 40)).save(tmp_path / "wide.png")
     good = next(iter(images.values()))
     code, printed, _, content = predict(tmp_path / "wide.png", good)
@@ -243,14 +244,14 @@ def test_a_threshold_of_one_finds_nothing_and_still_draws(images, tmp_path, pred
 
 
 def test_an_interrupted_run_keeps_what_was_found(images, tmp_path, predict, monkeypatch):
-    keep = command.Predictor._keep
+    add = predictor.Predictor._add
 
     def interrupted(self, sample, *rest, **more):
         if sample.image_id == 3:
             raise KeyboardInterrupt
-        keep(self, sample, *rest, **more)
+        add(self, sample, *rest, **more)
 
-    monkeypatch.setattr(command.Predictor, "_keep", interrupted)
+    monkeypatch.setattr(predictor.Predictor, "_add", interrupted)
     code, printed, _, content = predict(*images.values(), "--batch", 1)
     assert code == 130
     assert "interrupted" in printed
@@ -299,8 +300,8 @@ def test_frames_do_not_pile_up(tmp_path, predict, monkeypatch):
             opened.append(self)
 
     opened = []
-    monkeypatch.setattr(command, "Video", SpiedVideo)
-    monkeypatch.setattr(command, "write_video", spying_write)
+    monkeypatch.setattr(predictor, "Video", SpiedVideo)
+    monkeypatch.setattr(predictor, "write_video", spying_write)
     code, _, _, content = predict(path, "--batch", 4)
     assert (code, len(content["images"]), len(held)) == (0, 24, 24)
     assert max(held) <= 4

@@ -5,17 +5,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
+from dwtriton.data.batch import collate
+from dwtriton.data.coco import Sample
+from dwtriton.inference.ready import ReadyDetector
+from dwtriton.losses.dual_weight import DualWeightAssigner
 from dwtriton.reference.dense_weights import DualWeights
 
-MARGIN = 0.3  # of the box's longer side, shown around it
-SMALLEST_WINDOW = 6  # cells of the finest level that are shown at least, in each direction
+WINDOW_MARGIN = 0.3  # around a box, in parts of its longer side
+MIN_WINDOW_CELLS = 6  # side of a window, in cells of the finest level
 
 
 class StrongestPoint(NamedTuple):
-    """The point with the largest positive weight of a box, and what that weight is made of."""
+    """The point with the largest positive weight of a box, and the parts of that weight."""
 
     x: float  # pixels
     y: float
@@ -31,8 +37,8 @@ class Explanation:
     """The label assignment of one image, in network pixels. Raises ValueError for parts that do not fit together."""
 
     image: np.ndarray  # uint8 [h, w, 3] RGB, without padding
-    weights: DualWeights  # as DualWeightAssigner gives them
-    boxes: Tensor  # (G, 4) xyxy, those of the weights in their order: no crowds
+    weights: DualWeights  # from DualWeightAssigner
+    boxes: Tensor  # (G, 4) xyxy without crowds, in the order of the weights
     labels: Tensor  # (G,)
     level_sizes: Sequence[tuple[int, int]]  # (h, w) of each level in cells, finest first, with the padding
     names: Sequence[str]  # of label 0, 1, ...
@@ -57,16 +63,17 @@ class Explanation:
             )
 
     def title(self, box: int) -> str:
+        """Return "number: class"."""
         return f"{box}: {self.names[int(self.labels[box])]}"
 
     def level_name(self, level: int) -> str:
-        """P3 for stride 8, P4 for stride 16 and so on, with the stride."""
+        """Return "P3, stride 8", "P4, stride 16" and so on."""
         stride = self.strides[level]
         number = stride.bit_length() - 1
         return f"P{number}, stride {stride}" if stride == 1 << number else f"stride {stride}"
 
     def values(self, quantity: str, box: int) -> np.ndarray:
-        """One quantity of a box at every point, float [P].
+        """Return one quantity of a box at every point, float [P].
 
         `score` of the box's class; `iou`, `prior` and `pos`, which are 0 outside the box; `neg`, the paper's negative
         weight N s^2 of the box's class, with the N of the released code; `inside`, 1 at the points inside, else 0.
@@ -81,9 +88,9 @@ class Explanation:
         return values.float().cpu().numpy()
 
     def map(self, quantity: str, box: int, level: int | None = None) -> np.ndarray:
-        """A quantity over the pixels of the image, [h, w]: every cell of a level is a square of its stride.
+        """Return a quantity over the pixels of the image, [h, w]; a point fills its cell, a square of the stride.
 
-        Without a level the largest value of all levels at each pixel.
+        Without a level: the largest value of all levels at each pixel.
         """
         if level is None:
             return np.maximum.reduce([self.map(quantity, box, level) for level in range(len(self.strides))])
@@ -92,17 +99,17 @@ class Explanation:
         return pixels[: self.image.shape[0], : self.image.shape[1]]
 
     def points_inside(self, box: int, level: int | None = None) -> np.ndarray:
-        """x and y of the points inside a box, of one level or of all, [n, 2]."""
+        """Return x and y of the points inside a box, of one level or of all, [n, 2]."""
         chosen = slice(None) if level is None else self._points_of(level)
         return self.weights.points[chosen][self.weights.inside[chosen, box]].cpu().numpy()
 
     def positive_sum(self, box: int, level: int | None = None) -> float:
-        """The positive weights of a box added up, of one level or of all."""
+        """Return the sum of the positive weights of a box, over one level or all."""
         chosen = slice(None) if level is None else self._points_of(level)
         return float(self.values("pos", box)[chosen].sum())
 
     def strongest_point(self, box: int) -> StrongestPoint | None:
-        """Where the box's positive weight is largest; None if no point lies inside the box."""
+        """Return the point with the largest positive weight, or None if no point lies inside the box."""
         inside = self.values("inside", box)
         if not inside.any():
             return None
@@ -112,7 +119,7 @@ class Explanation:
         return StrongestPoint(*self.weights.points[point].tolist(), level, *values)
 
     def summary(self, box: int) -> dict[str, Any]:
-        """The figures of a box, ready for JSON."""
+        """Return the figures of a box, ready for JSON."""
         point = self.strongest_point(box)
         return {
             "object": box,
@@ -124,12 +131,12 @@ class Explanation:
         }
 
     def window(self, box: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of a square around a box, moved into the image as far as it fits in."""
+        """Return left, top, right, bottom of a square around a box, moved into the image where it fits."""
         x1, y1, x2, y2 = self.boxes[box].tolist()
         longest = max(x2 - x1, y2 - y1)
         height, width = self.image.shape[:2]
-        side = min((1 + 2 * MARGIN) * longest, max(1.05 * longest, min(height, width)))
-        side = round(max(side, SMALLEST_WINDOW * self.strides[0]))
+        side = min((1 + 2 * WINDOW_MARGIN) * longest, max(1.05 * longest, min(height, width)))
+        side = round(max(side, MIN_WINDOW_CELLS * self.strides[0]))
         left, top = (
             round((length - side) / 2 if side > length else min(max((low + high - side) / 2, 0), length - side))
             for low, high, length in ((x1, x2, width), (y1, y2, height))
@@ -137,6 +144,35 @@ class Explanation:
         return left, top, left + side, top + side
 
     def _points_of(self, level: int) -> slice:
-        first = sum(height * width for height, width in self.level_sizes[:level])
+        begin = sum(height * width for height, width in self.level_sizes[:level])
         height, width = self.level_sizes[level]
-        return slice(first, first + height * width)
+        return slice(begin, begin + height * width)
+
+
+def explain(ready: ReadyDetector, sample: Sample) -> Explanation:
+    """Run the detector and the label assignment of its config on one sample of a data set.
+
+    Raises UserError for an image that could not be read.
+    """
+    objects = objects_of(sample)
+    cfg = ready.config
+    batch = collate([sample], cfg.head.num_classes, cfg.data.size_divisor)
+    with torch.no_grad():
+        outputs = ready.network.head_outputs(batch.images.to(ready.device), batch.image_sizes)
+    (weights,) = DualWeightAssigner(STRIDES, cfg.loss.soft_prior, cfg.loss.backend)(*outputs, batch.targets)
+    return Explanation(
+        image=sample.image.permute(1, 2, 0).numpy(),
+        weights=DualWeights(*(values.cpu() for values in weights)),
+        boxes=sample.target["boxes"][objects],
+        labels=sample.target["labels"][objects],
+        level_sizes=[tuple(level.shape[2:]) for level in outputs[0]],
+        names=ready.class_names,
+    )
+
+
+def objects_of(sample: Sample) -> Tensor:
+    """Return which boxes are objects and not crowds, (G,) bool. Raises UserError if the image could not be read."""
+    if sample.image is None:
+        raise UserError(f"the image cannot be used: {sample.broken[0]}")
+    crowd = sample.target.get("iscrowd", torch.zeros_like(sample.target["labels"]))
+    return ~crowd.bool()

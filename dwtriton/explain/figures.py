@@ -1,4 +1,4 @@
-"""Pictures of a label assignment: where in an image its objects count as positive, and where as negative."""
+"""Figures of a label assignment: where in an image its objects count as positives, and where as negatives."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -15,24 +15,24 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from dwtriton.core.errors import UserError
-from dwtriton.explain.maps import Explanation
+from dwtriton.explain.explanation import Explanation
 
-SHOWN = 8  # objects in the picture of all
-PANEL = 1.15  # inches; six of them fill the width of a page
-PIXELS = 480  # of a panel's side at most: more of them are not seen
-LETTERS = 7  # points
+MAX_OBJECTS = 8  # in the figure of all objects
+PANEL_INCHES = 1.15  # six panels fill the width of a page
+MAX_PANEL_PIXELS = 480  # of a side; the eye sees no more
+FONT_SIZE = 7  # points
 LETTERS_PER_INCH = 16
-LIGHT = 0.55  # how much of the image under a map is made white, so that colours stand out
-GREY = 0.8  # what a colour bar shows the colours on, as an image of medium brightness would
+IMAGE_WHITENING = 0.55  # of the image under a map, so that colours stand out
+COLOUR_BAR_GREY = 0.8  # under the colours of a bar, like an image of medium brightness
 
 
 class Quantity(NamedTuple):
-    """How a quantity is shown."""
+    """Name, symbol and colours of a quantity."""
 
     name: str
     symbol: str  # on the colour bar
     colours: str  # colour map, light to dark
-    to_one: bool  # whether the scale ends at 1, or at the largest value shown
+    to_one: bool  # the scale ends at 1, otherwise at the largest value shown
 
 
 QUANTITIES = {
@@ -45,7 +45,7 @@ QUANTITIES = {
 
 
 class Column(NamedTuple):
-    """One object of one explanation, on one level or on all of them."""
+    """One object of one explanation, on one level or on all (None)."""
 
     title: str
     explained: Explanation
@@ -54,15 +54,23 @@ class Column(NamedTuple):
 
 
 class View(NamedTuple):
-    """The part of the image that a panel shows, every so many pixels."""
+    """The part of the image in a panel, every so many pixels."""
 
     rows: slice
     columns: slice
     extent: tuple[int, int, int, int]  # left, right, bottom, top in pixels
 
 
+def draw(explanation: Explanation, box: int | None = None) -> Figure:
+    """Draw the weights of one box of an image level by level, or those of all its boxes side by side.
+
+    Raises UserError for a box that is not there, and for an image without boxes.
+    """
+    return draw_objects(explanation) if box is None else draw_object(explanation, box)
+
+
 def draw_object(explained: Explanation, box: int) -> Figure:
-    """One object on all levels combined and on each: the image with the points inside, score, IoU, prior, weights.
+    """Draw one object on all levels combined and on each: image with points inside, score, IoU, prior and weights.
 
     Raises UserError for a box that is not there.
     """
@@ -75,9 +83,9 @@ def draw_object(explained: Explanation, box: int) -> Figure:
 
 
 def draw_strip(steps: Sequence[tuple[str, Explanation]], box: int) -> Figure:
-    """One object at several checkpoints, all levels combined: score, IoU and its weights.
+    """Draw one object at several checkpoints, all levels combined: score, IoU and weights.
 
-    `steps` are one or more (title, explanation) of the same image. Each row has one scale, so that its colours can be
+    `steps` are one or more (title, explanation) of the same image. Each row has one scale, so that colours can be
     compared. Raises UserError for a box that is not there.
     """
     for _, explained in steps:
@@ -87,23 +95,23 @@ def draw_strip(steps: Sequence[tuple[str, Explanation]], box: int) -> Figure:
 
 
 def draw_objects(explained: Explanation) -> Figure:
-    """All objects side by side, the largest first, all levels combined: the image and the weights around each.
+    """Draw the largest objects side by side, all levels combined: the image and the weights around each.
 
     Every panel has its own scale. Raises UserError for an image without objects.
     """
     areas = (explained.boxes[:, 2:] - explained.boxes[:, :2]).prod(1)
-    shown = areas.argsort(descending=True, stable=True).tolist()[:SHOWN]
+    shown = areas.argsort(descending=True, stable=True).tolist()[:MAX_OBJECTS]
     if not shown:
         raise UserError("this image has no objects")
     columns = [Column(explained.title(box), explained, box) for box in shown]
     count = len(explained.boxes)
     title = f"{count} objects" if count > 1 else "1 object"
-    title += f", the {SHOWN} largest shown" if count > SHOWN else ""
+    title += f", the {MAX_OBJECTS} largest shown" if count > MAX_OBJECTS else ""
     return _draw(columns, ("image", "pos", "neg"), title, shared_scale=False)
 
 
 def describe_strongest(explained: Explanation, box: int) -> str:
-    """The point with the largest positive weight and what made it, in words."""
+    """Describe the point with the largest positive weight and the parts of that weight."""
     point = explained.strongest_point(box)
     if point is None:
         return "no point of the pyramid lies inside the box"
@@ -120,9 +128,9 @@ def check_box(count: int, box: int) -> None:
 
 
 def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_scale: bool) -> Figure:
-    """A panel for every row and column; colours mean the same along a row, unless the scale is not shared."""
-    with matplotlib.rc_context({"font.size": LETTERS, "axes.linewidth": 0.5, "mathtext.fontset": "dejavusans"}):
-        width, height = 0.9 + PANEL * len(columns), 0.5 + (PANEL + 0.2) * len(rows)
+    """Draw a panel for every row and column; with a shared scale colours mean the same along a row."""
+    with matplotlib.rc_context({"font.size": FONT_SIZE, "axes.linewidth": 0.5, "mathtext.fontset": "dejavusans"}):
+        width, height = 0.9 + PANEL_INCHES * len(columns), 0.5 + (PANEL_INCHES + 0.2) * len(rows)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
@@ -132,20 +140,22 @@ def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_sca
             else:
                 _draw_maps(figure, axes_of_row, columns, row, shared_scale)
         for axes, column in zip(grid[0], columns):
-            axes.set_title(_wrapped(column.title, PANEL), fontsize=LETTERS, parse_math=False)
-        figure.suptitle(_wrapped(title, width), fontsize=LETTERS + 1, parse_math=False)
+            axes.set_title(_wrapped(column.title, PANEL_INCHES), fontsize=FONT_SIZE, parse_math=False)
+        figure.suptitle(_wrapped(title, width), fontsize=FONT_SIZE + 1, parse_math=False)
         return figure
 
 
 def _draw_images(axes_of_row: Sequence[Axes], columns: Sequence[Column]) -> None:
-    """The image around each object; in the columns of one level with the points that lie inside its box."""
+    """Draw the image around each object, in columns of one level with the points inside its box."""
     for axes, column in zip(axes_of_row, columns):
         explained, box, level = column.explained, column.box, column.level
         _show_image(axes, column)
         points = explained.points_inside(box, level)
         if level is not None:
             left, _, right, _ = explained.window(box)
-            apart = explained.strides[level] / (right - left) * PANEL * 72  # in typographic points, as marker sizes are
+            apart = (
+                explained.strides[level] / (right - left) * PANEL_INCHES * 72
+            )  # in typographic points, as marker sizes are
             size = min(2.4, apart / 2)
             axes.plot(*points.T, "o", color="white", markeredgecolor="black", markersize=size, markeredgewidth=size / 8)
         axes.set_xlabel(f"{len(points)} points inside" if len(points) != 1 else "1 point inside")
@@ -156,14 +166,14 @@ def _draw_images(axes_of_row: Sequence[Axes], columns: Sequence[Column]) -> None
 def _draw_maps(
     figure: Figure, axes_of_row: Sequence[Axes], columns: Sequence[Column], row: str, shared_scale: bool
 ) -> None:
-    """A quantity over the image, and the colour bar of the row."""
+    """Draw a quantity over the image, and the colour bar of the row."""
     quantity = QUANTITIES[row]
     views = [_view(column) for column in columns]
     maps = [c.explained.map(row, c.box, c.level)[view.rows, view.columns] for c, view in zip(columns, views)]
     largest = [float(pixels.max()) for pixels in maps]
     for axes, column, view, pixels, value in zip(axes_of_row, columns, views, maps, largest):
         top = 1.0 if quantity.to_one else max(largest) if shared_scale else value
-        _show_image(axes, column, as_paper=True)
+        _show_image(axes, column, as_background=True)
         axes.imshow(_tint(pixels / max(top, 1e-12), quantity.colours), extent=view.extent, interpolation="nearest")
         text = f"max {_short(value)}"
         if row == "pos":
@@ -172,27 +182,27 @@ def _draw_maps(
         _mark(axes, column)
     axes_of_row[0].set_ylabel(quantity.name)
     tints = _tint(np.linspace(0, 1, 256), quantity.colours)
-    colours = ListedColormap(tints[:, :3] * tints[:, 3:] + GREY * (1 - tints[:, 3:]))
+    colours = ListedColormap(tints[:, :3] * tints[:, 3:] + COLOUR_BAR_GREY * (1 - tints[:, 3:]))
     bar = figure.colorbar(ScalarMappable(cmap=colours), ax=list(axes_of_row), shrink=0.8, pad=0.01, aspect=12)
     bar.set_ticks([0, 1], labels=["0", _short(top) if quantity.to_one or shared_scale else "max"])
     bar.set_label(quantity.symbol, labelpad=0)
     bar.ax.tick_params(length=2, width=0.5)
 
 
-def _show_image(axes: Axes, column: Column, as_paper: bool = False) -> None:
-    """The image around an object, as it is or grey and light."""
+def _show_image(axes: Axes, column: Column, as_background: bool = False) -> None:
+    """Draw the image around an object, unchanged or as a light grey background."""
     rows, columns, extent = _view(column)
     part = Image.fromarray(column.explained.image[rows.start : rows.stop, columns.start : columns.stop])
     pixels = np.asarray(part.reduce(rows.step)) / 255
-    if as_paper:
-        pixels = LIGHT + (1 - LIGHT) * pixels.mean(2, keepdims=True).repeat(3, 2)
+    if as_background:
+        pixels = IMAGE_WHITENING + (1 - IMAGE_WHITENING) * pixels.mean(2, keepdims=True).repeat(3, 2)
     axes.imshow(pixels, extent=extent, interpolation="hanning")
     left, top, right, bottom = column.explained.window(column.box)
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
 
 
 def _mark(axes: Axes, column: Column) -> None:
-    """The box, and its strongest point in the panels that have it."""
+    """Draw the box, and its strongest point in the panels of that level."""
     x1, y1, x2, y2 = column.explained.boxes[column.box].tolist()
     point = column.explained.strongest_point(column.box)
     for colour, width in (("white", 1.8), ("black", 0.8)):
@@ -202,9 +212,8 @@ def _mark(axes: Axes, column: Column) -> None:
 
 
 def _view(column: Column) -> View:
-    """What is seen of the image."""
     left, top, right, bottom = column.explained.window(column.box)
-    step = -(-(right - left) // PIXELS)
+    step = -(-(right - left) // MAX_PANEL_PIXELS)
     height, width = column.explained.image.shape[:2]
     rows, columns = slice(max(top, 0), min(bottom, height), step), slice(max(left, 0), min(right, width), step)
     sizes = [-(-(part.stop - part.start) // step) * step for part in (rows, columns)]
@@ -212,7 +221,7 @@ def _view(column: Column) -> View:
 
 
 def _tint(values: np.ndarray, colours: str) -> np.ndarray:
-    """RGBA, [..., 4], of values 0..1, [...]: the larger, the darker and the less transparent."""
+    """Map values in 0..1, [...], to RGBA, [..., 4]: larger values are darker and less transparent."""
     values = values.clip(0, 1)
     tints = matplotlib.colormaps[colours](0.15 + 0.85 * values)
     tints[..., 3] = np.sqrt(values)
@@ -220,12 +229,12 @@ def _tint(values: np.ndarray, colours: str) -> np.ndarray:
 
 
 def _short(value: float) -> str:
-    """A value in few letters."""
+    """Format a value in few letters."""
     if 0 < value < 0.001:
         return "<0.001"
     return f"{value:.3f}" if 0 < value < 0.01 else f"{value:.2f}" if value != int(value) else f"{value:.0f}"
 
 
 def _wrapped(text: str, inches: float) -> str:
-    """A text in lines that are no longer than this."""
+    """Break a text into lines of at most so many inches."""
     return "\n".join(line for part in text.splitlines() for line in wrap(part, int(inches * LETTERS_PER_INCH)))

@@ -1,0 +1,117 @@
+"""Images of any kind as pixels, as samples in network size, and in batches of one padded size."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dwtriton.config.schema import Config
+from dwtriton.core.errors import UserError
+from dwtriton.data.buckets import Size, padded_size
+from dwtriton.data.coco import Sample
+from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.transforms import resize
+
+ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
+MAX_WAITING_BATCHES = 4  # samples that wait for others of their size, in batches
+
+
+def image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
+    """Return the images as a list: of one image, or of the entries of a sequence or of a four-dimensional batch."""
+    if isinstance(images, ImageInput) and getattr(images, "ndim", 0) < 4:
+        return [images]
+    if not isinstance(images, Iterable):
+        raise UserError(f"images are a {type(images).__name__}, not an image or a list of images")
+    return list(images)
+
+
+def read_pixels(image: ImageInput, name: str) -> Tensor:
+    """Return an image as RGB, uint8 [3, h, w], on the CPU.
+
+    Files are turned upright as their EXIF orientation says; the pixels of everything else are taken as they lie, so
+    that boxes fit them. Grey becomes RGB, transparency is dropped, 16 bits become 8.
+    Raises UserError, which begins with `name`, for a file that cannot be read, values that are not uint8 and other
+    shapes.
+    """
+    try:
+        if isinstance(image, str | os.PathLike):
+            return read_image(Path(image))
+        if isinstance(image, Image.Image):
+            return _channels_first(_pil_array(image))
+        if isinstance(image, np.ndarray):
+            return _channels_first(image)
+        if isinstance(image, Tensor):
+            return _rgb(image)
+    except (BrokenImageError, UserError) as error:
+        raise UserError(f"{name}: {error}") from None
+    raise UserError(
+        f"{name} is a {type(image).__name__}, not a path, a PIL image, a uint8 array [h, w, 3] or a uint8 tensor "
+        f"[3, h, w]"
+    )
+
+
+def _pil_array(image: Image.Image) -> np.ndarray:
+    if image.mode in ("I", "F"):
+        raise UserError(f"a PIL image of mode {image.mode} has no known range; convert it to mode L or RGB")
+    try:
+        if image.mode.startswith("I;16"):
+            return (np.asarray(image) >> 8).astype(np.uint8)
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow decodes here, and raises many types for damaged files
+        raise UserError(f"the PIL image cannot be decoded ({error})") from None
+
+
+def _channels_first(array: np.ndarray) -> Tensor:
+    """Convert [h, w, channels] or [h, w]."""
+    if array.dtype != np.uint8:
+        remedy = "(255 * image).round().astype(np.uint8) converts values in 0..1"
+        raise UserError(f"an array of {array.dtype}; images are uint8 in 0..255: {remedy}")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in CHANNELS:
+        raise UserError(f"an array of shape {array.shape}; arrays are [h, w, 3], tensors [3, h, w]")
+    return _rgb(torch.from_numpy(np.array(array)).permute(2, 0, 1))  # a copy: strides may be negative, memory read-only
+
+
+def _rgb(pixels: Tensor) -> Tensor:
+    """Convert [channels, h, w] or [h, w]."""
+    if pixels.dtype != torch.uint8:
+        remedy = "(255 * image).round().to(torch.uint8) converts values in 0..1"
+        raise UserError(f"a tensor of {pixels.dtype}; images are uint8 in 0..255: {remedy}")
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.ndim != 3 or pixels.shape[0] not in CHANNELS:
+        raise UserError(f"a tensor of shape {tuple(pixels.shape)}; tensors are [3, h, w], arrays [h, w, 3]")
+    if not pixels.numel():
+        raise UserError(f"an image of {pixels.shape[1]} x {pixels.shape[2]} pixels has nothing in it")
+    return pixels[:3].expand(3, -1, -1).cpu()
+
+
+def unlabelled_sample(pixels: Tensor, cfg: Config, image_id: int, path: str) -> Sample:
+    """Return an image, uint8 [3, h, w], resized for inference and without ground truth."""
+    resized, boxes, scale_factor = resize(pixels, torch.zeros(0, 4), cfg.inference.short_side, cfg.inference.long_side)
+    target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64)}
+    return Sample(resized, target, image_id, path, scale_factor)
+
+
+def batches_of_one_size(samples: Iterable[Sample], batch_size: int, divisor: int) -> Iterator[list[Sample]]:
+    """Yield batches of up to `batch_size` samples that pad to the same size: no image depends on its neighbours.
+
+    Samples of one size keep their order. When too many samples wait, the largest batch is yielded before it is full.
+    """
+    waiting: dict[Size, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        size = padded_size([tuple(sample.image.shape[1:])], divisor)
+        waiting[size].append(sample)
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) == MAX_WAITING_BATCHES * batch_size:
+            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+    yield from waiting.values()

@@ -1,0 +1,133 @@
+"""Detecting in images and videos one after another: what is found is written and drawn."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+from torchvision.io import write_jpeg
+
+from dwtriton.console.cli import print_line
+from dwtriton.console.drawing import draw_boxes
+from dwtriton.console.progress import progress
+from dwtriton.core.files import write_atomically
+from dwtriton.data.coco import Sample
+from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.inference.detect import coco_results
+from dwtriton.inference.inputs import unlabelled_sample
+from dwtriton.inference.ready import ReadyDetector
+from dwtriton.predict.inputs import image_loader
+from dwtriton.predict.video import Video, write_video
+from dwtriton.predict.writer import DetectionsWriter
+
+JPEG_QUALITY = 92
+MAX_JPEG_SIDE = 65500  # pixels
+
+
+class Predictor:
+    """Detects in inputs, hands what it finds to a writer and draws it into the files of `draw_to`, by input.
+
+    `skipped` lists inputs in which nothing could be read, `incomplete` videos that could not be read to their end,
+    each as "PATH: reason".
+    """
+
+    def __init__(
+        self,
+        ready: ReadyDetector,
+        writer: DetectionsWriter,
+        draw_to: Mapping[Path, Path],
+        batch_size: int,
+        console: Console,
+    ) -> None:
+        self.ready, self.writer, self.draw_to = ready, writer, draw_to
+        self.batch_size, self.console = batch_size, console
+        self.skipped: list[str] = []
+        self.incomplete: list[str] = []
+
+    def predict_images(self, paths: Sequence[Path]) -> None:
+        """Detect in image files."""
+        if not paths:
+            return
+        with progress(self.console, "images", len(paths)) as advance:
+            for sample, found in self.ready.detect(self._readable(paths, advance), self.batch_size):
+                size, path = _original_size(sample), Path(sample.path)
+                self._add(sample, size, found)
+                if path in self.draw_to and max(size) > MAX_JPEG_SIDE:
+                    print_line(
+                        self.console, f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}", "yellow"
+                    )
+                elif path in self.draw_to:
+                    picture = self._draw(read_image(path), found)
+                    write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), JPEG_QUALITY))
+                    self.writer.set_drawn(sample.path, self.draw_to[path].name)
+                advance()
+
+    def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Sample]:
+        for sample in image_loader(paths, self.ready.config):
+            if sample.image is not None:
+                yield sample
+            else:
+                self.skipped += sample.broken
+                advance()
+
+    def predict_video(self, path: Path) -> None:
+        """Detect in every frame of a video. Frames before a damaged part count and are drawn."""
+        try:
+            video = Video(path)
+        except BrokenImageError as error:
+            self.skipped.append(str(error))
+            return
+        with video, progress(self.console, path.name, video.length) as advance:
+            frames = self._frames(video, advance)
+            first = next(frames, None)
+            if first is not None and path in self.draw_to:
+                shown = chain([first], frames)
+                write_atomically(self.draw_to[path], lambda file: write_video(file, shown, video.rate))
+                self.writer.set_drawn(str(path), self.draw_to[path].name)
+            deque(frames, maxlen=0)  # the rest, where nothing is drawn
+
+    def _frames(self, video: Video, advance: Callable[[], None]) -> Iterator[Tensor]:
+        """Detect in the frames of a video, batch by batch, and yield each as it is to be shown."""
+        first_id = self.writer.last_id + 1
+        in_progress: deque[Tensor] = deque()
+
+        def samples() -> Iterator[Sample]:
+            try:
+                for image_id, frame in enumerate(video.frames(), first_id):
+                    in_progress.append(frame)
+                    yield unlabelled_sample(frame, self.ready.config, image_id, str(video.path))
+            except BrokenImageError as error:
+                (self.incomplete if video.read else self.skipped).append(str(error))
+
+        for sample, found in self.ready.detect(samples(), self.batch_size):
+            frame = in_progress.popleft()
+            self._add(sample, tuple(frame.shape[1:]), found, frame_id=sample.image_id - first_id)
+            advance()
+            yield self._draw(frame, found) if video.path in self.draw_to else frame
+
+    def _add(self, sample: Sample, size: tuple[int, int], found: dict[str, Tensor], **more: int) -> None:
+        """Hand an image of the given (h, w) and its detections to the writer."""
+        image = {"id": sample.image_id, "file_name": sample.path, "height": size[0], "width": size[1], **more}
+        results = coco_results(found, sample.image_id, self.ready.category_ids)
+        area = [width * height for _, _, width, height in (result["bbox"] for result in results)]
+        self.writer.add(image, [{**result, "area": a, "iscrowd": 0} for result, a in zip(results, area)])
+
+    def _draw(self, image: Tensor, found: dict[str, Tensor]) -> Tensor:
+        labels, scores = found["labels"].tolist(), found["scores"].tolist()
+        texts = [f"{self.ready.class_names[label]} {score:.2f}" for label, score in zip(labels, scores)]
+        return draw_boxes(image, found["boxes"], labels, texts)
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of images, frames and detections, and the inputs with problems."""
+        writer = self.writer
+        numbers = {"images": writer.images, "frames": writer.frames, "detections": writer.detections}
+        return {**numbers, "skipped": self.skipped, "incomplete": self.incomplete}
+
+
+def _original_size(sample: Sample) -> tuple[int, int]:
+    """(h, w) of the image before it was resized."""
+    sx, sy = sample.scale_factor
+    return round(sample.image.shape[1] / sy), round(sample.image.shape[2] / sx)

@@ -1,0 +1,89 @@
+"""Detections of many images and frames as one COCO file, without keeping them in memory."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from dwtriton.core.files import write_atomically
+
+
+@dataclass
+class _Run:
+    """Records of consecutive image ids, one after another in the temporary file."""
+
+    first_id: int
+    offset: int  # bytes
+    count: int = 1
+
+
+class DetectionsWriter:
+    """Collects images and their annotations in a temporary file; `write` makes a COCO file of them.
+
+    Memory holds one entry for each run of consecutive image ids: one for a video, however long it is.
+    `images`, `frames` and `detections` count what was added; `last_id` is the largest image id.
+    Use it in `with`: at the end the temporary file is gone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the temporary file in `folder`, where the COCO file will need as much space."""
+        self._records = tempfile.TemporaryFile(dir=folder)
+        self._runs: list[_Run] = []
+        self._drawn: dict[str, str] = {}
+        self.images = self.frames = self.detections = self.last_id = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._records.close()
+
+    def add(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
+        """Add one image, a frame if it has a `frame_id`, and its annotations; image ids may come in any order."""
+        offset = self._records.tell()
+        self._records.write(json.dumps([image, annotations]).encode() + b"\n")
+        if self._runs and self._runs[-1].first_id + self._runs[-1].count == image["id"]:
+            self._runs[-1].count += 1
+        else:
+            self._runs.append(_Run(image["id"], offset))
+        self.last_id = max(self.last_id, image["id"])
+        self.frames += "frame_id" in image
+        self.images += "frame_id" not in image
+        self.detections += len(annotations)
+
+    def set_drawn(self, file_name: str, picture: str) -> None:
+        """Note the picture or video that was drawn of the images with this `file_name`."""
+        self._drawn[file_name] = picture
+
+    def write(self, path: Path, info: dict[str, Any], categories: list[dict[str, Any]]) -> None:
+        """Write the COCO file, whole or not at all: images by id, annotations numbered in the same order."""
+
+        def write_coco(file: Path) -> None:
+            images = (image | self._drawn_as(image) for image, _ in self._read())
+            annotations = (annotation for _, annotations in self._read() for annotation in annotations)
+            with file.open("w", encoding="utf-8") as out:
+                out.write(f'{{"info": {json.dumps(info)}, "images": [')
+                _write_items(out, images)
+                out.write('], "annotations": [')
+                _write_items(out, ({"id": number, **annotation} for number, annotation in enumerate(annotations, 1)))
+                out.write(f'], "categories": {json.dumps(categories)}}}')
+
+        write_atomically(path, write_coco)
+
+    def _drawn_as(self, image: dict[str, Any]) -> dict[str, str]:
+        picture = self._drawn.get(image["file_name"])
+        return {"drawn": picture} if picture else {}
+
+    def _read(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Yield images and their annotations by image id."""
+        for run in sorted(self._runs, key=lambda run: run.first_id):
+            self._records.seek(run.offset)
+            for _ in range(run.count):
+                yield json.loads(self._records.readline())
+
+
+def _write_items(out: TextIO, items: Iterable[dict[str, Any]]) -> None:
+    for number, item in enumerate(items):
+        out.write((", " if number else "") + json.dumps(item))
