@@ -40,7 +40,8 @@ def completion_script(shell: str) -> str:
     }
     parser = dwtriton_parser(with_options=True)
     for action in _arguments(parser):
-        action.complete = files.get(action.metavar)
+        if action.metavar in files:
+            action.complete = files[action.metavar]
         action.choices = words.get(action.metavar, action.choices)
     return shtab.complete(parser, shell)
 

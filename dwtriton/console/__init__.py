@@ -1,1 +1,1 @@
-"""What the commands share: arguments, progress, drawn boxes."""
+"""Parts that all commands share: command-line parsers and output, the progress display, drawing of boxes."""

@@ -40,7 +40,7 @@ def draw_boxes(
     picture = to_pil_image(image)
     draw = ImageDraw.Draw(picture)
     line = max(3, min(height, width) // 200)
-    font = ImageFont.truetype(FONT, max(9, min(height, width) // 40))
+    font = ImageFont.truetype(FONT, max(11, min(height, width) // 40))
     box_colours = [colours[label % len(colours)] for label in labels]
     for box, colour in reversed(list(zip(corners, box_colours))):
         draw.rectangle(box, outline=colour, width=line)

@@ -63,21 +63,20 @@ class ProgressDisplay:
 
     def advance(self, steps: int = 1, *, what: str | None = None, figures: str = "") -> None:
         """Count finished steps. `what` renames the work; `figures` stand below the bar, in a line for the pace."""
-        task = self.task
-        self.bars.update(task.id, advance=steps, description=what)
+        task, done = self.task, self.task.completed + steps
         seconds = max(1e-9, task.elapsed - self.seconds_in_stages)
-        pace = (task.completed - self.resumed_at) / seconds
+        pace = (done - self.resumed_at) / seconds
         eta = ""
         if task.total is not None and pace:
-            left = min(task.remaining / pace, self.time_limit - seconds)
+            left = min((task.total - done) / pace, self.time_limit - seconds)
             eta = f"ETA {clock_time(max(0, left))}"
         self.bars.figures = figures
-        self.bars.update(task.id, eta=eta)
+        self.bars.update(task.id, completed=done, description=what, eta=eta)
         if not self.console.is_terminal and self._line_is_due():
             self.last_line = self.clock()
-            count = f"{task.completed}" if task.total is None else f"{task.completed}/{task.total}"
-            columns = task.description, count, figures or f"{pace:.1f}/s", eta
-            print_line(self.console, "  ".join(filter(None, columns)))
+            count = f"{done}" if task.total is None else f"{done}/{task.total}"
+            parts = task.description, count, figures or f"{pace:.1f}/s", eta
+            print_line(self.console, "  ".join(filter(None, parts)))
 
     def _line_is_due(self) -> bool:
         if self.steps_between_lines:
