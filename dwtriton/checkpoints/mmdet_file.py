@@ -1,4 +1,4 @@
-"""MMDetection's checkpoint files: what is in one, tensor by tensor; nothing in it is executed."""
+"""MMDetection's checkpoint files: every tensor is converted or named as left out; nothing in a file is executed."""
 
 import re
 from collections.abc import Mapping
@@ -15,19 +15,18 @@ from dwtriton.model.detector import build_detector
 from dwtriton.model.state_dict import read_torch_file
 
 CLASS_WEIGHT = "bbox_head.conv_cls.weight"
-CENTER_PRIOR = "bbox_head.center_prior."
-AVERAGE_ROUNDING = 1e-3  # of a constant near 1 in float32: at most a rounding over a momentum of 1e-4
-STATISTICS = re.compile(r"\.(running_mean|running_var|num_batches_tracked)$")  # a moving average may leave these out
+EMA_BUFFER = "ema_"  # prefix of the buffers of mmcv's EMAHook: ema_backbone_conv1_weight
 NOT_NEEDED = {
-    "meta": "the records of the run, but for class names, epoch and iteration",
-    "optimizer": "its state belongs to MMDetection's training; the weights can start a run, not resume one",
-    "param_schedulers": "the state of MMDetection's schedule",
-    "message_hub": "the logs of the run",
+    "meta": "records of the run, except class names, epoch and iteration",
+    "optimizer": "state of MMDetection's training; the weights can start a run, not resume one",
+    "ema_state_dict": "weights without EMA; the state_dict is their EMA, with which MMDetection tests",
+    "param_schedulers": "state of MMDetection's schedule",
+    "message_hub": "logs of the run",
 }
 
 
 class Skipped:
-    """Stands in for an object that is not needed while a file is read: takes every value and keeps none."""
+    """Placeholder for an object that is not needed: takes every value while a file is read and keeps none."""
 
     def __init__(self, *values: object) -> None: ...
 
@@ -48,16 +47,15 @@ SKIPPED = (
 
 
 class MmdetFile(NamedTuple):
-    """A checkpoint of MMDetection, under its own names."""
+    """Content of an MMDetection checkpoint, under MMDetection's names."""
 
-    weights: dict[str, Tensor]  # what MMDetection tests with: the moving average, if training kept one
-    trained: dict[str, Tensor] | None  # then these are the weights that the optimiser moved
+    weights: dict[str, Tensor]
     meta: dict[str, Any]
-    left_out: dict[str, str]  # what else the file holds, and why it is not converted
+    left_out: dict[str, str]  # the other parts of the file, and why they are not converted
 
     @property
     def class_names(self) -> list[str] | None:
-        """Of label 0, 1, ..., if the file has them: `CLASSES` in 2.x, within `dataset_meta` in 3.x."""
+        """Names of label 0, 1, ..., if the file has them: `CLASSES` in 2.x, within `dataset_meta` in 3.x."""
         dataset = self.meta.get("dataset_meta")
         dataset = dataset if isinstance(dataset, dict) else {}
         names = self.meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
@@ -65,20 +63,25 @@ class MmdetFile(NamedTuple):
 
     @property
     def num_classes(self) -> int | None:
-        """Channels of the class convolution; None in a file that has none."""
+        """Output channels of the class convolution; None in a file without one."""
         return len(self.weights[CLASS_WEIGHT]) if CLASS_WEIGHT in self.weights else None
 
     @property
     def iteration(self) -> int:
-        """Iterations trained, 0 if the file does not say."""
+        """Iterations trained; 0 if the file does not say."""
         iteration = self.meta.get("iter")
         return iteration if isinstance(iteration, int) else 0
 
+    def fitting_configs(self) -> str:
+        """Return the shipped configs that have just these tensors, as options: "--cfg r50_1x or --cfg NAME"."""
+        misfits = config_misfits(self.weights, self.num_classes)
+        return " or ".join(f"--cfg {name}" for name, count in misfits.items() if not count) or "no shipped config"
+
 
 def read_checkpoint_file(path: Path) -> dict:
-    """The dict in a checkpoint of whatever origin, on the CPU, with `Skipped` where it holds other than plain values.
+    """Read the dict in a checkpoint of any origin to the CPU; objects in `SKIPPED` become `Skipped`.
 
-    Raises UserError if the file is missing, damaged, holds something else than a dict, or an object of another kind.
+    Raises UserError if the file is missing or damaged, does not hold a dict, or holds any other object.
     """
     try:
         with torch.serialization.safe_globals([(Skipped, name) for name in SKIPPED]):
@@ -97,52 +100,40 @@ def read_checkpoint_file(path: Path) -> dict:
 
 
 def is_mmdet(content: Mapping) -> bool:
-    """Whether this is the content of a detector's checkpoint by MMDetection, or the bare state dict of one."""
+    """Return whether this is the content of an MMDetection detector's checkpoint, or its bare state dict."""
     state = content.get("state_dict", content)
     return isinstance(state, Mapping) and any("bbox_head." in str(name) for name in state)
 
 
 def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
-    """Tell apart what an MMDetection checkpoint holds; `source` names it in errors.
+    """Sort the parts of an MMDetection checkpoint; `source` names it in errors.
 
-    Understood are bare state dicts, the files of mmcv (2.x) and mmengine (3.x), the prefix `module.` of a parallel
-    wrapper, and both kinds of moving average. Raises UserError that lists all tensors which belong to none of these.
+    Accepts bare state dicts, files of mmcv (2.x) and mmengine (3.x), and the prefix `module.` of parallel wrappers.
+    Raises UserError for the buffers of mmcv's EMA and for tensors in unknown parts, listing all of these.
     """
     parts = dict(content) if "state_dict" in content else {"state_dict": content}
     weights = _tensors(parts.pop("state_dict"), f"state_dict of {source}")
     if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    meta = parts.get("meta") if isinstance(parts.get("meta"), dict) else {}
-    left_out = {}
-    if not parts.get("ema_state_dict", True):
-        left_out["ema_state_dict"] = "empty"
-        del parts["ema_state_dict"]
-    if "ema_state_dict" in parts:
-        trained = _tensors(parts.pop("ema_state_dict"), f"ema_state_dict of {source}")
-        if trained.pop("steps", None) is not None:
-            left_out["ema_state_dict.steps"] = "1 tensor: updates of the moving average"
-        trained = {name.removeprefix("module."): tensor for name, tensor in trained.items()}
-    else:
-        weights, trained = _split_buffers(weights)
-
-    unknown = []
-    for name, part in parts.items():
-        count = _count(part)
-        if count and name not in NOT_NEEDED:
-            unknown.append(f"{name}: {count} tensors")
-        left_out[str(name)] = f"{count} tensors: " * bool(count) + NOT_NEEDED.get(name, "not part of the model")
-    if trained:
-        missing = (name for name in weights.keys() - trained.keys() if not STATISTICS.search(name))
-        unknown += [f"missing beside the moving average: {name}" for name in missing]
-        weights |= {name: trained[name] for name in weights if _is_averaged_constant(name, weights, trained)}
-        trained = weights | trained
-    if unknown:
-        raise UserError(f"{source} has parts that nothing is known of:\n  " + "\n  ".join(sorted(unknown)))
-    return MmdetFile(weights, trained or None, meta, left_out)
+    buffers = [name for name in weights if name.startswith(EMA_BUFFER)]
+    if buffers:
+        raise UserError(
+            f"{source} holds two sets of weights, from an EMA hook ({len(buffers)} tensors such as {buffers[0]}), and "
+            f"does not say which is the EMA: save the set to convert alone, under the model's own names"
+        )
+    counts = {str(name): _count(part) for name, part in parts.items()}
+    if unknown := [f"{name}: {count} tensors" for name, count in counts.items() if count and name not in NOT_NEEDED]:
+        raise UserError(f"{source} has unknown parts:\n  " + "\n  ".join(sorted(unknown)))
+    left_out = {
+        name: f"{count} tensors: " * bool(count) + NOT_NEEDED.get(name, "not part of the model")
+        for name, count in counts.items()
+    }
+    meta = parts.get("meta")
+    return MmdetFile(weights, meta if isinstance(meta, dict) else {}, left_out)
 
 
 def config_misfits(weights: Mapping[str, Tensor], num_classes: int | None) -> dict[str, int]:
-    """How many tensors do not fit each shipped config, with its number of classes changed if `num_classes` is given."""
+    """Count the tensors that do not fit, for each shipped config; `num_classes` replaces its number of classes."""
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     overrides = [] if num_classes is None else [f"head.num_classes={num_classes}"]
     misfits = {}
@@ -152,23 +143,6 @@ def config_misfits(weights: Mapping[str, Tensor], num_classes: int | None) -> di
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         misfits[config] = sum(shapes.get(name) != given.get(name) for name in shapes.keys() | given.keys())
     return misfits
-
-
-def _split_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights, and the second set that mmcv's moving average keeps in the model as buffers `ema_<name, dots as _>`.
-
-    Before a checkpoint is written the two change places, so the buffers hold the trained weights.
-    """
-    buffers = {f"ema_{name.replace('.', '_')}": name for name in state}
-    second = {buffers[name]: tensor for name, tensor in state.items() if name in buffers}
-    return {name: tensor for name, tensor in state.items() if name not in buffers}, second
-
-
-def _is_averaged_constant(name: str, weights: dict[str, Tensor], trained: dict[str, Tensor]) -> bool:
-    """Whether this is the centre prior's constant, but for the rounding of a moving average."""
-    if name not in trained or not name.startswith(CENTER_PRIOR) or weights[name].shape != trained[name].shape:
-        return False
-    return torch.allclose(weights[name], trained[name], rtol=0, atol=AVERAGE_ROUNDING)
 
 
 def _tensors(state: Any, source: str) -> dict[str, Tensor]:
@@ -181,7 +155,7 @@ def _tensors(state: Any, source: str) -> dict[str, Tensor]:
 
 
 def _count(part: Any) -> int:
-    """Tensors anywhere in a part of a checkpoint."""
+    """Count the tensors anywhere in a part of a checkpoint."""
     if isinstance(part, dict | list | tuple):
         return sum(map(_count, part.values() if isinstance(part, dict) else part))
     return int(isinstance(part, Tensor))

@@ -11,18 +11,18 @@ from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dwtriton.checkpoints.mmdet_file import MmdetFile, config_misfits, is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.checkpoints.mmdet_file import MmdetFile, is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.config.schema import Config, dump_config, load_config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_new_file, write_atomically
-from dwtriton.data.annotations import read_annotations
-from dwtriton.data.problems import DataProblems
+from dwtriton.core.text import listed
+from dwtriton.data.annotations import read_valid_records
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
-from dwtriton.weights.show import some, summarise
+from dwtriton.weights.show import LISTED, summarise
 
 EXAMPLES = {
     "show": """\
@@ -84,11 +84,9 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[
             f"{cfg.head.num_classes}: add --set head.num_classes={file.num_classes}"
         )
     names, ids = class_list(cfg, file.class_names, arguments.classes, console)
-    weights, trained = rename(file, cfg, str(arguments.file))
-    model, ema = (weights, None) if trained is None else (trained, weights)
-    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model, ema=ema))
-    what = "tensors" if trained is None else "tensors of the moving average, and as many of the trained weights"
-    print_line(console, f"converted: {len(weights)} {what}")
+    model = rename(file, cfg, str(arguments.file))
+    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model))
+    print_line(console, f"converted: {len(model)} tensors")
     print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
     for name, reason in file.left_out.items():
         print_line(console, f"left out: {name}, {reason}")
@@ -96,26 +94,18 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[
     return {"checkpoint": str(arguments.out)}
 
 
-def rename(file: MmdetFile, cfg: Config, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """(weights, trained) of an MMDetection file under our names.
+def rename(file: MmdetFile, cfg: Config, source: str) -> dict[str, Tensor]:
+    """Return copies of the weights of an MMDetection file under our names.
 
-    Raises UserError listing all tensors that do not fit `cfg`, and the configs that they do fit.
+    Raises UserError that lists all tensors that do not fit `cfg`, and the configs that they do fit.
     """
     with torch.device("meta"):
         own = build_detector(cfg).state_dict()
     try:
-        weights = _copies(from_mmdet(file.weights, own))
-        return weights, None if file.trained is None else _copies(from_mmdet(file.trained, own))
+        renamed = from_mmdet(file.weights, own)
     except UserError as error:
-        misfits = config_misfits(file.weights, file.num_classes)
-        fitting = [f"--cfg {name}" for name, count in misfits.items() if not count]
-        fits = " or ".join(fitting) or "no shipped config"
-        raise UserError(f"{source}, with names and shapes of {fits}: {error}") from None
-
-
-def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, each with memory of its own: a file holds all memory that its tensors are views of."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+        raise UserError(f"{source}, with names and shapes of {file.fitting_configs()}: {error}") from None
+    return {name: tensor.clone() for name, tensor in renamed.items()}  # torch.save writes the whole memory under a view
 
 
 def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
@@ -127,11 +117,8 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[st
         "dwtriton_config": dump_config(checkpoint.config),
     }
     state = {"meta": meta, "state_dict": to_mmdet(checkpoint.weights)}
-    if checkpoint.ema is not None:  # as mmengine writes it: the average as the model, the trained weights beside it
-        trained = {f"module.{name}": tensor for name, tensor in to_mmdet(checkpoint.model).items()}
-        state["ema_state_dict"] = {"steps": torch.tensor(checkpoint.iteration), **trained}
     write_atomically(arguments.out, lambda file: torch.save(state, file))
-    which = "trained weights" if checkpoint.ema is None else "moving average, and the trained weights beside it"
+    which = "model" if checkpoint.ema is None else "EMA, without those that it averages"
     print_line(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
@@ -151,7 +138,7 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
         f"backbone: {len(taken)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
     )
     if fresh:
-        print_line(console, f"fresh too, as the file has none: {some(fresh)}")
+        print_line(console, f"fresh too, as the file has none: {listed(fresh, LISTED)}")
     if left_out:
         print_line(console, f"left out: {', '.join(left_out)}, of the classifier")
     print_line(console, f"checkpoint: {arguments.out}")
@@ -167,7 +154,7 @@ def class_list(
     """
     coco = coco_categories()
     if annotations:
-        categories = read_annotations(annotations, DataProblems()).dataset["categories"]
+        categories = read_valid_records(annotations).categories.values()
         given = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
         if names not in (None, list(given.values())):
             raise UserError(f"the checkpoint's classes are {names}, those of {annotations} are {list(given.values())}")

@@ -11,22 +11,12 @@ from dwtriton import build_detector
 from dwtriton.checkpoints.mmdet_file import config_misfits, is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.core.errors import UserError
 
-MEAN, SIGMA = "bbox_head.center_prior.mean", "bbox_head.center_prior.sigma"
-
 
 @pytest.fixture
 def trained(small_config):
     """Weights under MMDetection's names."""
     torch.manual_seed(0)
     return build_detector(small_config()).mmdet_state_dict()
-
-
-@pytest.fixture
-def averaged(trained):
-    """Other weights; the constants of the centre prior are off by the rounding of an average."""
-    torch.manual_seed(1)
-    moved = {name: tensor + torch.randn(tensor.shape) for name, tensor in trained.items() if tensor.is_floating_point()}
-    return trained | moved | {name: trained[name] + 2e-6 for name in (MEAN, SIGMA)}
 
 
 @pytest.fixture
@@ -58,15 +48,6 @@ def foreign(monkeypatch):
     return {"log": HistoryBuffer(), "old score": OldScalar(), "score": np.float64(0.415)}
 
 
-def is_parameter(name):
-    return not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-
-
-def buffers(state):
-    """The second set of weights that mmcv's moving average keeps in the model."""
-    return {f"ema_{name.replace('.', '_')}": tensor for name, tensor in state.items()}
-
-
 def assert_same(state, expected):
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -92,7 +73,6 @@ def test_files_are_read_with_all_that_the_tools_write_beside_the_weights(tool, l
     assert is_mmdet(read)
     file = sort_mmdet(read, "m.pth")
     assert_same(file.weights, trained)
-    assert file.trained is None
     assert (file.class_names, file.num_classes, file.iteration) == (["a", "b", "c"], 3, 87960)
     assert file.left_out.keys() == content.keys() - {"state_dict"}
     assert file.left_out["optimizer"].startswith("1 tensors: ")
@@ -109,48 +89,31 @@ def test_bare_state_dicts_and_the_prefix_of_parallel_wrappers(trained):
     assert not is_mmdet({"model": trained})
 
 
-def test_both_kinds_of_moving_average(trained, averaged):
-    """The average is in the model's place, the trained weights beside it; constants are as trained."""
-    expected = averaged | {name: trained[name] for name in (MEAN, SIGMA)}
-    module = {f"module.{name}": tensor for name, tensor in trained.items()} | {"steps": torch.tensor(5)}
-    prefixed = {f"module.{name}": tensor for name, tensor in (averaged | buffers(trained)).items()}
-    for content in (
-        {"state_dict": averaged | buffers(trained)},
-        {"state_dict": averaged, "ema_state_dict": module},
-        prefixed,
-    ):
-        file = sort_mmdet(content, "m.pth")
-        assert_same(file.weights, expected)
-        assert_same(file.trained, trained)
-        assert ("ema_state_dict.steps" in file.left_out) == ("ema_state_dict" in content)
+def test_of_an_ema_only_weights_that_are_known_to_be_it_are_taken(trained):
+    """mmengine puts the EMA into the state dict; mmcv's hook keeps a second set in the model, perhaps exchanged."""
+    module = {f"module.{name}": tensor + 1 for name, tensor in trained.items()} | {"steps": torch.tensor(5)}
+    file = sort_mmdet({"state_dict": trained, "ema_state_dict": module}, "m.pth")
+    assert_same(file.weights, trained)
+    assert file.left_out["ema_state_dict"].startswith(f"{len(trained) + 1} tensors: weights without EMA")
+    buffers = {f"ema_{name.replace('.', '_')}": tensor for name, tensor in trained.items()}
+    prefixed = {f"module.{name}": tensor for name, tensor in (trained | buffers).items()}
+    for content in (trained | buffers, prefixed, {"state_dict": trained | buffers}):
+        with pytest.raises(
+            UserError, match=rf"m\.pth holds two sets .* \({len(trained)} tensors such as ema_backbone_"
+        ) as e:
+            sort_mmdet(content, "m.pth")
+        assert "\n" not in str(e.value)
 
 
-def test_a_moving_average_of_the_parameters_alone_shares_the_statistics(trained, averaged):
-    second = {name: tensor for name, tensor in trained.items() if is_parameter(name)}
-    file = sort_mmdet(averaged | buffers(second), "m.pth")
-    assert_same(file.trained, averaged | second)
-    assert "backbone.bn1.running_mean" not in second
-
-
-def test_parts_and_tensors_that_nothing_is_known_of_are_listed_in_one_error(trained, averaged):
-    second = {name: tensor for name, tensor in trained.items() if "bbox_head.scales" not in name}
-    content = {"state_dict": averaged | buffers(second), "critic": {"a": [torch.zeros(2)]}, "note": "no tensors"}
+def test_unknown_parts_and_values_that_are_no_tensors_are_listed_in_one_error(trained):
+    content = {"state_dict": trained, "critic": {"a": [torch.zeros(2)]}, "actor": torch.zeros(1), "note": "no tensors"}
     with pytest.raises(UserError) as error:
         sort_mmdet(content, "m.pth")
-    lines = str(error.value).split("\n  ")
-    missing = [f"missing beside the moving average: bbox_head.scales.{level}.scale" for level in range(5)]
-    assert lines == ["m.pth has parts that nothing is known of:", "critic: 1 tensors", *missing]
+    assert str(error.value).split("\n  ") == ["m.pth has unknown parts:", "actor: 1 tensors", "critic: 1 tensors"]
     with pytest.raises(UserError, match=r"state_dict of m\.pth .* has backbone\.x \(int\), bbox_head\.b \(str\)"):
         sort_mmdet({"state_dict": trained | {"backbone.x": 3, "bbox_head.b": "y"}}, "m.pth")
     with pytest.raises(UserError, match="not a dict"):
         sort_mmdet({"state_dict": [trained]}, "m.pth")
-
-
-def test_a_centre_prior_that_differs_by_more_than_rounding_is_left_to_be_refused(trained, averaged):
-    averaged = averaged | {SIGMA: trained[SIGMA] + 0.01}
-    file = sort_mmdet(averaged | buffers(trained), "m.pth")
-    assert torch.equal(file.weights[SIGMA], averaged[SIGMA])
-    assert torch.equal(file.weights[MEAN], trained[MEAN])
 
 
 class RunsACommand:
