@@ -34,15 +34,17 @@ from benchmarks.recording import RESULTS, reason, results_file, significant
 from dwtriton import DualWeightLoss, postprocess
 from dwtriton.config.schema import Config, load_config
 from dwtriton.console.cli import print_line, run
+from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.core.points import STRIDES, pyramid_points
-from dwtriton.data.batching import Batch, eval_loader, train_loader
+from dwtriton.data.batch import Batch
 from dwtriton.data.coco import CocoDataset
+from dwtriton.data.loaders import eval_loader, train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.evaluate.coco_metrics import evaluate
 from dwtriton.inference.detect import detect
 from dwtriton.model.pixels import PixelDetector
-from dwtriton.train.metrics import Display, Speed
+from dwtriton.train.metrics import Speed, losses_line
 from dwtriton.train.optimizer import build_optimizer, lr_factor, set_learning_rate
 from dwtriton.train.settle import settle_for_device
 
@@ -133,12 +135,13 @@ def main(arguments: list[str] | None = None) -> int:
         "rows": [],
     }
     make_folder(args.out.parent)
-    with Display(console, len(runs) * args.iterations, 0, cfg.train.log_every) as display:
+    total, log_every = len(runs) * args.iterations, cfg.train.log_every
+    with ProgressDisplay(console, "training", total, steps_between_lines=log_every) as display:
         for number, (loss, lr) in enumerate(runs):
             print_line(console, f"run {number + 1} of {len(runs)}: {loss}, learning rate {lr:g}")
             row = {"loss": loss, "lr": lr}
             try:
-                row |= train(cfg, loss, lr, args.iterations, device, data, display, done=number * args.iterations)
+                row |= train(cfg, loss, lr, args.iterations, device, data, display)
                 print_line(console, f"  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  {row['ms']:g} ms a step")
             except RuntimeError as error:  # such as a loss that is not finite
                 row["skipped"] = reason(error)
@@ -172,8 +175,7 @@ def train(
     iterations: int,
     device: torch.device,
     data: tuple[CocoDataset, CocoDataset],
-    display: Display,
-    done: int,
+    display: ProgressDisplay,
 ) -> dict:
     """One run: its figures on the validation images at the end and on the way, its losses, its milliseconds a step."""
     train_set, val_set = data
@@ -190,7 +192,9 @@ def train(
         totals.append(sum(terms.values()))
         if not math.isfinite(totals[-1]):
             raise RuntimeError(f"the losses of iteration {iteration + 1} are {terms}")
-        display.step(done + iteration + 1, epoch + 1, terms, speed)
+        display.advance(what=f"epoch {epoch + 1}", figures=f"{losses_line(terms)}  {speed}")
+        if (iteration + 1) % cfg.train.log_every == 0:
+            speed.reset()
         if (iteration + 1) * EVALUATIONS // iterations > iteration * EVALUATIONS // iterations:
             figures = rate(model, cfg, val_set, device, display)
             curve.append([iteration + 1, significant(figures["AP"])])
@@ -228,7 +232,7 @@ def step(
 
 
 def rate(
-    model: SmallFCOS, cfg: Config, val_set: CocoDataset, device: torch.device, display: Display
+    model: SmallFCOS, cfg: Config, val_set: CocoDataset, device: torch.device, display: ProgressDisplay
 ) -> dict[str, float]:
     """COCO figures of the validation images."""
     model.eval()

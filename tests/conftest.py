@@ -72,7 +72,6 @@ def finished(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "finished"
     console = Console(file=io.StringIO(), width=200)
     trainer = Trainer(tiny(), out, console)
-    trainer.start()
     trainer.fit()
     return out, console.file.getvalue()
 

@@ -1,22 +1,27 @@
-"""The pictures of a run folder: `curves.png` and `predictions.png`."""
+"""Plots of a run folder: `curves.png` and `predictions.png`."""
 
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from pycocotools.coco import COCO
+from torch import Tensor
+from torchvision.ops import box_convert
+from torchvision.transforms.v2.functional import resize
 
-from dwtriton.console.drawing import COLOURS
+from dwtriton.console.drawing import COLOURS, draw_boxes
 from dwtriton.core.files import write_atomically
 from dwtriton.data.images import BrokenImageError, read_image
 
+DPI = 130
+PANEL = 416  # pixels, longest side of an image in predictions.png
+
 
 def draw_curves(rows: list[dict], path: Path) -> None:
-    """Losses and learning rate of every iteration and AP of every evaluation, from the rows of `metrics.jsonl`."""
+    """Plot losses and learning rate of each iteration and AP of each evaluation, from rows of `metrics.jsonl`."""
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -45,53 +50,50 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 def draw_predictions(
     truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.4
 ) -> None:
-    """For each (image id, file): the ground truth above, the detections with a score over `threshold` below."""
+    """Draw each (image id, file): its ground truth above, its detections that score more than `threshold` below."""
     shown = [(image_id, pixels) for image_id, file in images if (pixels := _read(file)) is not None]
     if not shown:
         return
-    figure = Figure(figsize=(3.2 * len(shown), 6.6), layout="constrained")
+    figure = Figure(figsize=(PANEL / DPI * len(shown), 2.06 * PANEL / DPI), layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False)
-    colour = {category: COLOURS[i % len(COLOURS)] for i, category in enumerate(sorted(truth.cats))}
     for (image_id, pixels), (above, below) in zip(shown, axes.T):
-        annotations = truth.imgToAnns[image_id]
         found = [result for result in results if result["image_id"] == image_id and result["score"] > threshold]
-        found.sort(key=lambda result: result["score"])  # the surest names on top
-        for panel, boxes in ((above, annotations), (below, found)):
-            panel.imshow(pixels)
+        found.sort(key=lambda result: -result["score"])  # the highest-scoring on top
+        for panel, boxes in ((above, truth.imgToAnns[image_id]), (below, found)):
+            panel.imshow(_draw(pixels, boxes, truth))
             panel.axis("off")
-            for box in boxes:
-                _draw_box(panel, box, truth.cats[box["category_id"]]["name"], colour[box["category_id"]])
         above.set_title(f"image {image_id}: ground truth", fontsize=9)
         below.set_title(f"{len(found)} detections", fontsize=9)
     _save(figure, path)
 
 
-def _read(file: Path) -> np.ndarray | None:
-    """Pixels [h, w, 3], or None for a file that cannot be read; the evaluation has reported it."""
+def _read(file: Path) -> Tensor | None:
+    """Pixels [3, h, w], or None for a file that cannot be read; the evaluation has reported it."""
     try:
-        return read_image(file).permute(1, 2, 0).numpy()
+        return read_image(file)
     except BrokenImageError:
         return None
 
 
-def _draw_box(axes: Axes, box: dict, name: str, colour: str) -> None:
-    x, y, width, height = box["bbox"]
-    crowd = box.get("iscrowd", 0)
-    axes.add_patch(
-        Rectangle((x, y), width, height, fill=False, color=colour, linewidth=1.4, linestyle=":" if crowd else "-")
-    )
-    label = f"{name} {box['score']:.2f}" if "score" in box else f"{name} (crowd)" if crowd else name
-    style = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-    above = y > 10  # else there is no room for the name but inside
-    axes.text(x, y, label, fontsize=6, color="white", va="bottom" if above else "top", bbox=style, clip_on=True)
+def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> np.ndarray:
+    """Image [h, w, 3] of a panel's size with COCO annotations or results in the colours of their classes."""
+    scale = PANEL / max(pixels.shape[1:])
+    pixels = resize(pixels, [max(1, round(side * scale)) for side in pixels.shape[1:]], antialias=True)
+    categories = sorted(truth.cats)
+    labels = [categories.index(box["category_id"]) for box in boxes]
+    names = [truth.cats[box["category_id"]]["name"] for box in boxes]
+    details = [f"{box['score']:.2f}" if "score" in box else "(crowd)" if box["iscrowd"] else "" for box in boxes]
+    xywh = torch.tensor([box["bbox"] for box in boxes]).reshape(-1, 4) * scale
+    texts = [f"{name} {detail}" for name, detail in zip(names, details)]
+    return draw_boxes(pixels, box_convert(xywh, "xywh", "xyxy"), labels, texts, enlarge_to=0).permute(1, 2, 0).numpy()
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a fiftieth of the run, shorter at the ends."""
+    """Centred moving average over 2% of the run, shorter at the ends."""
     window = np.ones(max(1, len(values) // 50))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=130))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))

@@ -33,6 +33,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *error) -> None:
+        self.metrics.close()
         if self.tensorboard:
             self.tensorboard.close()
 

@@ -4,8 +4,8 @@ import torch
 
 from dwtriton.config.schema import Config, override_config
 from dwtriton.core.errors import UserError
-from dwtriton.data.batching import training_buckets
 from dwtriton.data.coco import CocoDataset
+from dwtriton.data.loaders import training_buckets
 
 
 def settle_for_device(cfg: Config, device: torch.device) -> Config:

@@ -1,4 +1,4 @@
-"""Stopping a run on SIGINT or SIGTERM after its state is saved. (Loader workers ignore both: `data/batching.py`.)"""
+"""Stopping a run on SIGINT or SIGTERM after its state is saved. (Loader workers ignore both: `data/workers.py`.)"""
 
 import signal
 import time

@@ -13,7 +13,7 @@ from dwtriton.config.schema import Config
 from dwtriton.core import ranks
 from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import AsyncHostCopy, to_device
-from dwtriton.data.batching import Batch
+from dwtriton.data.batch import Batch
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.compile import compile_network
@@ -108,12 +108,15 @@ class TrainStep:
         if self.cfg.train.compile != "off":
             torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the gradients of the last step
 
+    @property
     def eval_detector(self) -> DualWeightDetector:
-        """Return the detector to evaluate, the same on every rank: the EMA, if there is one."""
-        detector = self.detector if self.ema is None else self.ema.module
+        """The detector to evaluate: the EMA, if there is one."""
+        return self.detector if self.ema is None else self.ema.module
+
+    def broadcast_statistics(self) -> None:
+        """Copy rank 0's batch-norm statistics to all ranks, so that all evaluate the same detector."""
         if not self.cfg.backbone.frozen_statistics:
-            ranks.broadcast_buffers(detector)
-        return detector
+            ranks.broadcast_buffers(self.eval_detector)
 
     def compile_ahead(self, images: int) -> Iterator[None]:
         """Compile for micro-batches of `images` images, one bucket at a time.

@@ -52,7 +52,7 @@ def test_training_ends_with_the_coco_table_and_names_the_pictures(tiny, tmp_path
         (["--cfg", "r50_1x"], "pass --data DIR"),
         (["--cfg", "r50_1x", "--data", "nowhere"], "annotations/instances_train2017.json"),
         (["--resume"], "--resume needs --out"),
-        (["--resume", "--out", "nowhere"], "config.toml does not exist"),
+        (["--resume", "--out", "nowhere"], "last.pt does not exist"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(arguments, message, call, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from dwtriton import build_detector
 from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.core.targets import pack_targets
-from dwtriton.data.batching import train_loader
+from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.model.pixels import PixelDetector
 from dwtriton.train import compile as compiling
@@ -53,8 +53,7 @@ def traced(monkeypatch):
 
 def run(cfg, out, console, stop=None):
     """Train, or resume what `out` holds, to the end or to iteration `stop`."""
-    trainer = Trainer(cfg, out, console)
-    trainer.resume() if (out / "last.pt").exists() else trainer.start()
+    trainer = Trainer(cfg, out, console, resume=(out / "last.pt").exists())
     step = trainer.step
 
     def stopping_step(batches, epoch):
@@ -138,7 +137,6 @@ def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console
 
 def test_a_graph_that_nobody_expected_is_told_once_with_its_cause(traced, tiny, tmp_path, console):
     trainer = Trainer(tiny("train.compile=default", "schedule.epochs=1"), tmp_path / "run", console)
-    trainer.start()
     step = trainer.step
 
     def step_of_another_size(batches, epoch):
@@ -219,7 +217,6 @@ def test_compiling_ahead_changes_nothing_that_a_step_depends_on(untraced, tiny, 
 def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tmp_path, console):
     """Not with the statistics of the black images that it compiles with."""
     trainer = Trainer(tiny("train.compile=default"), tmp_path / "run", console)
-    trainer.start()
     before = copy.deepcopy(trainer.detector.state_dict())
     compile_ahead = trainer.train_step.compile_ahead
 
@@ -234,8 +231,7 @@ def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tm
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pt")
     assert checkpoint.iteration == 0
     assert all(torch.equal(value, before[name]) for name, value in checkpoint.model.items())
-    again = Trainer(trainer.cfg, tmp_path / "run", console)
-    again.resume()
+    again = Trainer(trainer.cfg, tmp_path / "run", console, resume=True)
     assert again.iteration == 0
 
 

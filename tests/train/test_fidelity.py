@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet50
 
 from dwtriton.config.schema import Config, load_config
-from dwtriton.data.batching import Batch, train_loader
+from dwtriton.data.batch import Batch
+from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.model.detector import build_detector
 from dwtriton.train.metrics import read_metrics
@@ -183,7 +184,6 @@ def fit(setup: Setup, dtype: torch.dtype) -> Trained:
     """
     with tempfile.TemporaryDirectory() as folder, patch.object(torch.cuda, "is_available", return_value=False):
         trainer = Trainer(setup.cfg, Path(folder), Console(file=io.StringIO()))
-        trainer.start()
         rest = {name: weight for name, weight in setup.initial.items() if not name.startswith("backbone.")}
         trainer.detector.load_state_dict(rest, strict=False)
         trainer.detector.to(dtype)

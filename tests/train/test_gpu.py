@@ -5,7 +5,7 @@ import torch
 
 from dwtriton import build_detector
 from dwtriton.core.transfer import AsyncHostCopy, to_device
-from dwtriton.data.batching import train_loader
+from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.compile import GraphWatch
 from dwtriton.train.step import TrainStep

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from dwtriton.config.schema import dump_config
-from dwtriton.data.batching import train_loader
+from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
 

@@ -190,7 +190,7 @@ def test_two_ranks_evaluate_every_image_once(finished, tmp_path):
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("rank_1_evaluates_with_another_threshold", "ranks 0 and 1 disagree: test.score_threshold is 0.001 and 0.9."),
+        ("rank_1_evaluates_with_another_threshold", "ranks 0 and 1 disagree: inference.score_threshold is 0.001 and 0.9."),
         ("rank_1_evaluates_another_file", "rank 1: checkpoint "),
     ],
 )

@@ -10,7 +10,7 @@ from dwtriton.checkpoints.checkpoint import CheckpointError, load_checkpoint, sa
 from dwtriton.config.schema import DataConfig, override_config
 from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
-from dwtriton.data.batching import train_loader
+from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
@@ -125,11 +125,11 @@ def test_the_moving_average_follows_its_recurrence_and_is_what_is_evaluated(make
             name: value if average is None else average[name] + (1 - decay) * (value - average[name])
             for name, value in weights(train_step).items()
         }
-    assert train_step.eval_detector() is not train_step.detector
-    evaluated = {name: p.detach() for name, p in train_step.eval_detector().named_parameters()}
+    assert train_step.eval_detector is not train_step.detector
+    evaluated = {name: p.detach() for name, p in train_step.eval_detector.named_parameters()}
     torch.testing.assert_close(evaluated, average, rtol=1e-6, atol=1e-8)
     state = train_step.checkpoint_state()
-    assert torch.equal(state["ema"]["head.class_conv.weight"], train_step.eval_detector().head.class_conv.weight)
+    assert torch.equal(state["ema"]["head.class_conv.weight"], train_step.eval_detector.head.class_conv.weight)
     assert not torch.equal(state["ema"]["head.class_conv.weight"], state["model"]["head.class_conv.weight"])
 
 
@@ -137,15 +137,14 @@ def test_batch_norm_statistics_are_averaged_and_their_counters_copied(make):
     train_step, steps = make("train.ema_decay=0.5", "backbone.frozen_statistics=false")
     for passes in steps[:3]:
         train_step(passes, 1.0)
-    average, current = train_step.eval_detector().backbone.bn1, train_step.detector.backbone.bn1
+    average, current = train_step.eval_detector.backbone.bn1, train_step.detector.backbone.bn1
     assert average.num_batches_tracked == current.num_batches_tracked == 3
     assert not torch.equal(average.running_mean, current.running_mean)
 
 
 def run(cfg, out, console, stop=None):
     """Train, or resume what `out` holds, to the end or to iteration `stop`; returns the checkpoint and the metrics."""
-    trainer = Trainer(cfg, out, console)
-    trainer.resume() if (out / "last.pt").exists() else trainer.start()
+    trainer = Trainer(cfg, out, console, resume=(out / "last.pt").exists())
     step = trainer.step
 
     def stopping_step(batches, epoch):
@@ -190,7 +189,6 @@ def test_activation_checkpointing_changes_no_bit_of_a_run(tiny, tmp_path, consol
 def test_a_run_starts_from_the_weights_of_a_checkpoint(finished, tiny, tmp_path, console):
     source = finished[0] / "last.pt"
     trainer = Trainer(tiny(f"train.weights={source}"), tmp_path / "run", console)
-    trainer.start()
     given = load_checkpoint(source).model
     assert all(torch.equal(value, given[name]) for name, value in trainer.detector.state_dict().items())
     assert trainer.iteration == 0
@@ -205,8 +203,8 @@ def test_for_other_classes_the_class_convolution_alone_starts_afresh(finished, t
     source = tmp_path / "three.pt"
     save_checkpoint(source, checkpoint._replace(model=fewer, class_names=["a", "b", "c"], category_ids=[1, 2, 3]))
     trainer = Trainer(tiny(f"train.weights={source}"), tmp_path / "run", console)
-    fresh = copy.deepcopy(trainer.detector.state_dict())
-    trainer.start()
+    torch.manual_seed(trainer.cfg.train.seed)
+    fresh = build_detector(trainer.cfg).state_dict()
     for name, value in trainer.detector.state_dict().items():
         expected = fresh if name.startswith("head.class_conv.") else fewer
         assert torch.equal(value, expected[name]), name
@@ -216,11 +214,11 @@ def test_for_other_classes_the_class_convolution_alone_starts_afresh(finished, t
 def test_checkpoints_that_cannot_be_started_from_or_resumed_say_why(finished, tiny, tmp_path, console):
     checkpoint = load_checkpoint(finished[0] / "last.pt")
     with pytest.raises(UserError, match=r"missing: head\.offset_conv\.weight"):
-        Trainer(tiny("head.refine=true", f"train.weights={finished[0] / 'last.pt'}"), tmp_path / "a", console).start()
+        Trainer(tiny("head.refine=true", f"train.weights={finished[0] / 'last.pt'}"), tmp_path / "a", console)
     with pytest.raises(UserError, match=r"none\.pt does not exist"):
-        Trainer(tiny("train.weights=none.pt"), tmp_path / "b", console).start()
+        Trainer(tiny("train.weights=none.pt"), tmp_path / "b", console)
     assert not list(tmp_path.iterdir())
     (tmp_path / "c").mkdir()
     save_checkpoint(tmp_path / "c" / "last.pt", checkpoint._replace(optimizer=None))
     with pytest.raises(CheckpointError, match="holds weights alone and cannot be resumed"):
-        Trainer(override_config(tiny()), tmp_path / "c", console).resume()
+        Trainer(override_config(tiny()), tmp_path / "c", console, resume=True)

@@ -48,7 +48,6 @@ def assert_events_hold_the_metrics(folder):
 def test_event_files_hold_curves_and_pictures_and_go_on_after_a_resume(tiny, tmp_path, console):
     out = tmp_path / "run"
     trainer = Trainer(tiny("train.tensorboard=true"), out, console)
-    trainer.start()
     assert f"tensorboard --logdir {out}" in trainer.summary()
     step = trainer.step
     last = trainer.per_epoch + 2  # two iterations after the first epoch
@@ -71,12 +70,10 @@ def test_event_files_hold_curves_and_pictures_and_go_on_after_a_resume(tiny, tmp
     assert picture.encoded_image_string.startswith(b"\x89PNG")
     assert min(picture.width, picture.height) > 300
 
-    again = Trainer(tiny("train.tensorboard=true"), out, console)
-    again.resume()
+    again = Trainer(tiny("train.tensorboard=true"), out, console, resume=True)
     again.folder.tensorboard.writer.add_scalar("train/loss", 99, 1 + last)  # as of a run that died after its checkpoint
     again.folder.tensorboard.close()
-    again = Trainer(tiny("train.tensorboard=true"), out, console)
-    again.resume()
+    again = Trainer(tiny("train.tensorboard=true"), out, console, resume=True)
     again.fit()
     events, steps, evaluations = assert_events_hold_the_metrics(out)
     assert (len(steps), len(evaluations)) == (2 * trainer.per_epoch, 2)

@@ -24,15 +24,14 @@ from dwtriton.core.errors import UserError
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
-from dwtriton.train.trainer import NonFiniteLossError, Trainer
+from dwtriton.train.finite import NonFiniteLossError
+from dwtriton.train.trainer import Trainer
 
 PER_EPOCH = {"max": 8, "min": 6}  # 24 images in batches of 4 and two orientations
 
 
 def run(cfg, out, console, resume=False):
-    trainer = Trainer(cfg, out, console)
-    trainer.resume() if resume else trainer.start()
-    return trainer
+    return Trainer(cfg, out, console, resume)
 
 
 def stop_after(trainer, iteration):
@@ -261,7 +260,7 @@ def test_checkpoints_that_do_not_fit_say_why(finished, tiny, tmp_path, console):
 
 
 def test_loss_factors_multiply_the_losses_of_the_run(finished, tiny, tmp_path, console):
-    trainer = run(tiny("loss.loc=2.0", "loss.cls_neg=0.5", "loss.cls_pos=0.0"), tmp_path / "run", console)
+    trainer = run(tiny("loss.weight_loc=2.0", "loss.weight_cls_neg=0.5", "loss.weight_cls_pos=0.0"), tmp_path / "run", console)
     stop_after(trainer, 1)
     with pytest.raises(Interrupted):
         trainer.fit()
