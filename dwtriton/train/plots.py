@@ -17,7 +17,7 @@ from dwtriton.core.files import write_atomically
 from dwtriton.data.images import BrokenImageError, read_image
 
 DPI = 130
-PANEL = 416  # pixels, longest side of an image in predictions.png
+PANEL_SIDE = 416  # pixels, long side of an image in predictions.png
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
@@ -54,7 +54,7 @@ def draw_predictions(
     shown = [(image_id, pixels) for image_id, file in images if (pixels := _read(file)) is not None]
     if not shown:
         return
-    figure = Figure(figsize=(PANEL / DPI * len(shown), 2.06 * PANEL / DPI), layout="constrained")
+    figure = Figure(figsize=(PANEL_SIDE / DPI * len(shown), 2.06 * PANEL_SIDE / DPI), layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False)
     for (image_id, pixels), (above, below) in zip(shown, axes.T):
         found = [result for result in results if result["image_id"] == image_id and result["score"] > threshold]
@@ -77,12 +77,12 @@ def _read(file: Path) -> Tensor | None:
 
 def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> np.ndarray:
     """Image [h, w, 3] of a panel's size with COCO annotations or results in the colours of their classes."""
-    scale = PANEL / max(pixels.shape[1:])
+    scale = PANEL_SIDE / max(pixels.shape[1:])
     pixels = resize(pixels, [max(1, round(side * scale)) for side in pixels.shape[1:]], antialias=True)
     categories = sorted(truth.cats)
     labels = [categories.index(box["category_id"]) for box in boxes]
     names = [truth.cats[box["category_id"]]["name"] for box in boxes]
-    details = [f"{box['score']:.2f}" if "score" in box else "(crowd)" if box["iscrowd"] else "" for box in boxes]
+    details = [f"{box['score']:.2f}" if "score" in box else "(crowd)" if box.get("iscrowd") else "" for box in boxes]
     xywh = torch.tensor([box["bbox"] for box in boxes]).reshape(-1, 4) * scale
     texts = [f"{name} {detail}" for name, detail in zip(names, details)]
     return draw_boxes(pixels, box_convert(xywh, "xywh", "xyxy"), labels, texts, enlarge_to=0).permute(1, 2, 0).numpy()
