@@ -23,7 +23,7 @@ FORMAT = 2
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read or does not fit: names the file, the tensors and the remedy."""
+    """A checkpoint that cannot be read or does not fit; the message names the file, the tensors and the remedy."""
 
 
 class Checkpoint(NamedTuple):
@@ -131,9 +131,9 @@ def start_from(detector: DualWeightDetector, path: Path, class_names: list[str])
     """
     checkpoint = load_checkpoint(path)
     weights, note = checkpoint.weights, ""
-    if len(checkpoint.class_names) != len(class_names):
+    if len(checkpoint.category_ids) != len(class_names):
         own = detector.state_dict()
         weights = weights | {name: own[name] for name in own if name.startswith("head.class_conv.")}
-        note = f" but for the class convolution ({len(checkpoint.class_names)} classes there, {len(class_names)} here)"
+        note = f" except the class convolution ({len(checkpoint.category_ids)} classes there, {len(class_names)} here)"
     load_weights(detector, weights, str(path))
     return f"{path}{note}"

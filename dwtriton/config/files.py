@@ -1,4 +1,4 @@
-"""Config files as plain values: finding them, joining them with their bases, and overrides from the command line."""
+"""Config files as nested dicts: find them, merge them with their bases, apply overrides from the command line."""
 
 import tomllib
 from pathlib import Path
@@ -11,24 +11,24 @@ CONFIG_FOLDER = Path(__file__).parent / "presets"
 
 
 class ConfigError(UserError):
-    """A config that cannot be used: names the key or file and the remedy."""
+    """A config that cannot be used; the message names the key or file and the remedy."""
 
 
 def config_names() -> list[str]:
-    """Names of the configs shipped with the package, sorted."""
+    """Return the names of the shipped configs, sorted."""
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.toml"))
 
 
 def read_config_file(name: str | Path) -> dict[str, Any]:
-    """Values of a shipped config or of a file, over those of its bases. Raises ConfigError if one cannot be read."""
+    """Return the values of a shipped config or of a file, merged over its bases. Raises ConfigError."""
     return _read(_find(name, Path.cwd()))
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Write one `section.key=value` into the nested dict `values`."""
+    """Write one `section.key=value` into the nested dict `values`; a value that is not TOML is a string."""
     key, equals, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not equals or not all((*sections, last)):
+    *sections, name = key.strip().split(".")
+    if not equals or not all((*sections, name)):
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -38,11 +38,11 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"override {override!r}: {section!r} is a value, it has no keys")
-    values[last] = value
+    values[name] = value
 
 
 def _find(name: str | Path, folder: Path) -> Path:
-    """The file of a shipped config's name or of a path relative to `folder`."""
+    """Return the file of a config's name, or of a path relative to `folder`."""
     if str(name) in config_names():
         return CONFIG_FOLDER / f"{name}.toml"
     path = folder / name
@@ -57,10 +57,10 @@ def _find(name: str | Path, folder: Path) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Values of a config file over those of its base, but for what was published of the base."""
+    """Return the values of a config file merged over those of its base, without the base's published AP."""
     path = path.resolve()
     if path in seen:
-        raise ConfigError(f"config {path}: its chain of bases comes back to itself")
+        raise ConfigError(f"config {path}: its bases form a cycle")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -74,6 +74,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes`, table by table."""
     merged = dict(base)
     for key, value in changes.items():
         both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -1,4 +1,4 @@
-"""Keys that older configs have under other names: an error in a file, upgraded in a checkpoint."""
+"""Renamed config keys: an error that names the new key in a file, upgraded in a checkpoint."""
 
 from collections.abc import Iterator
 from typing import Any

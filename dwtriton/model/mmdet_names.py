@@ -1,4 +1,4 @@
-"""Names of the detector's tensors in MMDetection's checkpoints of Dual Weighting, both ways and without loss."""
+"""Names of the detector's tensors in MMDetection's checkpoints of Dual Weighting, in both directions."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ RENAMED = {
 
 
 def mmdet_name(name: str) -> str:
-    """MMDetection's name of the detector's tensor `name`. Raises KeyError for a name that has none."""
+    """Return MMDetection's name of the detector's tensor `name`. Raises KeyError if it has none."""
     for pattern, replacement in RENAMED.items():
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
@@ -37,27 +37,28 @@ def mmdet_name(name: str) -> str:
 
 
 def to_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A detector's state dict under MMDetection's names, with the two constants of its centre prior."""
+    """Return a detector's state dict under MMDetection's names, with the two constants of its centre prior."""
     renamed = {mmdet_name(name): tensor for name, tensor in state.items()}
     return renamed | _center_prior(num_classes=len(state["head.class_conv.bias"]))
 
 
 def from_mmdet(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors `given` under MMDetection's names, renamed to those of the detector's state dict `state`.
+    """Return the tensors `given` under MMDetection's names as a detector's state dict, with the names of `state`.
 
-    Raises UserError that lists every missing, unexpected or mis-shaped tensor, or if the centre prior was changed.
+    Raises UserError that lists every missing, unexpected or mis-shaped tensor, and if the centre prior is another.
     """
     check_tensors(to_mmdet(state), given, "the MMDetection state dict")
     for name, constant in _center_prior(num_classes=len(state["head.class_conv.bias"])).items():
         if not torch.equal(given[name].cpu(), constant):
             raise UserError(
-                f"{name} is not {constant[0, 0]:.8g} everywhere: the centre prior is a constant of the method here, "
-                f"so a checkpoint with another one cannot be read"
+                f"{name} is not {constant[0, 0]:.8g} everywhere: the centre prior is a constant here, so a checkpoint "
+                f"with another one cannot be converted"
             )
     return {name: given[mmdet_name(name)] for name in state}
 
 
 def _center_prior(num_classes: int) -> dict[str, Tensor]:
+    """Return the constants of the released head's centre prior (docs/method.md#centre-prior)."""
     return {
         "bbox_head.center_prior.mean": torch.zeros(num_classes, 2),
         "bbox_head.center_prior.sigma": torch.full((num_classes, 2), SIGMA),

@@ -1,4 +1,4 @@
-"""Files of tensors, and whether their content fits a module: everything that is wrong, in one error."""
+"""Read files of tensors and check that they fit a module, with everything that is wrong in one error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ from dwtriton.core.errors import UserError
 
 
 def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
-    """Content of a file of tensors, on the CPU; nothing in it is executed.
+    """Read a file of tensors to the CPU, executing nothing in it.
 
-    Raises UserError if the file is missing or damaged; `what` names it there and `remedy` says what to do.
+    Raises UserError if the file is missing or damaged; `what` names its kind there, and `remedy` is appended.
     """
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist{remedy}")
@@ -25,10 +25,10 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError unless `given` holds exactly the names and shapes of `expected`; `source` names it in the error.
+    """Raise UserError unless `given` has exactly the names and shapes of `expected`; `source` names it in the error.
 
-    The error lists every tensor that is missing, unexpected, of another shape, or rounded to half precision: weights
-    are taken as they were trained.
+    The error lists every tensor that is missing, unexpected, of another shape, or in half precision: weights are taken
+    as they were trained, not rounded.
     """
     problems = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in given]
     problems += [f"unexpected: {name} {_shape(given[name])}" for name in given if name not in expected]

@@ -1,4 +1,4 @@
-"""`python -m dwtriton.weights`: what a checkpoint holds, and checkpoints from and to other formats."""
+"""`python -m dwtriton.weights`: show checkpoints, and convert them from and to other formats."""
 
 import argparse
 from pathlib import Path
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    """Print what a checkpoint holds; returns the facts."""
+    """Print facts about a checkpoint and its parts; return the facts."""
     facts, parts = summarise(arguments.file)
     table = Table(show_header=False)
     for key, value in facts.items():
@@ -72,11 +72,11 @@ def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
 
 
 def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    """Write a checkpoint with the weights of an MMDetection file, and say what became of everything in it."""
+    """Write a checkpoint with the weights of an MMDetection file; print what was converted and what was left out."""
     cfg = load_config(arguments.cfg, arguments.set)
     content = read_checkpoint_file(arguments.file)
     if not is_mmdet(content):
-        raise UserError(f"{arguments.file} is no MMDetection checkpoint; `show` says what it is")
+        raise UserError(f"{arguments.file} is not an MMDetection checkpoint; `show` describes it")
     file = sort_mmdet(content, str(arguments.file))
     if file.num_classes not in (None, cfg.head.num_classes):
         raise UserError(
@@ -109,7 +109,7 @@ def rename(file: MmdetFile, cfg: Config, source: str) -> dict[str, Tensor]:
 
 
 def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    """Write a checkpoint that MMDetection loads to test with or to train from."""
+    """Write the weights that detection uses as a checkpoint that MMDetection loads."""
     checkpoint = load_checkpoint(arguments.file)
     meta = {
         "CLASSES": tuple(checkpoint.class_names),
@@ -118,13 +118,13 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[st
     }
     state = {"meta": meta, "state_dict": to_mmdet(checkpoint.weights)}
     write_atomically(arguments.out, lambda file: torch.save(state, file))
-    which = "model" if checkpoint.ema is None else "EMA, without those that it averages"
+    which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
     print_line(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
 
 def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    """Write the checkpoint from which a run with this backbone begins."""
+    """Write a checkpoint to start a run from: this backbone, pyramid and head with fresh weights."""
     if not arguments.file.is_file():
         raise UserError(f"{arguments.file} does not exist")
     cfg = load_config(arguments.cfg, arguments.set)
@@ -138,9 +138,9 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
         f"backbone: {len(taken)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
     )
     if fresh:
-        print_line(console, f"fresh too, as the file has none: {listed(fresh, LISTED)}")
+        print_line(console, f"not in the file, so fresh too: {listed(fresh, LISTED)}")
     if left_out:
-        print_line(console, f"left out: {', '.join(left_out)}, of the classifier")
+        print_line(console, f"left out: {', '.join(left_out)} (the classifier)")
     print_line(console, f"checkpoint: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
@@ -148,9 +148,10 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
 def class_list(
     cfg: Config, names: list[str] | None, annotations: Path | None, console: Console
 ) -> tuple[list[str], list[int]]:
-    """Names and category ids by label: those of `annotations`, or else `names`, or else COCO's 80; says which.
+    """Return (names, category ids) by label, and print where they come from.
 
-    Raises UserError if they are not `cfg.head.num_classes`, or if `annotations` and `names` differ.
+    They are those of `annotations` if given. Otherwise `names`, numbered from 1, or COCO's 80 if `names` are these or
+    None. Raises UserError if `annotations` and `names` differ, or if they are not `cfg.head.num_classes`.
     """
     coco = coco_categories()
     if annotations:
@@ -173,7 +174,7 @@ def class_list(
 
 
 def coco_categories() -> dict[int, str]:
-    """COCO's 80 detection classes by category id, which has gaps."""
+    """Return the names of COCO's 80 detection classes by category id; the ids have gaps."""
     names = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return {id_: name for id_, name in enumerate(names) if name not in ("__background__", "N/A")}
 

@@ -88,5 +88,5 @@ def test_bad_files(tmp_path):
     with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load_config(tmp_path / "broken.toml")
     (tmp_path / "circle.toml").write_text('base = "circle.toml"\n')
-    with pytest.raises(ConfigError, match="comes back to itself"):
+    with pytest.raises(ConfigError, match="its bases form a cycle"):
         load_config(tmp_path / "circle.toml")

@@ -208,7 +208,7 @@ def test_for_other_classes_the_class_convolution_alone_starts_afresh(finished, t
     for name, value in trainer.detector.state_dict().items():
         expected = fresh if name.startswith("head.class_conv.") else fewer
         assert torch.equal(value, expected[name]), name
-    assert "but for the class convolution (3 classes there, 8 here)" in trainer.summary()
+    assert "except the class convolution (3 classes there, 8 here)" in trainer.summary()
 
 
 def test_checkpoints_that_cannot_be_started_from_or_resumed_say_why(finished, tiny, tmp_path, console):

@@ -82,7 +82,7 @@ def test_there_and_back_is_the_same_bit_for_bit(average, detector, classes, tmp_
     checkpoint = Checkpoint(cfg, list(NAMES), [7, 20, 33], 1234, model, optimizer={"state": {}}, ema=ema)
     save_checkpoint(tmp_path / "ours.pt", checkpoint)
     code, printed, _ = call("to-mmdet", tmp_path / "ours.pt", "--out", tmp_path / "m.pth")
-    assert (code, "of the EMA, without" in printed) == (0, average)
+    assert (code, "of the EMA, which" in printed) == (0, average)
 
     file = torch.load(tmp_path / "m.pth", weights_only=True)
     expected = {mmdet_name(name): tensor for name, tensor in checkpoint.weights.items()}
@@ -230,8 +230,8 @@ def test_from_torchvision_is_where_a_run_with_that_backbone_begins(classes, tmp_
     setting = [*CFG, "--set", "train.seed=5", *classes, "--out", tmp_path / "ours.pt"]
     code, printed, _ = call("from-torchvision", tmp_path / "resnet18.pth", *setting)
     assert (code, "backbone: 120 tensors" in printed) == (0, True)
-    assert "left out: fc.weight, fc.bias, of the classifier\n" in printed
-    assert "fresh too" not in printed
+    assert "left out: fc.weight, fc.bias (the classifier)\n" in printed
+    assert "so fresh too" not in printed
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
     torch.manual_seed(5)
     fresh = build_detector(checkpoint.config).state_dict()
@@ -253,7 +253,7 @@ def test_from_torchvision_tells_what_the_file_did_not_give(classes, tmp_path, ca
     code, printed, error = call(*convert)
     assert code == 0, error
     assert f"backbone: {len(older) - 2} tensors of " in printed
-    assert "fresh too, as the file has none: bn1.num_batches_tracked, " in printed
+    assert "not in the file, so fresh too: bn1.num_batches_tracked, " in printed
     own = build_detector(load_checkpoint(tmp_path / "ours.pt").config).backbone.state_dict()
     assert f" and {len(own) - (len(older) - 2) - 12} more\n" in printed
     torch.save(older | {"conv1.weight": older["conv1.weight"].half()}, tmp_path / "resnet50.pth")
