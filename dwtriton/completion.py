@@ -1,4 +1,4 @@
-"""`dwtriton completion`: the script with which a shell completes commands, options, configs, keys and files."""
+"""`dwtriton completion`: print a script with which a shell completes commands, options, configs, keys and files."""
 
 import argparse
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from dwtriton.core.errors import UserError
 
 SHELLS = ("bash", "zsh", "tcsh")
 EXAMPLES = """\
-  source <(dwtriton completion bash)                                  in this shell; or put the line into ~/.bashrc
-  dwtriton completion zsh > ~/.zfunc/_dwtriton                        with ~/.zfunc in zsh's fpath
-  dwtriton completion tcsh > ~/.dwtriton.csh                          to be sourced in ~/.tcshrc"""
+  source <(dwtriton completion bash)                                  this shell only; in ~/.bashrc, every shell
+  dwtriton completion zsh > ~/.zfunc/_dwtriton                        ~/.zfunc must be in fpath
+  dwtriton completion tcsh > ~/.dwtriton.csh                          then source it in ~/.tcshrc"""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,25 +1,28 @@
-"""`python -m dwtriton.summary`: the parts of a config's network, their parameters, operations and outputs."""
+"""`python -m dwtriton.summary`: parameters, operations and outputs of each part of a config's network."""
 
 import argparse
+import math
 
 import torch
 from rich.table import Column, Table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from dwtriton.config.schema import load_config
+from dwtriton.config.schema import Config, load_config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.points import STRIDES
 from dwtriton.data.buckets import padded_size
 from dwtriton.model.detector import SIZE_DIVISOR, build_detector
-from dwtriton.model.flops import PARTS, part_flops
 
+PARTS = ("backbone", "fpn", "head")
 EXAMPLES = """\
   python -m dwtriton.summary --cfg r50_1x
   python -m dwtriton.summary --cfg shapes --size 160x224 --set head.convs=4 --json"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command_parser("dwtriton.summary", "Parameters and operations of each part of a network.", EXAMPLES)
+    parser = cli.command_parser("dwtriton.summary", "Print parameters and operations of a network by part.", EXAMPLES)
     cli.add_option(parser, "--cfg")
     cli.add_option(parser, "--size")
     cli.add_option(parser, "--set")
@@ -57,6 +60,38 @@ def main() -> int:
     cli.print_result(arguments, {"size": list(size), "points": points, "parts": rows})
     return 0
 
+
+def part_flops(cfg: Config, size: tuple[int, int]) -> dict[str, int]:
+    """Return the operations of each part for one image of (h, w), forward.
+
+    Convolutions are counted on fake tensors; a multiplication and an addition are two operations.
+    """
+    counts = {}
+    with FakeTensorMode():
+        detector = build_detector(cfg).eval()
+        stages = (detector.backbone, lambda maps: list(detector.fpn(maps).values()), detector.head)
+        value = torch.empty(1, 3, *size)
+        for name, stage in zip(PARTS, stages, strict=True):
+            with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+                value = stage(value)
+            counts[name] = counter.get_total_flops()
+    return counts
+
+
+def _deformable_flops(_input, weight, *_others, out_shape=None, **_settings) -> int:
+    """Count a convolution of the same geometry; sampling between cells is not counted."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _deformable_backward_flops(grad, _input, weight, *_others, out_shape=None, **_settings) -> int:
+    """Count one convolution for the gradient of the weights and one for that of the input."""
+    return 2 * 2 * math.prod(grad) * math.prod(weight[1:])
+
+
+FLOP_FORMULAS = {  # for operators that PyTorch's counter does not know
+    torch.ops.torchvision.deform_conv2d: _deformable_flops,
+    torch.ops.torchvision._deform_conv2d_backward: _deformable_backward_flops,
+}
 
 if __name__ == "__main__":
     cli.run(main)

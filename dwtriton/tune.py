@@ -1,4 +1,4 @@
-"""`python -m dwtriton.tune`: time the kernels' configs on this GPU and save the fastest."""
+"""`dwtriton tune`: time launch configs of the kernels on this GPU and save the fastest."""
 
 import argparse
 import math
@@ -30,7 +30,7 @@ from dwtriton.kernels.tuning import (
 )
 
 EXAMPLES = """\
-  python -m dwtriton.tune                                      for 80 classes and images of 800x1344, under a minute
+  python -m dwtriton.tune                                      80 classes, images of 800x1344; under a minute
   python -m dwtriton.tune --classes 20 --size 640x640 --batch 32 --check
   python -m dwtriton.tune --dtype bfloat16 --layout channels_last contiguous --out tuned.json
   python -m dwtriton.tune --dry-run                            list what would be tried; needs no GPU"""

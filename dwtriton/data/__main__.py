@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_option(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
     cli.add_option(check, "--force")
     convert = add_action("convert", run_convert, "write a data set of YOLO or Pascal VOC in COCO layout")
-    root = "folder with data.yaml, or that file; or folder with ImageSets, or with one such folder for each year"
+    root = "YOLO: folder with data.yaml, or that file. Pascal VOC: folder with ImageSets, or one of several years"
     convert.add_argument("root", metavar="DIR", type=Path, help=root)
     convert.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")
     for split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""`python -m dwtriton.evaluate`: COCO figures and detections of a trained detector."""
+"""`python -m dwtriton.evaluate`: COCO metrics, detections and a report of a checkpoint."""
 
 import argparse
 import json
@@ -27,12 +27,14 @@ FILES = ("detections.json", "metrics.json", "report.html")
 EXAMPLES = """\
   python -m dwtriton.evaluate --weights runs/shapes-1/last.pt
   python -m dwtriton.evaluate --weights best.pt --data ~/coco --out results --set inference.nms_iou=0.5
-  python -m dwtriton.evaluate --weights best.pt --force --json    replace earlier results; for scripts
+  python -m dwtriton.evaluate --weights best.pt --force --json    replace earlier results, print JSON
   torchrun --nproc-per-node 8 -m dwtriton.evaluate --weights best.pt --data ~/coco    on eight GPUs"""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command_parser("dwtriton.evaluate", "COCO figures, detections and a report of a checkpoint.", EXAMPLES)
+    parser = cli.command_parser(
+        "dwtriton.evaluate", "Evaluate a checkpoint: COCO metrics, detections, a report.", EXAMPLES
+    )
     cli.add_option(parser, "--weights")
     cli.add_option(parser, "--data")
     where = "folder for the results (default: `evaluation` beside the weights)"
@@ -49,7 +51,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Detect in this process's share of the images; the first process evaluates and writes. Returns the exit code."""
+    """Detect in this rank's share of the images; rank 0 evaluates and writes. Return the exit code."""
     out = arguments.out or arguments.weights.parent / "evaluation"
     with ranks.raise_on_all_ranks():
         check_absent([out / name for name in FILES], arguments.force)
@@ -82,11 +84,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     write_text(out / "detections.json", json.dumps(results))
     print_line(console, f"{len(results)} detections in {out / 'detections.json'}")
     evaluation = evaluate(data.coco, results)
-    figures = {**evaluation.metrics, "class_ap": evaluation.class_ap}
-    write_text(out / "metrics.json", json.dumps(figures))
+    metrics = {**evaluation.metrics, "class_ap": evaluation.class_ap}
+    write_text(out / "metrics.json", json.dumps(metrics))
 
-    which = "weights" if checkpoint.ema is None else "moving average of the weights"
-    notes = [f"{arguments.weights}: {which} after iteration {checkpoint.iteration}"]
+    weights = "weights" if checkpoint.ema is None else "EMA weights"
+    notes = [f"{arguments.weights}: {weights} after iteration {checkpoint.iteration}"]
     if not checkpoint.class_names:
         notes.append(f"{arguments.weights} has no class names; those of the data are shown")
     notes += [f"validation data: {line}" for line in data.problems.summary()]
@@ -98,13 +100,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         print_line(console, line)
     console.print(class_table(evaluation))
     print_line(console, evaluation.table)
-    print_line(console, f"figures in {out / 'metrics.json'}, report in {out / 'report.html'}")
-    cli.print_result(arguments, {"out": str(out), **figures})
+    print_line(console, f"metrics in {out / 'metrics.json'}, report in {out / 'report.html'}")
+    cli.print_result(arguments, {"out": str(out), **metrics})
     return 0
 
 
 def class_table(evaluation: Evaluation) -> Table:
-    """AP of every class; a dash for one without ground truth."""
+    """Return the AP of each class; a dash for classes without ground truth."""
     table = Table("class", "AP")
     for name, ap in evaluation.class_ap.items():
         table.add_row(Text(name), "-" if ap < 0 else f"{ap:.3f}")

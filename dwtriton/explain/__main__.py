@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     which = "one checkpoint, or several (see train.keep_every) to show how an object's weights changed"
     cli.add_option(parser, "--weights", nargs="+", help=which)
     cli.add_option(parser, "--data")
-    parser.add_argument("--image", metavar="NAME|ID", help="of the validation split (default: the first with objects)")
+    parser.add_argument("--image", metavar="NAME|ID", help="validation image (default: the first with objects)")
     parser.add_argument("--object", metavar="N", type=int, help="number, from 0, of the only object to draw")
     where = "folder for the picture, or a .png, .pdf or .svg file (default: %(default)s)"
     cli.add_option(parser, "--out", metavar="DIR|FILE", required=False, default=Path("explanation"), help=where)
@@ -169,9 +169,7 @@ def report(steps: Sequence[Step], numbers: Sequence[int], sample: Sample, consol
         for number in numbers:
             summary = step.explained.summary(number)
             box = ", ".join(f"{side:.0f}" for side in summary["box"])
-            figures = (
-                f"box ({box}), {summary['points']} points, positive weights together {summary['positive_sum']:.2f}"
-            )
+            figures = f"box ({box}), {summary['points']} points, sum of positive weights {summary['positive_sum']:.2f}"
             print_line(console, f"  object {step.explained.title(number)}: {figures}")
             print_line(console, f"    {describe_strongest(step.explained, number)}")
 
