@@ -39,7 +39,7 @@ from benchmarks.detectors import (
     network_parts,
     torchvision_step,
 )
-from benchmarks.flops import peak_flops
+from benchmarks.flops import image_flops, peak_flops
 from benchmarks.loss_share import loss_share
 from benchmarks.machine import machine
 from benchmarks.recording import RESULTS, reason, record, results_file, significant
@@ -49,7 +49,6 @@ from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import to_device
-from dwtriton.model.flops import image_flops
 from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.compile import GraphWatch
 from dwtriton.train.step import TrainStep

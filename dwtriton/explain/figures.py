@@ -153,10 +153,8 @@ def _draw_images(axes_of_row: Sequence[Axes], columns: Sequence[Column]) -> None
         points = explained.points_inside(box, level)
         if level is not None:
             left, _, right, _ = explained.window(box)
-            apart = (
-                explained.strides[level] / (right - left) * PANEL_INCHES * 72
-            )  # in typographic points, as marker sizes are
-            size = min(2.4, apart / 2)
+            spacing = explained.strides[level] / (right - left) * PANEL_INCHES * 72  # typographic points, like markers
+            size = min(2.4, spacing / 2)
             axes.plot(*points.T, "o", color="white", markeredgecolor="black", markersize=size, markeredgewidth=size / 8)
         axes.set_xlabel(f"{len(points)} points inside" if len(points) != 1 else "1 point inside")
         _mark(axes, column)

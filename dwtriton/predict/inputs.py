@@ -14,21 +14,8 @@ from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_image
 from dwtriton.data.workers import leave_signals_to_main
 from dwtriton.inference.inputs import unlabelled_sample
 
-VIDEO_SUFFIXES = {
-    ".mp4",
-    ".avi",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".mts",
-    ".m2ts",
-    ".wmv",
-    ".flv",
-    ".3gp",
-}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+VIDEO_SUFFIXES |= {".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
 
 
 def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:

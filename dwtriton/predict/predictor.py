@@ -56,9 +56,8 @@ class Predictor:
                 size, path = _original_size(sample), Path(sample.path)
                 self._add(sample, size, found)
                 if path in self.draw_to and max(size) > MAX_JPEG_SIDE:
-                    print_line(
-                        self.console, f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}", "yellow"
-                    )
+                    problem = f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}"
+                    print_line(self.console, problem, "yellow")
                 elif path in self.draw_to:
                     picture = self._draw(read_image(path), found)
                     write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), JPEG_QUALITY))

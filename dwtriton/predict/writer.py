@@ -29,7 +29,7 @@ class DetectionsWriter:
 
     def __init__(self, folder: Path) -> None:
         """Open the temporary file in `folder`, where the COCO file will need as much space."""
-        self._records = tempfile.TemporaryFile(dir=folder)
+        self._records = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- closed in __exit__
         self._runs: list[_Run] = []
         self._drawn: dict[str, str] = {}
         self.images = self.frames = self.detections = self.last_id = 0

@@ -20,9 +20,9 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.cases import Size, make_case
+from benchmarks.flops import image_flops
 from dwtriton import load_config
 from dwtriton.core.points import STRIDES
-from dwtriton.model.flops import image_flops
 from dwtriton.model.pixels import PixelDetector
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

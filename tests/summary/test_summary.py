@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from benchmarks.flops import image_flops
 from dwtriton import summary
 from dwtriton.config.schema import load_config
 from dwtriton.model.detector import build_detector
-from dwtriton.model.flops import PARTS, image_flops, part_flops
+from dwtriton.summary import PARTS, part_flops
 
 
 def parts_of(call, *arguments):
