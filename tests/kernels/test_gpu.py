@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dwtriton import DualWeightLoss, pack_targets
+from dwtriton import DualWeightAssigner, DualWeightLoss, pack_targets
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.kernels import dual_weight_sums
 from tests.support.kernel_cases import DEVICE
@@ -109,11 +109,17 @@ def test_a_batch_of_more_than_2_31_logits():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_on_another_than_the_current_device():
+    """Losses, gradients and the assigner's weights on cuda:1 are those on cuda:0, which is the current device."""
     case = random_case(1, [5, 0, 9], sizes=SIZES, strides=STRIDES)
-    losses = []
+    results = []
     for device in ("cuda:0", "cuda:1"):
         inputs = [[level.detach().to(device).requires_grad_() for level in kind] for kind in case.tensors()]
-        loss = DualWeightLoss(STRIDES, backend="triton")(*inputs, pack_targets(case.targets(), device))
-        sum(loss.values()).backward()
-        losses.append([value.item() for value in loss.values()] + [level.grad.sum().item() for level in inputs[0]])
-    assert losses[0] == losses[1]
+        targets = pack_targets(case.targets(), device)
+        losses = DualWeightLoss(STRIDES, backend="triton")(*inputs, targets)
+        grads = torch.autograd.grad(sum(losses.values()), [level for kind in inputs for level in kind])
+        weights = DualWeightAssigner(STRIDES, backend="triton")(*inputs, targets)
+        parts = [*losses.values(), *grads, *(part for image in weights for part in image)]
+        assert {part.device for part in parts} == {torch.device(device)}
+        results.append([part.detach().cpu() for part in parts])
+    assert torch.cuda.current_device() == 0
+    assert all(torch.equal(one, other) for one, other in zip(*results))

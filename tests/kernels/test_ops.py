@@ -1,5 +1,7 @@
 """The kernels as PyTorch operators: checked by opcheck, compiled in one graph, and well-behaved under autograd."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch._inductor
 import torch.multiprocessing as mp
 from torch import distributed, nn
 
-from dwtriton import DualWeightLoss, pack_targets
+from dwtriton import DualWeightAssigner, DualWeightLoss, pack_targets
 from dwtriton.losses.dual_weight import _normalisers
 from tests.support.loss_cases import LOSSES, Unused, random_case
 
@@ -218,3 +220,31 @@ def test_normalisers_are_means_over_ranks_in_values_and_gradients(tmp_path, devi
 
 def test_normalisers_are_at_least_one():
     assert torch.equal(_normalisers(torch.tensor([0.0, 0.0, 0.25])), torch.ones(3))
+
+
+def test_every_launch_is_on_the_device_of_its_tensors(device, monkeypatch):
+    """Triton launches on the current device: the loss, its gradient and the assigner must make it that of the boxes."""
+    from triton.runtime.jit import KernelInterface
+
+    current, launched_on = [], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def launch(kernel, grid):
+        launched_on.append(current[-1] if current else None)
+        return lambda *args, **kwargs: kernel.run(*args, grid=grid, warmup=False, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(KernelInterface, "__getitem__", launch)
+    case = small_case()
+    inputs, flat = flat_inputs(case, device)
+    losses = DualWeightLoss(STRIDES, backend="triton")(*inputs, case.targets())
+    torch.autograd.grad(sum(losses.values()), flat)
+    before = len(launched_on)
+    DualWeightAssigner(STRIDES, backend="triton")(*inputs, case.targets())
+    assert 2 <= before < len(launched_on)
+    assert set(launched_on) == {flat[0].device}
