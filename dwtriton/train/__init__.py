@@ -1,1 +1,1 @@
-"""`dwtriton.train`: the training run."""
+"""Training a detector: the loop, one optimiser step, and what a run writes."""

@@ -1,4 +1,4 @@
-"""Optimiser, parameter groups and learning rate of the recipe (`optimizer` and `schedule` in the config)."""
+"""Optimiser, parameter groups and learning rate of the recipe (docs/recipe.md#optimiser)."""
 
 import math
 
@@ -7,12 +7,12 @@ from torch import nn
 
 from dwtriton.config.schema import OptimizerConfig, ScheduleConfig
 
-REFERENCE_BATCH = 16  # images; the batch that `optimizer.lr` is stated for
+REFERENCE_BATCH = 16  # images, for which `optimizer.lr` holds
 NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
-    """Optimiser over the trainable parameters, in two groups: with weight decay, and without (those of norms).
+    """Return the optimiser of the trainable parameters, in two groups: with weight decay, and without (norms).
 
     The learning rate is `cfg.lr * batch_size / 16`; each group keeps it as `initial_lr`.
     """
@@ -33,7 +33,10 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig, batch_size: int) -> 
 
 
 def lr_factor(iteration: int, cfg: ScheduleConfig, iterations_per_epoch: int) -> float:
-    """What the learning rate of 0-based `iteration` is multiplied by: linear warm-up times steps or a half cosine."""
+    """Return the factor of the learning rate at 0-based `iteration`: linear warm-up times steps or a half cosine.
+
+    Without state of its own, as torch.optim.lr_scheduler has, a resumed run needs nothing but the iteration.
+    """
     if cfg.kind == "step":
         epoch = iteration // iterations_per_epoch
         factor = cfg.gamma ** sum(epoch >= milestone for milestone in cfg.milestones)
@@ -45,7 +48,7 @@ def lr_factor(iteration: int, cfg: ScheduleConfig, iterations_per_epoch: int) ->
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group's rate to `factor` times its initial one; returns the first group's."""
+    """Set the learning rate of all groups to `factor` times the initial one and return it."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return optimizer.param_groups[0]["lr"]

@@ -1,4 +1,4 @@
-"""The folder of a run: config, metrics, checkpoints, pictures and, if asked for, event files of TensorBoard."""
+"""The folder of a run: config, metrics, checkpoints, plots and, on request, event files for TensorBoard."""
 
 import shutil
 from pathlib import Path
@@ -12,17 +12,17 @@ from dwtriton.train.metrics import MetricsFile, Speed
 from dwtriton.train.plots import draw_curves, draw_predictions
 from dwtriton.train.tensorboard import TensorBoard
 
-PICTURED = 6  # validation images in predictions.png
+PLOTTED_IMAGES = 6  # validation images in predictions.png
 
 
 class RunFolder:
-    """What a run writes; a job of several processes has one, the first's.
+    """Everything that a run writes; a job of several ranks has one, on rank 0.
 
     `last.pt`, `best.pt`, `epoch-001.pt`, `metrics.jsonl`, `config.toml`, `curves.png`, `predictions.png`.
     """
 
     def __init__(self, path: Path, cfg: Config, iteration: int) -> None:
-        """Make it, or go on in it after `iteration` steps. Raises UserError if it cannot be written to."""
+        """Make the folder, or continue in it after `iteration` steps. Raises UserError if it cannot be written to."""
         self.path = path
         make_folder(path)
         write_text(path / "config.toml", dump_config(cfg))
@@ -44,27 +44,27 @@ class RunFolder:
             self.tensorboard.row(self.metrics.rows[-1])
 
     def speed(self, iteration: int, speed: Speed) -> None:
-        """Record throughput, which depends on more than the run: in the event files alone."""
+        """Record the throughput, in the event files alone: `metrics.jsonl` is the same for a repeated run."""
         if self.tensorboard:
             self.tensorboard.speed(iteration, *speed.read())
 
     def evaluation(
         self, iteration: int, epoch: int, evaluation: Evaluation, data: CocoDataset, results: list[dict]
     ) -> None:
-        """Record the evaluation of `last.pt`, keep the best, draw curves and the results (COCO's) on some images."""
+        """Record the evaluation of `last.pt`, keep the best, and plot curves and the COCO `results` on some images."""
         self.metrics.evaluation(iteration, epoch, evaluation)
         if evaluation.metrics["AP"] >= max(row["AP"] for row in self.metrics.evaluations()):
             self.keep_last("best.pt")
         draw_curves(self.metrics.rows, self.path / "curves.png")
-        spread = range(0, len(data), max(1, len(data) // PICTURED))
-        pictured = [(data.image_ids[i], Path(data.paths[i])) for i in spread][:PICTURED]
-        draw_predictions(data.coco, results, pictured, self.path / "predictions.png")
+        spread = range(0, len(data), max(1, len(data) // PLOTTED_IMAGES))
+        images = [(data.image_ids[i], Path(data.paths[i])) for i in spread][:PLOTTED_IMAGES]
+        draw_predictions(data.coco, results, images, self.path / "predictions.png")
         if self.tensorboard:
             self.tensorboard.row(self.metrics.rows[-1])
             self.tensorboard.predictions(iteration, self.path / "predictions.png")
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write `last.pt`, and before it what waits for the event files: a resume finds everything up to there."""
+        """Write `last.pt`, after flushing the event files: a resumed run finds every row up to the checkpoint."""
         if self.tensorboard:
             self.tensorboard.flush()
         save_checkpoint(self.path / "last.pt", checkpoint)

@@ -1,4 +1,4 @@
-"""What a config leaves to machine and data, settled before a run begins and recorded in its `config.toml`."""
+"""Settings that a config leaves to the machine and the data, settled before a run and recorded in its `config.toml`."""
 
 import torch
 
@@ -9,15 +9,15 @@ from dwtriton.data.loaders import training_buckets
 
 
 def settle_for_device(cfg: Config, device: torch.device) -> Config:
-    """The config with `train.precision` and `train.compile` as they will be on this device, not auto.
+    """Return the config with `train.precision` and `train.compile` for this device instead of auto.
 
-    Raises UserError if the network shall be compiled for sizes of batch that nobody has counted.
+    Raises UserError if the network is to be compiled for an unknown number of batch sizes.
     """
     precision, mode = cfg.train.precision, cfg.train.compile
     if precision == "auto":
         precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
     if mode == "auto":
-        mode = "default" if device.type == "cuda" else "off"  # on a CPU compiling takes longer than it saves
+        mode = "default" if device.type == "cuda" else "off"  # on a CPU, compiling takes longer than it saves
     if mode != "off" and cfg.data.buckets == 0:
         raise UserError(
             "data.buckets = 0 lets a batch have any size, and torch.compile makes a graph for each: set data.buckets "
@@ -27,7 +27,7 @@ def settle_for_device(cfg: Config, device: torch.device) -> Config:
 
 
 def settle_buckets(cfg: Config, train_set: CocoDataset) -> Config:
-    """The config with `data.buckets` as sizes. Raises UserError if given ones do not fit the data."""
+    """Return the config with `data.buckets` as sizes. Raises UserError if those of the config do not fit the data."""
     buckets = training_buckets(train_set, cfg)
     return override_config(cfg, [f"data.buckets={[list(bucket) for bucket in buckets]}"]) if buckets else cfg
 

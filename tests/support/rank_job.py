@@ -1,4 +1,4 @@
-"""What test_ranks.py starts: a command with something done to it. `rank_job.py SCENARIO [argument ...]`."""
+"""Run a command of the package with a scenario applied, for test_ranks.py: `rank_job.py SCENARIO [argument ...]`."""
 
 import os
 import signal
@@ -10,25 +10,25 @@ import torch
 
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
-from dwtriton.train import trainer as loop
+from dwtriton.train import trainer as trainer_module
 
 RANK = os.environ.get("RANK", "0")
 
 
 def before_step(act):
     """Call `act(trainer, batches)` before every optimiser step."""
-    step = loop.Trainer.step
+    step = trainer_module.Trainer.step
 
     def acting_step(trainer, batches, epoch):
         act(trainer, batches)
         step(trainer, batches, epoch)
 
-    loop.Trainer.step = acting_step
+    trainer_module.Trainer.step = acting_step
 
 
 def in_float64():
     """Weights and images in float64. First boxes of 16, 32, ... pixels have IoUs over 0.5: no normaliser is clamped."""
-    build = loop.build_detector
+    build = trainer_module.build_detector
 
     def build_in_float64(cfg):
         detector = build(cfg).double()
@@ -36,17 +36,17 @@ def in_float64():
         detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
         return detector
 
-    loop.build_detector = build_in_float64
+    trainer_module.build_detector = build_in_float64
 
 
 def compiled_in_float64():
-    """Traced and run as torch.compile does, but for the generated code, which would take minutes."""
+    """Trace graphs as torch.compile does, but run them without generating code, which would take minutes."""
     in_float64()
     torch.compile = partial(torch.compile, backend="aot_eager")
 
 
 def rank_1_dies_once():
-    """In iteration 6 of a job that begins at its first one, without a word."""
+    """In iteration 6 of a job that began at the first, by SIGKILL."""
     begun_at = []
 
     def die(trainer, _batches):
@@ -94,6 +94,16 @@ def rank_1_sees_nan():
     before_step(poison)
 
 
+def rank_1_has_a_bug():
+    """In iteration 3 an error of its own, of the type that gloo raises."""
+
+    def fail(trainer, _batches):
+        if (RANK, trainer.iteration) == ("1", 2):
+            raise RuntimeError("a bug beside gloo")
+
+    before_step(fail)
+
+
 def slow_steps():
     in_float64()
     before_step(lambda _trainer, _batches: time.sleep(0.3))
@@ -107,6 +117,7 @@ TRAINING = (
     rank_1_has_another_folder,
     rank_1_resumes,
     rank_1_sees_nan,
+    rank_1_has_a_bug,
     slow_steps,
 )
 EVALUATING = (rank_1_evaluates_with_another_threshold, rank_1_evaluates_another_file)

@@ -1,4 +1,4 @@
-"""torch.compile in training: the same results, one graph for each bucket, and a word about every other graph."""
+"""torch.compile in training: the same results, one graph for each bucket, and a report of every other graph."""
 
 import copy
 from functools import partial
@@ -12,8 +12,8 @@ from dwtriton.core.targets import pack_targets
 from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.model.pixels import PixelDetector
-from dwtriton.train import compile as compiling
-from dwtriton.train import trainer as loop
+from dwtriton.train import compile as compile_module
+from dwtriton.train import trainer as trainer_module
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
 from dwtriton.train.step import TrainStep
@@ -41,14 +41,14 @@ def shallow(monkeypatch):
             setattr(detector.backbone, stage, getattr(detector.backbone, stage)[:1])
         return detector
 
-    monkeypatch.setattr(loop, "build_detector", build)
+    monkeypatch.setattr(trainer_module, "build_detector", build)
     return build
 
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Spares the code generation: graphs are made as always, but run as PyTorch operations."""
-    monkeypatch.setattr(compiling.torch, "compile", partial(torch.compile, backend="aot_eager"))
+    """No code generation: graphs are traced as always, but run as PyTorch operations."""
+    monkeypatch.setattr(compile_module.torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
 def run(cfg, out, console, stop=None):
@@ -104,7 +104,7 @@ def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(sha
     batch = next(iter(train_loader(prepare_data(cfg)[0], cfg)))
     truth = gradients(copy.deepcopy(detector).double(), batch, cfg)
     eager = gradients(detector, batch, cfg)
-    network = compiling.compile_network(PixelDetector(detector, cfg.data), "default", graphs=1)
+    network = compile_module.compile_network(PixelDetector(detector, cfg.data), "default", graphs=1)
     compiled = gradients(detector, batch, cfg, network, whole.train_step.capacity)  # the graph of the run
     for name, true in truth.items():
         allowed = max(2 * (eager[name] - true).abs().max(), 1e-5 * true.abs().max())
@@ -112,13 +112,13 @@ def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(sha
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_there_is_one_graph_for_each_bucket_and_nothing_to_say(ahead, traced, tiny, tmp_path, console):
-    """Whatever the numbers of boxes, crowds among them; made before the first step, or each at its first batch."""
+def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(ahead, traced, tiny, tmp_path, console):
+    """Whatever the numbers of boxes, crowds among them; compiled before the first step, or each at its first batch."""
     settings = ["train.compile=default", f"train.compile_ahead={str(ahead).lower()}", "loss.ignore_crowd=true"]
     trainer = run(tiny(*settings, "train.accumulate=2"), tmp_path / "run", console)
     assert trainer.iteration == trainer.total
     assert trainer.watch.graphs == len(trainer.cfg.data.buckets) == 2
-    assert trainer.train_step.capacity == trainer.train_set.most_boxes(2)  # images of a pass, not of a step
+    assert trainer.train_step.capacity == trainer.train_set.most_boxes(2)  # images of a micro-batch, not of a step
     assert ("compiled 2 graphs in " in console.file.getvalue()) == ahead
     assert "recompiled in iteration" not in console.file.getvalue()
 
@@ -135,7 +135,7 @@ def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console
         assert own == pytest.approx(row, rel=1e-4)
 
 
-def test_a_graph_that_nobody_expected_is_told_once_with_its_cause(traced, tiny, tmp_path, console):
+def test_an_unexpected_recompile_is_reported_once_with_its_reason(traced, tiny, tmp_path, console):
     trainer = Trainer(tiny("train.compile=default", "schedule.epochs=1"), tmp_path / "run", console)
     step = trainer.step
 
@@ -149,33 +149,33 @@ def test_a_graph_that_nobody_expected_is_told_once_with_its_cause(traced, tiny, 
 
     trainer.step = step_of_another_size
     trainer.fit()
-    told = [line for line in console.file.getvalue().splitlines() if "recompiled in iteration" in line]
-    assert [line.partition(":")[0] for line in told] == [
+    reported = [line for line in console.file.getvalue().splitlines() if "recompiled in iteration" in line]
+    assert [line.partition(":")[0] for line in reported] == [
         "recompiled in iteration 3",
         "recompiled in iteration 5",
     ]
-    assert "size mismatch at index 0. expected 4, actual 3" in told[0]
+    assert "size mismatch at index 0. expected 4, actual 3" in reported[0]
 
 
-def test_the_watch_tells_each_cause_once():
-    watch = compiling.GraphWatch(expected=1)
+def test_the_watch_reports_each_reason_once():
+    watch = compile_module.GraphWatch(expected=1)
     function = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
-    told = []
+    reported = []
     for size in (2, 3, 3, 4):
         with watch:
             function(torch.zeros(size))
-        told.append(watch.unexpected_recompile())
+        reported.append(watch.unexpected_recompile())
     function(torch.zeros(5))  # outside the watch
-    told.append(watch.unexpected_recompile())
-    assert [cause is not None for cause in told] == [False, True, False, True, False]
-    assert "size mismatch at index 0. expected 2, actual 3" in told[1]
+    reported.append(watch.unexpected_recompile())
+    assert [reason is not None for reason in reported] == [False, True, False, True, False]
+    assert "size mismatch at index 0. expected 2, actual 3" in reported[1]
     assert watch.graphs == 3
 
 
 @pytest.fixture
 def untraced(monkeypatch):
-    """Spares even the graphs: what is run to have the network compiled is run all the same."""
-    monkeypatch.setattr(compiling.torch, "compile", lambda network, **_settings: network)
+    """Not even graphs: the steps that would compile the network run eagerly."""
+    monkeypatch.setattr(compile_module.torch, "compile", lambda network, **_settings: network)
 
 
 def assert_untouched(train_step, state, random):
@@ -235,9 +235,9 @@ def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tm
     assert again.iteration == 0
 
 
-def test_a_graph_without_a_known_cause_ends_no_run():
+def test_a_recompile_without_a_known_reason_ends_no_run():
     torch._dynamo.utils.clear_compilation_metrics()
-    watch = compiling.GraphWatch(expected=0)
+    watch = compile_module.GraphWatch(expected=0)
     with watch:
         torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
     assert watch.unexpected_recompile() == "PyTorch gives no reason"

@@ -24,7 +24,7 @@ def fresh_compiler():
 
 @pytest.fixture
 def make(tiny):
-    """make(*overrides) -> (train_step of a fresh detector on the GPU, steps of an epoch in page-locked memory)."""
+    """make(*overrides) -> (TrainStep of a fresh detector on the GPU, steps of an epoch in pinned memory)."""
 
     def make(*overrides: str):
         cfg = tiny(*SETTINGS, *overrides)
@@ -46,7 +46,7 @@ def sync_is_an_error():
 @pytest.mark.parametrize("mode", ["off", "default", "reduce-overhead"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_the_host_waits_for_nothing_in_a_step(mode, precision, make, sync_is_an_error):
-    """With clipping and moving average; float16 with its loss scale."""
+    """With clipping and EMA; float16 with its loss scale."""
     options = ["optimizer.clip_norm=5.0", "train.ema_decay=0.9", f"train.compile={mode}"]
     train_step, steps = make(*options, f"train.precision={precision}")
     if mode != "off":
@@ -90,17 +90,17 @@ def test_compiling_ahead_leaves_no_trace_on_the_device(mode, make):
     assert not train_step.optimizer.state
 
 
-def test_passes_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
-    """Gradients of the first pass lie in a graph's memory when the second one runs."""
+def test_micro_batches_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
+    """Gradients of the first micro-batch lie in a graph's memory when the second one runs."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 in full
     settings = ["backbone.frozen_statistics=true", "train.accumulate=2", "optimizer.lr=1e-9"]
     eager, steps = make("train.compile=off", *settings)
     captured, _ = make("train.compile=reduce-overhead", *settings)
     list(captured.compile_ahead(2))
     batches = [batch for [batch] in steps if batch.images.shape == steps[0][0].images.shape]
-    for first in range(0, len(batches) - 1, 2):  # recorded, then replayed
-        passes = batches[first : first + 2]
-        losses = [train_step(passes, 1.0)[1].own.read() for train_step in (captured, eager)]
+    for begin in range(0, len(batches) - 1, 2):  # recorded, then replayed
+        micro_batches = batches[begin : begin + 2]
+        losses = [train_step(micro_batches, 1.0)[1].own.read() for train_step in (captured, eager)]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
         gradients = [
             torch.cat([p.grad.flatten() for p in train_step.detector.parameters() if p.requires_grad])
@@ -109,8 +109,8 @@ def test_passes_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
         assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
 
 
-def test_values_are_fetched_as_they_were_when_it_was_ordered():
+def test_values_are_copied_as_they_were_when_the_copy_was_queued():
     values = to_device(torch.arange(1000.0), "cuda")
-    fetched = AsyncHostCopy(values)
+    copied = AsyncHostCopy(values)
     values.zero_()
-    assert torch.equal(fetched.read(), torch.arange(1000.0))
+    assert torch.equal(copied.read(), torch.arange(1000.0))

@@ -8,6 +8,7 @@ import pytest
 from dwtriton.config.schema import dump_config
 from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
+from dwtriton.data.sampler import OrientedBatchSampler
 from dwtriton.train import __main__ as train_command
 
 MANY_SIZES = ["data.short_side=[64, 96]", "data.long_side=160"]
@@ -57,6 +58,15 @@ def test_more_buckets_cost_less_padding_down_to_none(printed):
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > 20
     assert costs[-1] == 0
+
+
+@pytest.mark.parametrize("buckets", ["3", "0"])
+def test_the_batches_of_the_epoch_are_drawn_once(buckets, printed, monkeypatch):
+    drawn = []
+    draw = OrientedBatchSampler.global_batches
+    monkeypatch.setattr(OrientedBatchSampler, "global_batches", lambda sampler: drawn.append(sampler) or draw(sampler))
+    printed(f"data.buckets={buckets}")
+    assert len(drawn) == 1
 
 
 def test_buckets_that_do_not_fit_are_an_error(tiny, tmp_path, call):

@@ -15,7 +15,8 @@ import torch
 
 from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.config.schema import dump_config
-from dwtriton.core import ranks
+from dwtriton.core import elastic, ranks
+from dwtriton.core.errors import UserError
 from dwtriton.train.metrics import read_metrics
 
 JOB = [str(Path(__file__).parents[1] / "support" / "rank_job.py")]
@@ -88,7 +89,7 @@ def alone(tiny, tmp_path_factory):
 
 
 def assert_same_run(run, expected):
-    """Losses, learning rates and AP of every row; weights, moving average and momenta of the last checkpoint."""
+    """Losses, learning rates and AP of every row; weights, EMA and momenta of the last checkpoint."""
     rows, ours = (read_metrics(folder / "metrics.jsonl") for folder in (expected, run))
     assert len(rows) == len(ours) > 6
     for row, own in zip(rows, ours):
@@ -107,7 +108,7 @@ def test_two_ranks_one_of_which_dies_and_is_restarted_give_what_one_process_give
     job = start("rank_1_dies_once", *SETTINGS, "schedule.epochs=1", torchrun=[*TORCHRUN, "--max-restarts", "1"])
     printed = finish(job)
     assert job.returncode == 0, printed
-    assert "rank 0 lost contact with another rank after iteration 5" in printed
+    assert "rank 0 lost contact with rank 1 after iteration 5" in printed
     assert f"from {tmp_path / 'run' / 'last.pt'}" in printed  # of iteration 3
     assert "3 of them done" in printed
     assert_same_run(tmp_path / "run", alone)
@@ -152,7 +153,7 @@ def test_a_job_stopped_by_sigterm_to_all_of_its_processes_goes_on_with_another_n
         os.kill(process, signal.SIGTERM)
     printed = finish(job)
     iteration = load_checkpoint(tmp_path / "run" / "last.pt").iteration
-    assert f"stopped at iteration {iteration}; go on:" in printed
+    assert f"stopped at iteration {iteration}; continue with:" in printed
     assert [row["iteration"] for row in read_metrics(metrics)] == list(range(1, iteration + 1))
     assert 2 <= iteration < 7
 
@@ -190,7 +191,10 @@ def test_two_ranks_evaluate_every_image_once(finished, tmp_path):
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("rank_1_evaluates_with_another_threshold", "ranks 0 and 1 disagree: inference.score_threshold is 0.001 and 0.9."),
+        (
+            "rank_1_evaluates_with_another_threshold",
+            "ranks 0 and 1 disagree: inference.score_threshold is 0.001 and 0.9.",
+        ),
         ("rank_1_evaluates_another_file", "rank 1: checkpoint "),
     ],
 )
@@ -227,7 +231,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_error_before_anything_is_writt
     assert job.returncode != 0
     assert printed.count("error: ") == 1
     assert "data.batch_size = 5" in printed
-    assert "does not divide into 2 processes x train.accumulate = 1" in printed
+    assert "does not divide into 2 ranks x train.accumulate = 1" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -238,6 +242,16 @@ def test_a_loss_that_is_not_finite_on_another_rank_ends_the_job_and_names_its_im
     assert "at iteration 3, epoch 1" in printed
     for image_id in (tmp_path / "run" / "poisoned").read_text().split():
         assert f"{image_id} (" in printed
+
+
+def test_an_error_of_a_rank_itself_is_not_taken_for_a_lost_contact(start):
+    """Though its text speaks of gloo: its connections decide. The other rank does lose contact."""
+    job = start("rank_1_has_a_bug")
+    printed = finish(job)
+    assert job.returncode != 0
+    assert "RuntimeError: a bug beside gloo" in printed
+    assert "rank 1 lost contact" not in printed
+    assert "rank 0 lost contact with rank 1 after iteration 2" in printed
 
 
 def test_where_batch_norms_train_all_ranks_evaluate_the_statistics_that_are_saved(start, tmp_path):
@@ -264,9 +278,14 @@ def test_where_batch_norms_train_all_ranks_evaluate_the_statistics_that_are_save
     ],
 )
 def test_a_job_that_cannot_work_as_it_was_started(environment, gpus, message, monkeypatch):
-    plain = {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "0"}
+    plain = {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "0", "LOCAL_RANK": "0"}
+    plain |= {"RANK": "0", "TORCHELASTIC_RUN_ID": "job"}
     for name, value in {**plain, "TORCHELASTIC_USE_AGENT_STORE": "True", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    problem = ranks._problem()
-    assert (problem is None) if message is None else (message in problem)
+    monkeypatch.setattr(ranks.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(ranks.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
+    expected = contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message)
+    with expected, ranks.process_group(elastic.restart_store()):
+        pass

@@ -1,4 +1,4 @@
-"""One optimiser step: accumulation, gradient clipping, loss scale, moving average; and starting from a checkpoint."""
+"""One optimiser step: accumulation, gradient clipping, loss scale, EMA; and starting from a checkpoint."""
 
 import copy
 
@@ -24,15 +24,17 @@ FROZEN = "backbone.frozen_statistics=true"  # nothing but an update changes the 
 
 @pytest.fixture
 def make(tiny):
-    """make(*overrides) -> (train_step of a fresh detector, batches of its first steps as lists of passes)."""
+    """make(*overrides) -> (TrainStep of a fresh detector, micro-batches of its first steps)."""
 
     def make(*overrides: str):
         cfg = tiny(FROZEN, *overrides)
         torch.manual_seed(0)
         detector = build_detector(cfg).train()
         batches = list(train_loader(prepare_data(cfg)[0], cfg))
-        passes = cfg.train.accumulate
-        return TrainStep(detector, cfg, CPU), [batches[i : i + passes] for i in range(0, len(batches), passes)]
+        micro_batches = cfg.train.accumulate
+        return TrainStep(detector, cfg, CPU), [
+            batches[i : i + micro_batches] for i in range(0, len(batches), micro_batches)
+        ]
 
     return make
 
@@ -59,16 +61,16 @@ def gradients(detector, batch, size=None):
     return {name: p.grad for name, p in detector.named_parameters()}
 
 
-def test_accumulation_takes_the_mean_gradient_of_its_passes_padded_to_one_size(make):
+def test_accumulation_takes_the_mean_gradient_of_its_micro_batches_padded_to_one_size(make):
     settings = ["train.accumulate=2", "data.short_side=[64, 96]", "data.long_side=160", "data.buckets=0"]
     train_step, steps = make(*PLAIN_SGD, *settings)
-    passes = next(step for step in steps if size_needed(step[0]) != size_needed(step[1]))
-    assert [len(batch) for batch in passes] == [2, 2]
+    micro_batches = next(step for step in steps if size_needed(step[0]) != size_needed(step[1]))
+    assert [len(batch) for batch in micro_batches] == [2, 2]
     before = weights(train_step)
-    size = [max(size_needed(batch)[axis] for batch in passes) for axis in (0, 1)]
-    assert [list(batch.images.shape[2:]) for batch in passes] == [size, size]
-    expected = [gradients(train_step.detector, batch, size) for batch in passes]
-    lr, losses = train_step(passes, 1.0)
+    size = [max(size_needed(batch)[axis] for batch in micro_batches) for axis in (0, 1)]
+    assert [list(batch.images.shape[2:]) for batch in micro_batches] == [size, size]
+    expected = [gradients(train_step.detector, batch, size) for batch in micro_batches]
+    lr, losses = train_step(micro_batches, 1.0)
     assert lr == 0.04 * 4 / 16
     assert losses.own.read().shape == (2, 4)
     torch.testing.assert_close(losses.mean.read(), losses.own.read().mean(0))
@@ -78,12 +80,12 @@ def test_accumulation_takes_the_mean_gradient_of_its_passes_padded_to_one_size(m
 
 @pytest.mark.parametrize("share", [0.25, 4.0])
 def test_clipping_scales_the_gradient_down_to_the_norm_and_never_up(share, make):
-    train_step, (passes, *_) = make(*PLAIN_SGD)
-    gradient = gradients(train_step.detector, passes[0])
+    train_step, (micro_batches, *_) = make(*PLAIN_SGD)
+    gradient = gradients(train_step.detector, micro_batches[0])
     norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt().item()
-    train_step, (passes, *_) = make(*PLAIN_SGD, f"optimizer.clip_norm={share * norm}")
+    train_step, (micro_batches, *_) = make(*PLAIN_SGD, f"optimizer.clip_norm={share * norm}")
     before = weights(train_step)
-    lr, _ = train_step(passes, 1.0)
+    lr, _ = train_step(micro_batches, 1.0)
     after = {name: before[name] - lr * min(share, 1.0) * gradient[name] for name in before}
     torch.testing.assert_close(weights(train_step), after, rtol=1e-5, atol=1e-7)
 
@@ -106,8 +108,8 @@ def test_float16_with_clipping_agrees_with_float32(make):
     """The loss scale is divided out before the norm is measured."""
     results = []
     for precision in ("float32", "float16"):
-        train_step, (passes, *_) = make(*PLAIN_SGD, f"train.precision={precision}", "optimizer.clip_norm=0.5")
-        train_step(passes, 1.0)
+        train_step, (micro_batches, *_) = make(*PLAIN_SGD, f"train.precision={precision}", "optimizer.clip_norm=0.5")
+        train_step(micro_batches, 1.0)
         results.append(torch.cat([p.grad.double().flatten() for p in train_step.detector.parameters()]))
     single, half = results
     assert single.norm() == pytest.approx(0.5, rel=1e-5)
@@ -115,19 +117,19 @@ def test_float16_with_clipping_agrees_with_float32(make):
     assert torch.nn.functional.cosine_similarity(single, half, dim=0) > 0.99
 
 
-def test_the_moving_average_follows_its_recurrence_and_is_what_is_evaluated(make):
+def test_the_ema_follows_its_recurrence_and_is_what_is_evaluated(make):
     train_step, steps = make(*PLAIN_SGD, "train.ema_decay=0.3")
-    average = None
-    for count, passes in enumerate(steps[:4]):
-        train_step(passes, 1.0)
+    ema = None
+    for count, micro_batches in enumerate(steps[:4]):
+        train_step(micro_batches, 1.0)
         decay = min(0.3, (1 + count) / (10 + count))
-        average = {
-            name: value if average is None else average[name] + (1 - decay) * (value - average[name])
+        ema = {
+            name: value if ema is None else ema[name] + (1 - decay) * (value - ema[name])
             for name, value in weights(train_step).items()
         }
     assert train_step.eval_detector is not train_step.detector
     evaluated = {name: p.detach() for name, p in train_step.eval_detector.named_parameters()}
-    torch.testing.assert_close(evaluated, average, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(evaluated, ema, rtol=1e-6, atol=1e-8)
     state = train_step.checkpoint_state()
     assert torch.equal(state["ema"]["head.class_conv.weight"], train_step.eval_detector.head.class_conv.weight)
     assert not torch.equal(state["ema"]["head.class_conv.weight"], state["model"]["head.class_conv.weight"])
@@ -135,11 +137,11 @@ def test_the_moving_average_follows_its_recurrence_and_is_what_is_evaluated(make
 
 def test_batch_norm_statistics_are_averaged_and_their_counters_copied(make):
     train_step, steps = make("train.ema_decay=0.5", "backbone.frozen_statistics=false")
-    for passes in steps[:3]:
-        train_step(passes, 1.0)
-    average, current = train_step.eval_detector.backbone.bn1, train_step.detector.backbone.bn1
-    assert average.num_batches_tracked == current.num_batches_tracked == 3
-    assert not torch.equal(average.running_mean, current.running_mean)
+    for micro_batches in steps[:3]:
+        train_step(micro_batches, 1.0)
+    ema, current = train_step.eval_detector.backbone.bn1, train_step.detector.backbone.bn1
+    assert ema.num_batches_tracked == current.num_batches_tracked == 3
+    assert not torch.equal(ema.running_mean, current.running_mean)
 
 
 def run(cfg, out, console, stop=None):
@@ -163,7 +165,7 @@ def run(cfg, out, console, stop=None):
 @pytest.mark.parametrize(
     "settings",
     [["train.accumulate=2", "train.ema_decay=0.8", "optimizer.clip_norm=1.0"], ["train.precision=float16"]],
-    ids=["accumulated, averaged, clipped", "float16"],
+    ids=["accumulated, EMA, clipped", "float16"],
 )
 def test_resuming_restores_everything_an_update_depends_on(settings, tiny, tmp_path, console):
     cfg = tiny(*settings)

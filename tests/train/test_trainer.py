@@ -22,9 +22,9 @@ from dwtriton.checkpoints.checkpoint import CheckpointError, load_checkpoint, sa
 from dwtriton.config.schema import dump_config, load_config, override_config
 from dwtriton.core.errors import UserError
 from dwtriton.data.prepare import prepare_data
+from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
-from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.trainer import Trainer
 
 PER_EPOCH = {"max": 8, "min": 6}  # 24 images in batches of 4 and two orientations
@@ -260,7 +260,9 @@ def test_checkpoints_that_do_not_fit_say_why(finished, tiny, tmp_path, console):
 
 
 def test_loss_factors_multiply_the_losses_of_the_run(finished, tiny, tmp_path, console):
-    trainer = run(tiny("loss.weight_loc=2.0", "loss.weight_cls_neg=0.5", "loss.weight_cls_pos=0.0"), tmp_path / "run", console)
+    trainer = run(
+        tiny("loss.weight_loc=2.0", "loss.weight_cls_neg=0.5", "loss.weight_cls_pos=0.0"), tmp_path / "run", console
+    )
     stop_after(trainer, 1)
     with pytest.raises(Interrupted):
         trainer.fit()
