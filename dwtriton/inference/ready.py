@@ -36,9 +36,9 @@ def load_detector(
     config = override_config(checkpoint.config, overrides, data_root)
     if data_root is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"shapes": None})})
-    detector = build_detector(config).eval()
+    detector = build_detector(config)
     load_weights(detector, checkpoint.weights, str(path))
-    return ReadyDetector(PixelDetector(detector, config.data), checkpoint._replace(config=config), device)
+    return ReadyDetector(PixelDetector(detector, config.data).eval(), checkpoint._replace(config=config), device)
 
 
 class ReadyDetector:
