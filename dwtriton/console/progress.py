@@ -24,7 +24,7 @@ def progress(console: Console, what: str, total: int | None) -> Iterator[Callabl
 class ProgressDisplay:
     """Progress of work that also has figures to show, stages between its steps, or limited time.
 
-    The ETA follows from the mean pace since the start; the time of stages does not count.
+    The ETA follows from the mean pace since `with`; the time of stages does not count.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class ProgressDisplay:
         columns = TextColumn("{task.description}", markup=False), BarColumn(None), MofNCompleteColumn()
         eta, silent = TextColumn("{task.fields[eta]}"), not console.is_terminal
         self.bars = _Bars(*columns, eta, console=console, transient=True, expand=True, disable=silent, get_time=clock)
-        self.bars.add_task(what, total=total, completed=done, eta="")
+        self.bars.add_task(what, start=False, total=total, completed=done, eta="")
         [self.task] = self.bars.tasks
-        self.last_line, self.seconds_in_stages = clock(), 0.0
+        self.seconds_in_stages = 0.0
 
     def __enter__(self) -> "ProgressDisplay":
+        self.bars.start_task(self.task.id)
+        self.last_line = self.clock()
         self.bars.start()
         return self
 

@@ -32,9 +32,7 @@ EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.command_parser(
-        "dwtriton.evaluate", "Evaluate a checkpoint: COCO metrics and a report.", EXAMPLES
-    )
+    parser = cli.command_parser("dwtriton.evaluate", "Evaluate a checkpoint: COCO metrics and a report.", EXAMPLES)
     cli.add_option(parser, "--weights")
     cli.add_option(parser, "--data")
     where = "folder for the results (default: `evaluation` beside the weights)"

@@ -64,7 +64,9 @@ def test_a_bar_on_a_terminal():
 
 def test_after_a_resume_lines_come_by_steps_and_the_time_of_stages_does_not_count():
     work = Work()
-    with work.display(20, done=10, steps_between_lines=4) as display:
+    display = work.display(20, done=10, steps_between_lines=4)
+    work.now += 500  # before the work begins
+    with display:
         work.do(2, 3, display.advance, what="epoch 2", figures="loss 0.5  90 images/s")
         with display.stage("evaluating", 7) as advance:
             work.do(7, 100, advance)
