@@ -1,1 +1,1 @@
-"""`dwtriton.evaluate`: COCO figures of a checkpoint and a report of its errors."""
+"""`dwtriton.evaluate`: COCO metrics of a checkpoint and a report of its errors."""

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dwtriton import build_detector, load_config, postprocess
+from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.config.schema import DataConfig
 from dwtriton.data.batch import Batch
 from dwtriton.data.transforms import resize
@@ -26,7 +27,7 @@ SIZES = {  # (h, w) by id; the long side's limit holds for the third, the first 
     8: (96, 96),
     21: (58, 90),
 }
-SEED = 4  # one for which no two scores and no overlap with its limit are so close that float32 could decide otherwise
+SEED = 4  # no two scores, and no overlap and its limit, are so close that float32 rounding could change the result
 SMALL = [
     "backbone.depth=18",
     "head.num_classes=3",
@@ -104,22 +105,22 @@ def expected_detections(state, cfg, root):
     return results
 
 
-@pytest.mark.parametrize("average", [False, True], ids=["as trained", "moving average"])
-def test_a_converted_checkpoint_detects_what_the_released_test_path_does(average, coco, tmp_path, call):
+@pytest.mark.parametrize("ema", [False, True], ids=["as trained", "EMA"])
+def test_a_converted_checkpoint_detects_what_the_released_test_path_does(ema, coco, tmp_path, call):
     cfg = load_config("r50_1x", SMALL)
     state = generated(build_detector(cfg).mmdet_state_dict(), SEED)
-    content = {"meta": {"CLASSES": ("train", "kite", "zebra"), "iter": 90}, "state_dict": state}
-    if average:
-        other = generated(state, SEED + 1)
-        content["state_dict"] = state | {f"ema_{name.replace('.', '_')}": tensor for name, tensor in other.items()}
-    torch.save(content, tmp_path / "m.pth")
+    torch.save({"meta": {"CLASSES": ("train", "kite", "zebra"), "iter": 90}, "state_dict": state}, tmp_path / "m.pth")
     setting = ["--cfg", "r50_1x", *(part for key in SMALL for part in ("--set", key))]
     assert call(weights_command, "from-mmdet", tmp_path / "m.pth", *setting, "--out", tmp_path / "ours.pt")[0] == 0
+    if ema:  # the weights move into the EMA, and the model itself gets others
+        checkpoint, other = load_checkpoint(tmp_path / "ours.pt"), build_detector(cfg)
+        other.load_mmdet_state_dict(generated(state, SEED + 1))
+        save_checkpoint(tmp_path / "ours.pt", checkpoint._replace(model=other.state_dict(), ema=checkpoint.model))
     code, printed, error = call(
         evaluate_command, "--weights", tmp_path / "ours.pt", "--data", coco, "--out", tmp_path / "out"
     )
     assert code == 0, error
-    assert f"ours.pt: {'moving average of the weights' if average else 'weights'} after iteration 90" in printed
+    assert f"ours.pt: {'EMA weights' if ema else 'weights'} after iteration 90" in printed
     assert "Average Precision" in printed
 
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -148,7 +149,7 @@ def test_the_test_settings_of_every_released_config_are_those_of_the_golden_file
 
 @pytest.mark.parametrize("golden", ["detect_00_normal", "detect_01_dense"])
 def test_detections_of_the_golden_head_outputs_are_the_golden_ones(golden, monkeypatch):
-    """What the command does after the network: settings, scale, class ids and COCO's boxes."""
+    """After the network: settings, scale, category ids and COCO's boxes."""
     data = np.load(GOLDEN / f"{golden}.npz")
     classes, batch = data["cls_logits"].shape[-1], int(data["batch"])
     detector = build_detector(load_config("r50_1x", [*SMALL, f"head.num_classes={classes}"]))
