@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dwtriton.config.files import ConfigError, config_names
-from dwtriton.config.schema import dump_config, flatten, load_config, override_config
+from dwtriton.config.renames import RENAMED, upgrade_keys
+from dwtriton.config.schema import Config, dump_config, flatten, load_config, override_config
 from tests.support.golden_cases import RELEASED
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -90,3 +91,54 @@ def test_bad_files(tmp_path):
     (tmp_path / "circle.toml").write_text('base = "circle.toml"\n')
     with pytest.raises(ConfigError, match="its bases form a cycle"):
         load_config(tmp_path / "circle.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("loss.cls_pos", "loss.weight_cls_pos"),
+        ("data.test_long_side", "inference.long_side"),
+        ("test.nms_iou", "inference.nms_iou"),
+    ],
+)
+def test_a_renamed_key_is_named_with_its_new_name_in_an_override_and_in_a_file(old, new, tmp_path):
+    message = f"{old} is now {new}"
+    with pytest.raises(ConfigError, match=f"^config r50_1x: {message}$"):
+        load_config("r50_1x", [f"{old}=1"])
+    with pytest.raises(ConfigError, match=f"{message}$"):
+        override_config(Config(), [f"{old}=1"])
+    section, key = old.split(".")
+    (tmp_path / "old.toml").write_text(f'base = "r50_1x"\n[{section}]\n{key} = 1\n')
+    with pytest.raises(ConfigError, match=rf"old\.toml: {message}$"):
+        load_config(tmp_path / "old.toml")
+
+
+def test_renames_lead_to_keys_that_exist_and_leave_the_others():
+    keys = flatten(Config()).keys()
+    for old, new in RENAMED.items():
+        assert not any(key == old or key.startswith(f"{old}.") for key in keys)
+        assert any(key == new or key.startswith(f"{new}.") for key in keys)
+    values = {"test": {"nms_iou": 0.5}, "inference": {"compile": "off"}, "data": {"shapes": {"seed": 3}}}
+    assert upgrade_keys(values) == {
+        "inference": {"nms_iou": 0.5, "compile": "off"},
+        "data": {"shapes": {"seed": 3}},
+    }
+
+
+def test_keys_that_may_change_when_a_run_is_resumed():
+    """None of them has an influence on what a run learns."""
+    assert flatten(Config()).keys() - flatten(Config(), fixed_only=True).keys() == {
+        "description",
+        "published_ap",
+        "data.root",
+        "data.workers",
+        "inference.compile",
+        "train.activation_checkpointing",
+        "train.checkpoint_every",
+        "train.compile",
+        "train.compile_ahead",
+        "train.evaluate_every",
+        "train.keep_every",
+        "train.log_every",
+        "train.tensorboard",
+    }
