@@ -1,4 +1,4 @@
-"""The point grid of a feature pyramid, and the rectangles of grid cells that lie inside boxes."""
+"""The point grid of a feature pyramid, and the rectangles of grid cells inside boxes."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ def level_points(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Centres of a level's cells, (height * width, 2) x and y in pixels: `((j + 0.5) * stride, (i + 0.5) * stride)`.
+    """Return the centres of a level's cells, (height * width, 2) x and y in pixels, row by row.
 
-    Row by row: the point of row i, column j is number `i * width + j`.
+    The point of row i and column j has index `i * width + j` and lies at `((j + 0.5) * stride, (i + 0.5) * stride)`.
     """
     x = (torch.arange(width, device=device, dtype=dtype) + 0.5) * stride
     y = (torch.arange(height, device=device, dtype=dtype) + 0.5) * stride
@@ -30,9 +30,9 @@ def pyramid_points(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Points of all levels, (P, 2) x and y in pixels, finest level first, each row by row.
+    """Return the points of all levels, (P, 2) x and y in pixels, finest level first, each row by row.
 
-    `level_sizes[l]` is (height, width) of level l in cells. Raises ValueError if there are not as many as strides.
+    `level_sizes[l]` is (height, width) of level l in cells. Raises ValueError unless there is one for each stride.
     """
     if len(level_sizes) != len(strides):
         raise ValueError(f"{len(level_sizes)} level sizes for {len(strides)} strides {tuple(strides)}")
@@ -41,10 +41,10 @@ def pyramid_points(
 
 
 def inside_rectangles(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Cells of a level whose centre lies strictly inside each box (spec, section Candidate bag).
+    """Return the cells of a level whose centre lies strictly inside each box (docs/method.md#candidate-bag).
 
-    `boxes` is (4, N) finite xyxy in pixels; the result is (4, N) int64: first column, first row, and the column and row
-    after the last. A box without a point has an empty range in at least one direction.
+    `boxes` is (4, N) finite xyxy in pixels. The result is (4, N) int64: begin column, begin row, end column, end row;
+    ends are exclusive. A box without a point has an empty range in at least one direction.
     """
     x1, y1, x2, y2 = boxes
     columns = _first_after(x1, width, stride), _first_from(x2, width, stride)
@@ -53,7 +53,7 @@ def inside_rectangles(boxes: Tensor, height: int, width: int, stride: int) -> Te
 
 
 def _first_after(edge: Tensor, count: int, stride: int) -> Tensor:
-    """First of `count` cells in a row whose centre is > edge (`count` if none), int64."""
+    """Return the first of `count` cells in a line whose centre is > edge (`count` if none), int64."""
     cell = _division_guess(edge, count, stride)
     for _ in range(2):  # the guess is at most two too low; only the comparison itself decides
         cell = cell + ((cell + 0.5) * stride <= edge)
@@ -61,7 +61,7 @@ def _first_after(edge: Tensor, count: int, stride: int) -> Tensor:
 
 
 def _first_from(edge: Tensor, count: int, stride: int) -> Tensor:
-    """First of `count` cells in a row whose centre is >= edge (`count` if none), int64."""
+    """Return the first of `count` cells in a line whose centre is >= edge (`count` if none), int64."""
     cell = _division_guess(edge, count, stride)
     for _ in range(2):
         cell = cell + ((cell + 0.5) * stride < edge)
@@ -69,5 +69,5 @@ def _first_from(edge: Tensor, count: int, stride: int) -> Tensor:
 
 
 def _division_guess(edge: Tensor, count: int, stride: int) -> Tensor:
-    """A cell number, as float: that of the first cell whose centre is not before the edge, or up to two less."""
+    """Return, as float, the index of the first cell whose centre is not before the edge, or up to two less."""
     return (edge / stride - 0.5).floor().clamp(-2, count)

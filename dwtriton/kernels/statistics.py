@@ -160,7 +160,7 @@ class BoxStatistics(NamedTuple):
 
 
 def box_statistics(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: StatisticsConfig) -> BoxStatistics:
-    """Rank the boxes of each image and sum over the points inside each (spec, Positive weight and Negative weight)."""
+    """Rank the boxes of each image; sum over the points inside each (docs/method.md#positive-weight)."""
     rows = boxes.labels.shape[0]
     device = boxes.corners.device
     ranked, parts = torch.empty(6, rows, device=device), torch.empty(rows, 3, SPLITS, device=device)

@@ -18,7 +18,7 @@ CLASS_PROBABILITY = 0.02  # of every class at every point when training starts
 
 
 class DenseHead(nn.Module):
-    """The head of Dual Weighting (Li et al., arXiv 2203.09730), shared by all levels (recipe, section Model).
+    """The head of Dual Weighting (Li et al., arXiv 2203.09730), shared by all levels (docs/recipe.md#model).
 
     Two towers of 3x3 convolutions with group norm: on the class tower stand the class logits, on the box tower the
     distances, the objectness and, with `cfg.refine`, the offsets of the box refinement. With `cfg.deformable` the last
@@ -84,7 +84,7 @@ class DenseHead(nn.Module):
 
 
 def refine(distances: Tensor, offsets: Tensor, stride: int) -> Tensor:
-    """Box refinement of one level: each side of a box is read from the box map at that side (recipe, section Model).
+    """Box refinement of one level: each side of a box is read from the box map at that side (docs/recipe.md#model).
 
     distances [B, 4, H, W] ltrb in pixels; offsets [B, 8, H, W] in cells, (row, column) for each of x1, y1, x2, y2.
     x1 and x2 are sampled in the row of the point, y1 and y2 in its column, each moved by its offset; bilinearly, with

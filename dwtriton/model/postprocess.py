@@ -30,7 +30,7 @@ def postprocess(
     nms_iou: float = 0.6,
     max_detections: int = 100,
 ) -> list[dict[str, Tensor]]:
-    """Detections of each image, best first (recipe, section Testing).
+    """Detections of each image, best first (docs/recipe.md#testing).
 
     cls_logits[l] [B, C, H_l, W_l], box_distances[l] [B, 4, H_l, W_l] ltrb in pixels, objectness[l] [B, 1, H_l, W_l] for
     the levels of `strides`; image_sizes[b] = (height, width) of the image before padding; scale_factors[b] = (sx, sy),

@@ -1,7 +1,7 @@
 """A training run in float64 that takes nothing from the package: network, loss, optimiser and schedule.
 
 torchvision's ResNet-50 on its running statistics, pyramid and head as functions of a flat dict of weights, the NumPy
-oracle for the loss and its gradient, SGD by hand (recipe, sections Model and Optimiser). The weights bear the package's
+oracle for the loss and its gradient, SGD by hand (docs/recipe.md#optimiser). The weights bear the package's
 names, which are labels here and no more.
 """
 
