@@ -1,1 +1,1 @@
-"""Checkpoints: reading, writing, versions, and MMDetection's files."""
+"""Checkpoint files: read and write them, upgrade older formats, read those of MMDetection."""

@@ -1,1 +1,1 @@
-"""`dwtriton.weights`: checkpoints looked into and converted."""
+"""The command `dwtriton.weights`: show and convert checkpoints."""
