@@ -76,7 +76,7 @@ def print_plan(arguments: argparse.Namespace, console: Console) -> int:
         cfg = read_config(arguments)
     with ranks.raise_on_all_ranks(), ranks.main_process_first():
         plan = make_plan(cfg, prepare_data(cfg, console)[0])
-    console.print(plan.describe())
+    console.print(plan.text)
     if ranks.is_main():
         cli.print_result(arguments, {"epochs": plan.epochs, "steps": plan.steps, "buckets": plan.buckets})
     return 0

@@ -1,8 +1,8 @@
 """A training run in float64 that takes nothing from the package: network, loss, optimiser and schedule.
 
 torchvision's ResNet-50 on its running statistics, pyramid and head as functions of a flat dict of weights, the NumPy
-oracle for the loss and its gradient, SGD by hand (docs/recipe.md#optimiser). The weights bear the package's
-names, which are labels here and no more.
+oracle for the loss and its gradient, SGD by hand (docs/recipe.md#optimiser). The weights have the
+package's names, which are mere labels here.
 """
 
 import re
@@ -29,7 +29,7 @@ Levels = list[Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is told; iterations count from 0."""
+    """Settings of a run; iterations count from 0."""
 
     batch_size: int
     lr: float  # for 16 images
@@ -42,13 +42,17 @@ class Recipe:
 
 
 class Iteration(NamedTuple):
-    rate: float
+    """Learning rate, inputs of the loss and its result."""
+
+    rate: float  # learning rate
     case: Case  # the head's outputs and the boxes
     weighting: list[oracle.Weights]  # of each image
     result: oracle.Result
 
 
 class TrainingRun(NamedTuple):
+    """Every iteration and the final state of a run."""
+
     iterations: list[Iteration]
     weights: Weights  # after the last iteration
     momenta: Weights  # of those that train
