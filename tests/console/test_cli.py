@@ -1,4 +1,4 @@
-"""What all commands have in common: one name for all, help, output for scripts, exit codes."""
+"""Features that all commands share: the script `dwtriton`, help, output for scripts, exit codes."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_every_option_of_every_command_is_explained(command):
             assert action.help or action.dest == "action", f"{one.prog} {action.option_strings or action.dest}"
 
 
-def test_the_script_lists_its_commands_without_importing_what_they_need():
+def test_the_script_lists_its_commands_without_heavy_imports():
     code = (
         "import sys; sys.argv = ['dwtriton', '--help']\n"
         "from dwtriton.__main__ import main\n"
@@ -125,14 +125,14 @@ def test_the_plan_of_a_run_as_one_line_of_json(shapes_root, finished, call):
     assert call(train_command, *arguments, "--quiet") == (0, "", "")
 
 
-def test_what_a_checkpoint_holds_as_one_line_of_json(finished, call):
+def test_facts_about_a_checkpoint_as_one_line_of_json(finished, call):
     code, printed, error = call(weights, "show", finished[0] / "last.pt", "--json")
     assert (code, error, printed.count("\n")) == (0, "", 1)
     assert json.loads(printed)
     assert call(weights, "show", finished[0] / "last.pt", "--quiet") == (0, "", "")
 
 
-def test_what_would_be_tuned_as_one_line_of_json(call):
+def test_candidates_of_tuning_as_one_line_of_json(call):
     code, printed, error = call(tune, "--dry-run", "--dtype", "bfloat16", "--json")
     assert (code, error, printed.count("\n")) == (0, "", 1)
     found = json.loads(printed)
@@ -141,7 +141,7 @@ def test_what_would_be_tuned_as_one_line_of_json(call):
     assert call(tune, "--dry-run", "--quiet") == (0, "", "")
 
 
-def test_a_training_that_fails_says_why_even_if_it_is_to_be_quiet(finished, shapes_root, tmp_path, call, monkeypatch):
+def test_a_failed_training_prints_its_cause_even_with_quiet(finished, shapes_root, tmp_path, call, monkeypatch):
     def fit(trainer):
         raise train_command.NonFiniteLossError("loss_loc is nan at iteration 3")
 

@@ -1,4 +1,4 @@
-"""Completion scripts: what bash offers for a beginning of a command line."""
+"""Completion scripts: the words that bash offers after the start of a command line."""
 
 import shutil
 import subprocess

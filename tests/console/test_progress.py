@@ -29,7 +29,7 @@ class Work:
 
 
 def printed(total, steps, seconds, **options):
-    """What is printed of so many steps of so many seconds."""
+    """Output for a number of steps that take some seconds each."""
     work = Work(**options)
     with work.display(total) as display:
         work.do(steps, seconds, display.advance)

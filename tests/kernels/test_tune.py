@@ -108,7 +108,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """Pretend that there is a GPU; returns where its table is to be written."""
+    """Pretend that there is a GPU; return the path of its table."""
     monkeypatch.setattr(command, "require_gpu", lambda: GPU)
     monkeypatch.setattr(command, "gpu_timers", fake_timers)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: GPU)
@@ -157,7 +157,7 @@ def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, c
     assert not cache.exists()
 
 
-def test_without_a_gpu_the_command_says_what_it_needs(call, monkeypatch):
+def test_without_a_gpu_the_error_names_the_remedy(call, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, error = call()
     assert code == 2
