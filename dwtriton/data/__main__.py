@@ -17,9 +17,10 @@ from dwtriton.data.formats.check import Findings, check_split
 from dwtriton.data.formats.convert import convert, counted
 from dwtriton.data.formats.sheet import draw_sheet
 from dwtriton.data.formats.source import Source
-from dwtriton.data.formats.splits import choose_splits, different_categories, find_splits, training_command
+from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
 from dwtriton.data.formats.voc import is_voc, read_voc
 from dwtriton.data.formats.yolo import read_yolo
+from dwtriton.data.usable import different_categories
 
 MAX_LINES = 10  # of the reasons for which a training refuses a split, and of JSON files that are ignored
 
@@ -81,7 +82,10 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
             print_line(console, f"samples: {sheets[name]}")
     train, val = choose_splits(splits)
     fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
-    fatal = fatal or different_categories(train, val)
+    differing = [] if fatal else different_categories(train.categories, val.categories)
+    if differing:
+        names = f"{train.name} and {val.name}"
+        fatal = [f"{names} have different categories: {', '.join(differing)} in one of them alone"]
     command = None if fatal else training_command(train, val, root)
     cli.print_result(
         arguments,
@@ -103,14 +107,9 @@ def show_findings(found: Findings, console: Console) -> None:
     if found.fatal:
         return
     figures = found.figures
-    table = Table("what", "least", "middle", "most")
-    for name, values in (
-        ("image sides, pixels", figures.image_sides),
-        ("boxes an image", figures.boxes_per_image),
-        ("box sides, pixels", figures.box_sides),
-        ("box width / height", figures.box_aspects),
-    ):
-        table.add_row(name, *(f"{value:g}" for value in values))
+    table = Table("", "least", "middle", "most", caption="sides in pixels; aspect: width / height")
+    for name in ("image_sides", "boxes_per_image", "box_sides", "box_aspects"):
+        table.add_row(name.replace("_", " "), *(f"{value:g}" for value in getattr(figures, name)))
     console.print(table)
     sizes = ", ".join(f"{share:.0%} {name}" for name, share in figures.box_sizes.items())
     print_line(console, f"{figures.images} images, {figures.boxes} boxes ({sizes}), {figures.crowds} of them crowd")

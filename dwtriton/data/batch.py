@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import pad
 from torch.utils.data import default_collate
 
+from dwtriton.core.targets import check_values, concatenate_targets
 from dwtriton.data.buckets import padded_size
 from dwtriton.data.coco import Sample
 
@@ -70,15 +71,8 @@ def _stack(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
 
 
 def _check_target(sample: Sample, num_classes: int) -> None:
-    boxes, labels = sample.target["boxes"], sample.target["labels"]
-    bad_labels = (labels < 0) | (labels >= num_classes)
-    bad_boxes = ~boxes.isfinite().all(-1) | (boxes[:, :2] > boxes[:, 2:]).any(-1)
-    if bad_labels.any():
-        index = int(bad_labels.nonzero()[0])
-        problem = f"label {int(labels[index])} of box {index} is outside 0..{num_classes - 1}"
-    elif bad_boxes.any():
-        index = int(bad_boxes.nonzero()[0])
-        problem = f"box {index} is {boxes[index].tolist()}; it must be finite with x1 <= x2 and y1 <= y2"
-    else:
-        return
-    raise ValueError(f"image {sample.image_id} ({sample.path}): {problem}")
+    try:
+        check_values(concatenate_targets([sample.target]), num_classes)
+    except ValueError as error:
+        problem = str(error).removeprefix("targets, image 0, ")
+        raise ValueError(f"image {sample.image_id} ({sample.path}): {problem}") from None

@@ -1,8 +1,7 @@
-"""Where the files of a data set lie, and the one error that explains it when they do not."""
+"""Where the files of a data set are expected, and the error that explains it when they are not there."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dwtriton.config.schema import DataConfig
 from dwtriton.core.text import listed
@@ -10,11 +9,10 @@ from dwtriton.data.problems import DataError
 
 SplitName = Literal["train", "val"]
 BOTH: tuple[SplitName, ...] = ("train", "val")
-NAMES_LISTED = 12
+MAX_NAMES = 12  # of files in the error
 
 
-@dataclass(frozen=True)
-class SplitPaths:
+class SplitPaths(NamedTuple):
     """Files of one split: `images` is a folder, `annotations` a COCO JSON file."""
 
     images: Path
@@ -22,14 +20,10 @@ class SplitPaths:
 
 
 def split_paths(cfg: DataConfig, split: SplitName) -> SplitPaths:
-    """Paths of a split below `cfg.root`. Raises DataError if there is no root."""
+    """Paths of a split in `cfg.root`. Raises DataError if there is no root."""
     if cfg.root is None:
-        raise DataError(f"this config needs COCO data: pass --data DIR.\n{_expected(cfg, Path('DIR'))}")
-    images, annotations = {
-        "train": (cfg.train_images, cfg.train_annotations),
-        "val": (cfg.val_images, cfg.val_annotations),
-    }[split]
-    return SplitPaths(cfg.root / images, cfg.root / annotations)
+        raise DataError(f"this config needs COCO data: pass --data DIR.\n{_expected(cfg, Path('DIR'), BOTH)}")
+    return SplitPaths(cfg.root / getattr(cfg, f"{split}_images"), cfg.root / getattr(cfg, f"{split}_annotations"))
 
 
 def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
@@ -43,7 +37,7 @@ def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
 
 
 def layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) -> DataError:
-    """A DataError that says `problem`, then the layout expected of `splits` and what `cfg.root` holds."""
+    """A DataError that names `problem`, then the layout expected of `splits` and what `cfg.root` holds."""
     return DataError(
         f"{problem}.\n{_expected(cfg, cfg.root, splits)}\nFound: {_found(cfg.root)}\n"
         "Point --data at the right folder, or rename its parts with --set data.train_images=NAME (train_annotations, "
@@ -51,18 +45,14 @@ def layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) -
     )
 
 
-def _expected(cfg: DataConfig, root: Path, splits: tuple[SplitName, ...] = BOTH) -> str:
-    rows = {
-        "train": ((f"{cfg.train_images}/", "folder of training images"), (cfg.train_annotations, "COCO JSON")),
-        "val": ((f"{cfg.val_images}/", "folder of validation images"), (cfg.val_annotations, "COCO JSON")),
-    }
-    rows = [row for split in splits for row in rows[split]]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(["Expected:", f"  {root}/", *(f"    {name:{width}}  {what}" for name, what in rows)])
+def _expected(cfg: DataConfig, root: Path, splits: tuple[SplitName, ...]) -> str:
+    lines = [f"    {getattr(cfg, f'{split}_images')}/  folder of {split} images" for split in splits]
+    lines += [f"    {getattr(cfg, f'{split}_annotations')}  COCO JSON" for split in splits]
+    return "\n".join(["Expected:", f"  {root}/", *lines])
 
 
 def _found(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is a file" if root.exists() else f"{root} does not exist"
     names = sorted(p.name + "/" * p.is_dir() for p in (*root.iterdir(), *(root / "annotations").glob("*.json")))
-    return listed(names, NAMES_LISTED) or "an empty folder"
+    return listed(names, MAX_NAMES) or "an empty folder"

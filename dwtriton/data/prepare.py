@@ -1,4 +1,4 @@
-"""Detection data: COCO format, transforms, batches, and the generated `shapes` data set."""
+"""The data sets of a config; the generated `shapes` are drawn where they are missing."""
 
 from rich.console import Console
 
@@ -7,19 +7,20 @@ from dwtriton.data.coco import CocoDataset
 from dwtriton.data.layout import SplitName, check_layout
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.generate import check_shapes, generate_shapes, is_vacant
+from dwtriton.data.usable import different_categories
 
 
 def draw_missing_shapes(cfg: DataConfig, console: Console | None = None) -> None:
     """Draw the `shapes` data set if the config has it and its root is absent, with progress on `console`.
 
-    Raises DataError if it cannot be made.
+    Raises DataError if it cannot be written.
     """
     if cfg.shapes is not None and cfg.root is not None and is_vacant(cfg.root):
         generate_shapes(cfg.root, cfg.shapes.train_images, cfg.shapes.val_images, cfg.shapes.seed, console)
 
 
 def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDataset, CocoDataset]:
-    """The training and the validation set of a config; first draws `shapes`, as `draw_missing_shapes`, where needed.
+    """Return the training and the validation set, after `draw_missing_shapes`.
 
     Raises DataError if the files are absent or unusable, if the two splits have different categories, or if these are
     not `cfg.head.num_classes`.
@@ -30,16 +31,15 @@ def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDatas
             f"the data in {cfg.data.root} has {len(train.class_names)} categories, but head.num_classes is "
             f"{cfg.head.num_classes}: add --set head.num_classes={len(train.class_names)}"
         )
-    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-        raise DataError(
-            f"{cfg.data.train_annotations} and {cfg.data.val_annotations} have different categories: "
-            f"{_categories(train)} and {_categories(val)}"
-        )
+    differing = different_categories(*(dict(zip(d.category_ids, d.class_names)) for d in (train, val)))
+    if differing:
+        files = f"{cfg.data.train_annotations} and {cfg.data.val_annotations}"
+        raise DataError(f"{files} have different categories: {', '.join(differing)} in one of them alone")
     return train, val
 
 
 def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDataset:
-    """The validation set alone; the training files need not exist, and its categories are not counted.
+    """Return the validation set alone, for any number of categories; the training files need not exist.
 
     Draws and raises as `prepare_data`.
     """
@@ -47,15 +47,10 @@ def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDatas
 
 
 def _prepare(cfg: Config, splits: tuple[SplitName, ...], console: Console | None) -> list[CocoDataset]:
-    data = cfg.data
-    draw_missing_shapes(data, console)
-    check_layout(data, splits)
-    datasets = [CocoDataset(data, split, cfg.loss.ignore_crowd, cfg.inference) for split in splits]
-    for dataset in datasets:
-        if data.shapes is not None:
-            check_shapes(dataset.info, data.root, data.shapes)
+    draw_missing_shapes(cfg.data, console)
+    check_layout(cfg.data, splits)
+    datasets = [CocoDataset(cfg.data, split, cfg.loss.ignore_crowd, cfg.inference) for split in splits]
+    if cfg.data.shapes is not None:
+        for dataset in datasets:
+            check_shapes(dataset.info, cfg.data.root, cfg.data.shapes)
     return datasets
-
-
-def _categories(dataset: CocoDataset) -> str:
-    return ", ".join(f"{id_} {name}" for id_, name in zip(dataset.category_ids, dataset.class_names))

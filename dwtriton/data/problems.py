@@ -1,6 +1,6 @@
-"""What is wrong with a data set: the error that stops a run, and the count of what was left out and why."""
+"""What is wrong with a data set: the error that stops a run, and counts of what was left out and why."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from dwtriton.core.errors import UserError
 from dwtriton.core.text import listed
@@ -13,7 +13,7 @@ class DataError(UserError):
 
 
 class DataProblems:
-    """Counts what was left out, by kind, and keeps the first examples of each kind.
+    """Counts of what was left out or is doubtful, by kind, with the first examples of each kind.
 
     `counts` maps a kind ("box outside the image, annotation skipped") to its number; `examples` maps it to the first
     few names ("annotation 7 of image 3 (a.jpg)").
@@ -21,18 +21,17 @@ class DataProblems:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = {}
+        self.examples: dict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, example: str) -> None:
+        """Count a problem."""
         self.counts[kind] += 1
-        examples = self.examples.setdefault(kind, [])
-        if len(examples) < EXAMPLES_KEPT:
-            examples.append(example)
+        if self.counts[kind] <= EXAMPLES_KEPT:
+            self.examples[kind].append(example)
 
     def summary(self) -> list[str]:
-        """One line for people for each kind; no lines if nothing was left out."""
-        return [self._line(kind) for kind in self.counts]
-
-    def _line(self, kind: str) -> str:
-        count = self.counts[kind]
-        return f"{count} x {kind}: {listed(self.examples[kind], EXAMPLES_KEPT, count)}"
+        """One line for each kind; no lines if there are no problems."""
+        return [
+            f"{count} x {kind}: {listed(self.examples[kind], EXAMPLES_KEPT, count)}"
+            for kind, count in self.counts.items()
+        ]

@@ -1,6 +1,6 @@
-"""From a decoded image and its boxes to the network's input (recipe, section Data).
+"""Resizing and flipping of decoded images with their boxes (docs/recipe.md#data).
 
-A loader resizes and flips; pixels stay bytes until their batch is on its device, where it is normalised.
+Pixels stay bytes until their batch is on its device: model/pixels.py normalises them.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from dwtriton.config.schema import DataConfig
 
 
 def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
-    """Short side in pixels (uniform integer in `cfg.short_side`) and whether to flip, for one training sample."""
+    """Draw the short side in pixels (uniform integer in `cfg.short_side`) and whether to flip, for one sample."""
     rng = np.random.default_rng(seed)
     low, high = cfg.short_side
     return int(rng.integers(low, high, endpoint=True)), bool(rng.random() < cfg.flip)
@@ -22,11 +22,7 @@ def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
 def transform(
     image: Tensor, boxes: Tensor, short_side: int, long_side: int, flipped: bool = False
 ) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Resize and flip.
-
-    image uint8 [3, h, w] and boxes float32 [G, 4] xyxy pixels become image uint8 [3, h', w'], boxes float32 [G, 4] in
-    its pixels, and the scale factors (sx, sy), network pixels per original pixel.
-    """
+    """Resize, then flip if `flipped`; arguments and results as in `resize`."""
     image, boxes, scale_factor = resize(image, boxes, short_side, long_side)
     if flipped:
         image, boxes = flip(image, boxes)
@@ -34,13 +30,17 @@ def transform(
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """(h, w) that keeps the aspect, with neither side over its limit: `int(side * scale + 0.5)`."""
+    """(h, w) of the same aspect ratio with neither side over its limit: `int(side * scale + 0.5)`."""
     scale = min(long_side / max(height, width), short_side / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def resize(image: Tensor, boxes: Tensor, short_side: int, long_side: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Resize bilinearly without antialias; boxes scale by the actual ratio of each axis and are clipped."""
+    """Resize bilinearly without antialias; boxes scale by the actual ratio of each axis and are clipped.
+
+    image uint8 [3, h, w] and boxes float32 [G, 4] xyxy pixels become image uint8 [3, h', w'], boxes float32 [G, 4] in
+    its pixels, and the scale factors (sx, sy), network pixels per original pixel.
+    """
     height, width = image.shape[-2:]
     new_height, new_width = resized_size(height, width, short_side, long_side)
     image = tv.resize(image, [new_height, new_width], InterpolationMode.BILINEAR, antialias=False)

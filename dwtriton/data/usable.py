@@ -47,6 +47,11 @@ def choose_usable(records: Records, folder: Path, training: bool, problems: Data
     return Usable(images, annotations, boxes)
 
 
+def different_categories(train: dict[int, str], val: dict[int, str]) -> list[str]:
+    """Return the categories, names by id, that only one of two splits has. A run needs the same in both."""
+    return sorted(f"{id_} {name}" for id_, name in train.items() ^ val.items())
+
+
 def annotation_name(annotation: dict[str, Any], records: Records) -> str:
     """Return how messages name an annotation: `annotation 7 of image 3 (a.jpg)`."""
     image = records.images[annotation["image_id"]]

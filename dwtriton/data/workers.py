@@ -29,7 +29,7 @@ def leave_signals_to_main(*_worker_id: int, main_ends: Event | None = None) -> N
 
 
 def outlive_sigterm() -> Callable[[int], None]:
-    """Return a `worker_init_fn` for a main process that saves its state on SIGTERM; `main_ends` is set when it exits."""
+    """Return a `worker_init_fn` for a main process that saves its state on SIGTERM; at its exit `main_ends` is set."""
     main_ends = multiprocessing.Event()
     atexit.register(main_ends.set)
     return partial(leave_signals_to_main, main_ends=main_ends)

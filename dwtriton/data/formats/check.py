@@ -65,15 +65,16 @@ def check_split(split: FoundSplit, console: Console) -> Findings:
         if times > 1:
             problems.add("file of several images", f"{name} ({times})")
     _check_boxes(boxes, records, problems)
-    figures = measure(boxes, records)
+    figures = measure(boxes, split)
     for name, count in figures.classes.items():
         if not count:
             problems.add("category without a box", name)
     return Findings(split, [], problems, boxes, figures)
 
 
-def measure(boxes: dict[int, list[dict]], records: Records) -> Figures:
-    """Return the figures of usable boxes, by image id, and of all images."""
+def measure(boxes: dict[int, list[dict]], split: FoundSplit) -> Figures:
+    """Return the figures of usable boxes, by image id, and of all images of a split."""
+    records = split.records
     every = [box for of_image in boxes.values() for box in of_image]
     used = Counter(box["category_id"] for box in every)
     sizes = np.array([_inner_size(box, records) for box in every]).reshape(-1, 2)  # [N, 2] width, height
@@ -82,7 +83,7 @@ def measure(boxes: dict[int, list[dict]], records: Records) -> Figures:
         images=len(records.images),
         boxes=len(every),
         crowds=sum(bool(box["iscrowd"]) for box in every),
-        classes={str(records.categories[id_]["name"]): used[id_] for id_ in sorted(records.categories)},
+        classes={name: used[id_] for id_, name in split.categories.items()},
         image_sides=_range(sides, np.median),
         boxes_per_image=_range(np.array(list(map(len, boxes.values()))), np.mean),
         box_sides=_range(np.sqrt(sizes.prod(1)), np.median),

@@ -18,7 +18,7 @@ MAX_NAME_LENGTH, MAX_FILE_LENGTH = 24, 44  # characters
 
 def draw_sheet(split: FoundSplit, boxes: dict[int, list[dict]]) -> Figure:
     """Draw images spread evenly over the split with their `boxes`, by image id; unreadable ones become a note."""
-    label_of = {category_id: label for label, category_id in enumerate(sorted(split.records.categories))}
+    label_of = {category_id: label for label, category_id in enumerate(split.categories)}
     images = list(split.records.images.values())
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int).tolist()
     columns = min(MAX_COLUMNS, len(chosen))
@@ -47,6 +47,6 @@ def draw_sheet(split: FoundSplit, boxes: dict[int, list[dict]]) -> Figure:
 
 
 def _box_name(box: dict, split: FoundSplit) -> str:
-    name = str(split.records.categories[box["category_id"]]["name"])
+    name = split.categories[box["category_id"]]
     name = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3]}..."
     return f"{name} (crowd)" if box["iscrowd"] else name

@@ -23,6 +23,11 @@ class FoundSplit(NamedTuple):
     images: Path
     records: Records
 
+    @property
+    def categories(self) -> dict[int, str]:
+        """Names by id, in the order of the ids, which is that of the labels."""
+        return {id_: str(self.records.categories[id_]["name"]) for id_ in sorted(self.records.categories)}
+
 
 def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
     """Find the COCO files of a folder and the folders of their images; return these and why other JSON is none of them.
@@ -60,15 +65,6 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
     return train, val
 
 
-def different_categories(train: FoundSplit, val: FoundSplit) -> list[str]:
-    """Say why these two splits cannot be used together; the list is empty if they can."""
-    of_train, of_val = ({(id_, c["name"]) for id_, c in split.records.categories.items()} for split in (train, val))
-    if of_train == of_val:
-        return []
-    differing = sorted(f"{id_} {name}" for id_, name in of_train ^ of_val)
-    return [f"{train.name} and {val.name} have different categories: {', '.join(differing)} in one of them alone"]
-
-
 def training_command(train: FoundSplit, val: FoundSplit, root: Path) -> str:
     """The shell command that trains on these splits of `root`, with `--set` for everything that is not a default."""
     paths = {
@@ -79,7 +75,7 @@ def training_command(train: FoundSplit, val: FoundSplit, root: Path) -> str:
     }
     settings = {key: path.relative_to(root).as_posix() for key, path in paths.items()}
     changed = [f"data.{key}={_toml(text)}" for key, text in settings.items() if text != getattr(DataConfig(), key)]
-    classes = len(train.records.categories)
+    classes = len(train.categories)
     if classes != HeadConfig().num_classes:
         changed.append(f"head.num_classes={classes}")
     words = ["python", "-m", "dwtriton.train", "--cfg", "r50_1x", "--data", str(root)]

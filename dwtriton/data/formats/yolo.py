@@ -3,24 +3,26 @@
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dwtriton.data.formats.source import SPLITS, Box, Source, clip, image_files, read_text
 from dwtriton.data.problems import DataError
 
-YAML = (".yaml", ".yml")
-SLACK = 0.01  # of the image: rounding may carry a coordinate so far past its border
+BORDER_TOLERANCE = 0.01  # of the image: rounding may carry a coordinate this far past its border
+MAX_QUOTED = 60  # characters of a broken line in its error
 
 
 def read_yolo(root: Path, names_file: Path | None = None) -> Source:
-    """A data set described by `root/data.yaml`, or by the YAML file `root`; without one `images/train`, `images/val`.
+    """Read the data set of `root/data.yaml`, or of the YAML file `root`; without one `images/train`, `images/val`.
 
     `train` and `val` of the YAML file name a folder of images, a text file with an image a line, or several of them,
-    inside `path` or else beside the file. The labels of `.../images/a.jpg` are in `.../labels/a.txt`; without a folder
-    of the name `images` they lie beside the image. Their lines are `class x y width height`, or `class` and a polygon,
-    in shares of the image. An image without a label file, or with an empty one, is background.
+    inside `path` or else beside the file. The labels of `.../images/a.jpg` are in `.../labels/a.txt`, or beside the
+    image if no folder is called `images`. Their lines are `class x y width height`, or `class` and a polygon, as
+    fractions of the image's sides. An image without a label file, or with an empty one, is background.
     The classes are those of `names`, a list or a dict, or of `names_file`, one a line. Raises DataError.
     """
     settings, folder = _settings(root)
@@ -34,48 +36,30 @@ def read_yolo(root: Path, names_file: Path | None = None) -> Source:
         entries = entries if isinstance(entries, list) else [entries]
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{root}: {split} is neither a path nor a list of paths")
-        found = [_find(base, entry, problems) for entry in entries]
-        images[split] = list(dict.fromkeys(image for part in found for image in part))
-        if images[split] and not any(label_file(image).is_file() for image in images[split]):
-            raise DataError(
-                f"no image of {split} has a label file; that of {images[split][0]} would be "
-                f"{label_file(images[split][0])}"
-            )
-    pose = "kpt_shape" in settings  # key points follow the box
-
-    def read(image: Path, height: int, width: int, problems: list[str]) -> list[Box]:
-        labels = label_file(image)
-        boxes = []
-        for number, line in enumerate(read_text(labels).splitlines() if labels.is_file() else [], 1):
-            fields = line.split()[: 5 if pose else None]
-            try:
-                if fields:
-                    boxes.append(_box(fields, names, height, width))
-            except ValueError as error:
-                problems.append(f"{labels}:{number}: {error}")
-        return boxes
-
-    return Source(images, names, read, problems)
+        images[split] = list(dict.fromkeys(image for entry in entries for image in _find(base, entry, problems)))
+        labels = [label_file(image) for image in images[split]]
+        if labels and not any(map(Path.is_file, labels)):
+            raise DataError(f"no image of {split} has a label file; that of {images[split][0]} would be {labels[0]}")
+    fields = 5 if "kpt_shape" in settings else None  # key points follow the box
+    return Source(images, names, partial(_read_labels, names, fields), problems)
 
 
 def label_file(image: Path) -> Path:
     """`.../images/train/a.jpg` -> `.../labels/train/a.txt`: the last folder named images changes its name."""
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    *folders, name = image.parts
+    if "images" in folders:
+        folders[-1 - folders[::-1].index("images")] = "labels"
+    return Path(*folders, name).with_suffix(".txt")
 
 
-def _settings(root: Path) -> tuple[dict, Path]:
-    """What the YAML file says, and its folder."""
+def _settings(root: Path) -> tuple[dict[str, Any], Path]:
+    """The content of the YAML file, and its folder."""
     if not root.exists():
         raise DataError(f"{root} does not exist")
     path = root if root.is_file() else root / "data.yaml"
     if not path.is_file():
         return {}, root
-    if path.suffix not in YAML:
+    if path.suffix not in (".yaml", ".yml"):
         raise DataError(f"{path} is neither a folder nor a YAML file")
     try:
         content = yaml.load(read_text(path), Loader=yaml.BaseLoader)  # strings alone: a class may be called no or 1.0
@@ -86,16 +70,14 @@ def _settings(root: Path) -> tuple[dict, Path]:
     return content, path.parent
 
 
-def _names(settings: dict, root: Path, names_file: Path | None) -> list[str]:
-    given = settings.get("names")
+def _names(settings: dict[str, Any], root: Path, names_file: Path | None) -> list[str]:
+    names = settings.get("names")
     if names_file is not None:
         names = [line.strip() for line in read_text(names_file).splitlines() if line.strip()]
-    elif isinstance(given, dict):
-        names = [given.get(str(number)) for number in range(len(given))]
-        if None in names:
-            raise DataError(f"{root}: the classes have the numbers {', '.join(given)}, not 0..{len(given) - 1}")
-    else:
-        names = given
+    elif isinstance(names, dict):
+        if names.keys() != {str(number) for number in range(len(names))}:
+            raise DataError(f"{root}: the classes have the numbers {', '.join(names)}, not 0..{len(names) - 1}")
+        names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
             f"{root} has no data.yaml with the names of the classes (nor ImageSets, as Pascal VOC has): pass the YAML "
@@ -108,22 +90,22 @@ def _names(settings: dict, root: Path, names_file: Path | None) -> list[str]:
 
 
 def _find(base: Path, entry: str, problems: list[str]) -> list[Path]:
-    """Images of a folder or a list of the YAML file."""
+    """Find the images of an entry of the YAML file: a folder or a list."""
     path = base / entry
     if not path.exists() and entry.startswith("../"):  # Roboflow writes so, meaning the folder beside the YAML file
         path = base / entry[3:]
     path = Path(os.path.normpath(path))  # the same file has one name
     if path.is_dir():
         images = image_files(path)
-        problems += _without_image(path, images)
+        problems += _labels_without_image(path, images)
         return images
     if path.suffix == ".txt" and path.is_file():
         return _read_list(path, base, problems)
     raise DataError(f"{path} does not exist; data.yaml may name another folder of images, or a list of them, as .txt")
 
 
-def _without_image(folder: Path, images: list[Path]) -> list[str]:
-    """Label files for which there is no image: one of a format that cannot be read, or of another name."""
+def _labels_without_image(folder: Path, images: list[Path]) -> list[str]:
+    """Report label files without an image: its format cannot be read, or it has another name."""
     labels = label_file(folder / "any").parent
     if labels == folder or not labels.is_dir():
         return []
@@ -134,29 +116,42 @@ def _without_image(folder: Path, images: list[Path]) -> list[str]:
 
 def _read_list(path: Path, base: Path, problems: list[str]) -> list[Path]:
     images = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        candidates = [Path(os.path.abspath(folder / line.strip())) for folder in (path.parent, base, Path())]
-        image = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if image is None:
-            problems.append(f"{path}:{number}: {candidates[0]} does not exist")
-        else:
+    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
+        candidates = [Path(os.path.abspath(folder / line)) for folder in (path.parent, base, Path())]
+        image = next(filter(Path.is_file, candidates), None)
+        if image:
             images.append(image)
+        elif line:
+            problems.append(f"{path}:{number}: {candidates[0]} does not exist")
     return images
 
 
+def _read_labels(
+    names: list[str], fields: int | None, image: Path, height: int, width: int, problems: list[str]
+) -> list[Box]:
+    """Read the boxes of an image from the first `fields` numbers of each line."""
+    labels = label_file(image)
+    boxes = []
+    for number, line in enumerate(read_text(labels).splitlines() if labels.is_file() else [], 1):
+        try:
+            if line.strip():
+                boxes.append(_box(line.split()[:fields], names, height, width))
+        except ValueError as error:
+            problems.append(f"{labels}:{number}: {error}")
+    return boxes
+
+
 def _box(fields: Sequence[str], names: list[str], height: int, width: int) -> Box:
-    """Raises ValueError, with what is wrong with the line."""
+    """Raises ValueError, saying what is wrong with the line."""
     try:
         label, *values = int(fields[0]), *map(float, fields[1:])
     except ValueError:
-        raise ValueError(f"{' '.join(fields)[:60]!r} is not a class number and numbers") from None
+        raise ValueError(f"{' '.join(fields)[:MAX_QUOTED]!r} is not a class number and numbers") from None
     if not 0 <= label < len(names):
         raise ValueError(f"class {label} is outside 0..{len(names) - 1}")
-    strange = [value for value in values if not (math.isfinite(value) and -SLACK <= value <= 1 + SLACK)]
-    if strange:
-        raise ValueError(f"{strange[0]:g} is not a share of the image, from 0 to 1")
+    for value in values:
+        if not (math.isfinite(value) and -BORDER_TOLERANCE <= value <= 1 + BORDER_TOLERANCE):
+            raise ValueError(f"{value:g} is not a share of the image, from 0 to 1")
     if len(values) == 4:
         x, y, w, h = values
         shares = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)

@@ -1,4 +1,4 @@
-"""Drawing the `shapes` data set: outlines of the eight classes, their fills, and textured backgrounds."""
+"""Drawing for the `shapes` data set: outlines of the eight classes, their fills, and textured backgrounds."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -51,15 +51,15 @@ class Stamp:
     """One object on its own small canvas.
 
     `alpha` float32 [h, w] is the coverage of each pixel, `edge` that of the border line, `fine` the shape at
-    SUPERSAMPLING resolution; `left`, `top` say where the canvas lies in the image (pixels, may be negative).
+    SUPERSAMPLING resolution; `left`, `top` is the canvas' position in the image (pixels, may be negative).
     """
 
     def __init__(self, name: str, centre: np.ndarray, diameter: float, rng: np.random.Generator) -> None:
         angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
         cos, sin = np.cos(angle), np.sin(angle)
-        place = np.array([[cos, -sin], [sin, cos]]) * diameter / 2 @ np.diag([stretch**0.5, stretch**-0.5])
+        matrix = np.array([[cos, -sin], [sin, cos]]) * diameter / 2 @ np.diag([stretch**0.5, stretch**-0.5])
         outline, hole = OUTLINES[name]
-        points = outline @ place.T + centre
+        points = outline @ matrix.T + centre
         self.left, self.top = np.floor(points.min(0)).astype(int)
         right, bottom = np.ceil(points.max(0)).astype(int)
         self.width, self.height = right - self.left, bottom - self.top
@@ -69,7 +69,7 @@ class Stamp:
         for ring, value in ((outline, 255), (hole, 0)):
             if ring is None:
                 continue
-            points = [tuple(p) for p in (ring @ place.T + centre - (self.left, self.top)) * SUPERSAMPLING]
+            points = [tuple(p) for p in (ring @ matrix.T + centre - (self.left, self.top)) * SUPERSAMPLING]
             ImageDraw.Draw(self.fine).polygon(points, fill=value)
             ImageDraw.Draw(edge).line([*points, points[0]], fill=255, width=2 * line)
         self.alpha = _shrink(self.fine)
@@ -77,11 +77,24 @@ class Stamp:
 
     def windows(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """The part of the canvas inside an image of this size: as rows and columns of the image, and of the canvas."""
-        rows = slice(max(self.top, 0), min(self.top + self.height, height))
-        columns = slice(max(self.left, 0), min(self.left + self.width, width))
-        own_rows = slice(rows.start - self.top, rows.stop - self.top)
-        own_columns = slice(columns.start - self.left, columns.stop - self.left)
-        return (rows, columns), (own_rows, own_columns)
+        x1, y1 = max(self.left, 0), max(self.top, 0)
+        x2, y2 = min(self.left + self.width, width), min(self.top + self.height, height)
+        own = slice(y1 - self.top, y2 - self.top), slice(x1 - self.left, x2 - self.left)
+        return (slice(y1, y2), slice(x1, x2)), own
+
+    def coverage(self, height: int, width: int) -> np.ndarray:
+        """Pixels of an image of this size that the shape covers at least by half, bool [h, w]."""
+        mask = np.zeros((height, width), dtype=bool)
+        window, own = self.windows(height, width)
+        mask[window] = self.alpha[own] >= 0.5
+        return mask
+
+    def box(self, height: int, width: int) -> np.ndarray:
+        """Box xyxy, float64 [4], around the part of the shape inside an image of this size, covered or not."""
+        (rows, columns), (own_rows, own_columns) = self.windows(height, width)
+        sides = (own_columns.start, own_rows.start, own_columns.stop, own_rows.stop)
+        extent = self.fine.crop([side * SUPERSAMPLING for side in sides]).getbbox()
+        return np.array(extent) / SUPERSAMPLING + [columns.start, rows.start] * 2
 
     def _canvas(self) -> Image.Image:
         return Image.new("L", (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING))
@@ -93,8 +106,8 @@ def _shrink(canvas: Image.Image) -> np.ndarray:
 
 def paint(image: np.ndarray, stamp: Stamp, plain: bool, rng: np.random.Generator) -> None:
     """Blend an object into `image` float32 [H, W, 3] (0..255) in colours that stand out from what lies below."""
-    window, inside = stamp.windows(*image.shape[:2])
-    alpha, edge = stamp.alpha[inside], stamp.edge[inside]
+    window, own = stamp.windows(*image.shape[:2])
+    alpha, edge = stamp.alpha[own], stamp.edge[own]
     below = image[window].reshape(-1, 3)
     colour = contrasting(below.mean(0), rng)
     fill = colour if plain else _texture(colour, contrasting(below.mean(0), rng), *alpha.shape, rng)

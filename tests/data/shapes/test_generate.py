@@ -13,8 +13,9 @@ from dwtriton.config.schema import Config, load_config
 from dwtriton.data.prepare import prepare_data, prepare_validation
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes import generate as shapes
-from dwtriton.data.shapes.drawing import OUTLINES, Stamp
+from dwtriton.data.shapes.drawing import OUTLINES, Stamp, paint
 from dwtriton.data.shapes.generate import generate_shapes
+from dwtriton.data.shapes.scene import CATEGORY_IDS, Scene
 
 TRAIN, VAL = 240, 40
 
@@ -123,7 +124,7 @@ def test_scales_counts_and_contents_are_as_varied_as_promised(train, objects):
     assert np.percentile(longest, 5) < 16
     assert longest.max() > 120
     labels = np.concatenate([labels for _, labels in objects])
-    assert min((labels == id_).sum() for id_ in shapes.CATEGORY_IDS.values()) > 0.5 * len(labels) / 8
+    assert min((labels == id_).sum() for id_ in CATEGORY_IDS.values()) > 0.5 * len(labels) / 8
 
 
 def test_boxes_overlap_also_within_a_class(objects):
@@ -146,24 +147,24 @@ def test_crowds_are_heaps_larger_than_their_parts(train):
 @pytest.mark.parametrize("name", OUTLINES)
 def test_every_object_is_visible_in_the_image(name):
     rng = np.random.default_rng(0)
-    scene = shapes.Scene(100, 100, rng)
+    scene = Scene(100, 100, rng)
     before = scene.image.copy()
     stamp = Stamp(name, np.array([50.0, 50.0]), 14, rng)
-    shapes.paint(scene.image, stamp, True, rng)
+    paint(scene.image, stamp, True, rng)
     changed = np.abs(scene.image - before).mean(-1)
-    mask = shapes._coverage(stamp, 100, 100)
+    mask = stamp.coverage(100, 100)
     assert np.median(changed[mask]) > 40
     assert (changed[~mask] > 0).sum() < 80  # the soft rim
-    box = shapes._box(stamp, 100, 100)
+    box = stamp.box(100, 100)
     assert 10 < (box[2:] - box[:2]).max() < 18
 
 
 def test_objects_stay_visible_enough_to_be_told():
     for seed in range(30):
-        scene = shapes.Scene(150, 200, np.random.default_rng(seed))
+        scene = Scene(150, 200, np.random.default_rng(seed))
         scene.add_objects(15, largest=0.9)
         assert len(scene.annotations) >= 3
-        assert all(seen.sum() >= least for seen, least in zip(scene._visible, scene._needed))
+        assert all(seen.sum() >= least for seen, least in zip(scene.visible, scene.needed))
 
 
 def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
