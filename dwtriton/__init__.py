@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_MODULES = {
     "DualWeightAssigner": "dwtriton.losses.dual_weight",
     "DualWeightLoss": "dwtriton.losses.dual_weight",
     "DualWeights": "dwtriton.reference.dense_weights",
@@ -14,15 +14,16 @@ _HOMES = {
     "pack_targets": "dwtriton.core.targets",
     "postprocess": "dwtriton.model.postprocess",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use, so that the loss needs neither torchvision nor pydantic."""
-    if name not in _HOMES:
+    """Import a public name from its module on first use, so that the loss needs neither torchvision nor pydantic."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'dwtriton' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
+    """Return the public names, for completion in consoles."""
     return __all__

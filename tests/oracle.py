@@ -1,7 +1,7 @@
-"""The Dual Weighting loss in NumPy float64, written to be held beside the specification and read.
+"""The Dual Weighting loss in NumPy float64, written to be read beside docs/method.md.
 
 Everything is dense, one image at a time: P points of all levels, G boxes, C classes. `weights` computes the weights,
-which are constants for autograd; `losses_and_gradients` takes them, so that tests can put other weights in between.
+which are constants for autograd; `losses_and_gradients` takes them, so that tests can replace them in between.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Image:
 
 @dataclass
 class Weights:
-    """Weights of one image, [P, G] unless said otherwise, and what they are made of."""
+    """Weights of one image and their ingredients, [P, G] unless noted."""
 
     inside: np.ndarray
     prior: np.ndarray
@@ -40,6 +40,8 @@ class Weights:
 
 @dataclass
 class Result:
+    """Losses of a batch and their gradients."""
+
     losses: np.ndarray  # [3] loss_cls_pos, loss_loc, loss_cls_neg
     pos_norm: float
     neg_norm: float
@@ -148,7 +150,7 @@ def losses_and_gradients(
 ) -> Result:
     """Losses, normalisers and the gradient of `factors . losses`, all weights being constants.
 
-    `loc_gradients`: d(1 - GIoU)/dd of each image, [P, G, 4], where a test wants other ones at ties.
+    `loc_gradients`: d(1 - GIoU)/dd of each image, [P, G, 4], for tests that choose other slopes at ties.
     """
     crowds = iscrowd or [None] * len(images)
     kept = [np.ones(len(i.boxes), bool) if c is None else ~np.asarray(c, bool) for i, c in zip(images, crowds)]

@@ -1,1 +1,1 @@
-"""What every room speaks of: points, packed targets, transfers, errors, files, ranks; needs torch and numpy alone."""
+"""Shared by all rooms: points, packed targets, head outputs, transfers, errors, files, ranks; needs torch and numpy."""

@@ -1,4 +1,4 @@
-"""The error of everything a person can mend: commands print its message as one line and exit with 2."""
+"""The error for everything a user can fix: commands print its message as one line and exit with 2."""
 
 
 class UserError(ValueError):

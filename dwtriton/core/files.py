@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and with a clear error where a folder cannot be made."""
+"""Writing files: completely or not at all, and with clear errors for what exists or cannot be made."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from dwtriton.core.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path` and move it there: an interrupted write leaves what was at `path`."""
+    """Let `write` fill a temporary file, then move it to `path`: an interrupted write leaves the old file in place."""
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(temporary)
@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, completely or not at all."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
@@ -33,7 +33,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_absent(paths: Iterable[Path], force: bool) -> None:
-    """Raise UserError if files that a command is to write exist and may not be replaced."""
+    """Raise UserError if a command would replace files without `force` (its option --force)."""
     held = [str(path) for path in paths if path.exists()]
     if held and not force:
         exists, it = ("exists", "it") if len(held) == 1 else ("exist", "them")
@@ -41,7 +41,7 @@ def check_absent(paths: Iterable[Path], force: bool) -> None:
 
 
 def check_new_file(path: Path, force: bool) -> None:
-    """Raise UserError if `path`, given as --out, exists and may not be replaced, or if its folder cannot be made."""
+    """Raise UserError if `path`, given as --out, exists and `force` is not set, or if its folder cannot be made."""
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file")
     check_absent([path], force)

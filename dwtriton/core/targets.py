@@ -1,4 +1,4 @@
-"""Ground truth of a batch, packed into tensors whose shapes do not depend on how the boxes fall on the images."""
+"""Ground truth of a batch in packed tensors, whose shapes do not depend on how many boxes each image has."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from dwtriton.core.transfer import to_device
 
 
 class PackedTargets(NamedTuple):
-    """Boxes of all images of a batch, one after another; image b owns the rows `offsets[b]` to `offsets[b + 1] - 1`.
+    """Boxes of all images of a batch, one after another: image b owns the rows from `offsets[b]` to `offsets[b + 1]`.
 
     Rows from `offsets[-1]` on are padding. The order of an image's boxes matters: where two boxes of one class hold the
-    same point, the last decides its negative weight.
+    same point, the last one decides its negative weight (docs/method.md#negative-weight).
     """
 
     boxes: Tensor  # (N, 4) float32 or float64, x1 y1 x2 y2 in pixels
@@ -23,41 +23,42 @@ class PackedTargets(NamedTuple):
 
     @property
     def batch_size(self) -> int:
+        """Number of images."""
         return self.offsets.shape[0] - 1
 
     def to(self, device: torch.device | str) -> "PackedTargets":
-        """The same targets on another device."""
+        """Return the same targets on another device."""
         return PackedTargets(*(None if part is None else part.to(device) for part in self))
 
     def image_index(self) -> Tensor:
-        """The image of each row, (N,) int64; B for padding."""
+        """Return the image of each row, (N,) int64; B for padding."""
         rows = torch.arange(self.boxes.shape[0], device=self.offsets.device, dtype=self.offsets.dtype)
         return torch.searchsorted(self.offsets[1:].contiguous(), rows, right=True)
 
     def crowd_mask(self) -> Tensor:
-        """Which rows are regions to ignore, (N,) bool; never padding."""
+        """Return which rows are regions to ignore, (N,) bool; padding is not."""
         if self.iscrowd is None:
             return torch.zeros_like(self.labels, dtype=torch.bool)
         return self.iscrowd & (self.image_index() < self.batch_size)
 
     def box_mask(self) -> Tensor:
-        """Which rows are ground truth, (N,) bool: neither padding nor crowd."""
+        """Return which rows are ground truth, (N,) bool: neither padding nor crowd."""
         return (self.image_index() < self.batch_size) & ~self.crowd_mask()
 
 
 def pack_targets(
     targets: Sequence[Mapping[str, Tensor]], device: torch.device | str, capacity: int | None = None
 ) -> PackedTargets:
-    """Check the targets of a batch on the CPU and pack them on `device`; call it outside a compiled graph.
+    """Check the targets of a batch on the CPU and pack them on `device`; call it outside of a compiled graph.
 
-    The host does not wait for the device, if the targets come from main memory.
+    For targets on the CPU the copies are asynchronous: the host does not wait for the device.
 
     `targets[b]` follows torchvision: `boxes` (G, 4) float32 or float64 xyxy in pixels, `labels` (G,) int64, and
-    optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: no ground truth, and no
-    negative loss at the points inside. Other keys are allowed and unused.
+    optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: it is no ground truth, and
+    points inside it have no negative loss. Other keys are allowed and unused.
 
-    With a `capacity` the tensors have that many rows whatever the batch holds, as CUDA graphs need. Without one, their
-    first dimension is marked unbacked, so that `torch.compile` makes one graph for every number of boxes.
+    With a `capacity` the tensors have that many rows in every batch, as CUDA graphs need. Without one, their first
+    dimension is marked unbacked, so that one graph of `torch.compile` serves every number of boxes.
     Raises ValueError, naming image and index, for a wrong shape or dtype, a box that is not finite or whose
     x1 > x2 or y1 > y2, a negative label, and for more boxes than `capacity`.
     """
@@ -68,7 +69,7 @@ def pack_targets(
     packed = PackedTargets(*(to_device(part, device) for part in packed))
     if capacity is not None:
         return packed
-    from torch._dynamo.decorators import mark_unbacked  # slow to import, and of use only to torch.compile
+    from torch._dynamo.decorators import mark_unbacked  # slow to import; only torch.compile needs it
 
     for tensor in (packed.boxes, packed.labels, packed.iscrowd):
         mark_unbacked(tensor, 0)
@@ -78,7 +79,10 @@ def pack_targets(
 def concatenate_targets(
     targets: Sequence[Mapping[str, Tensor]], device: torch.device | str | None = None
 ) -> PackedTargets:
-    """Pack on `device`, or else where the first boxes lie; shapes and dtypes are checked, values are not."""
+    """Pack targets on `device` (default: that of the first boxes); check shapes and dtypes, but not values.
+
+    Raises ValueError, naming the image.
+    """
     if isinstance(targets, Mapping | Tensor) or not isinstance(targets, Sequence):
         raise ValueError(f"targets must be a list with one dict for each image, not {type(targets).__name__}")
     for image, target in enumerate(targets):
@@ -99,7 +103,7 @@ def concatenate_targets(
 
 
 def check_packed(packed: PackedTargets) -> None:
-    """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not looked at."""
+    """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not read."""
     boxes, labels, offsets, iscrowd = packed
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"packed boxes must be (N, 4) float32 or float64, not {_describe(boxes)}")
@@ -110,7 +114,7 @@ def check_packed(packed: PackedTargets) -> None:
     if iscrowd is not None and (iscrowd.ndim != 1 or iscrowd.dtype != torch.bool):
         raise ValueError(f"packed iscrowd must be (N,) bool, not {_describe(iscrowd)}")
     parts = (boxes, labels) if iscrowd is None else (boxes, labels, iscrowd)
-    if torch.compiler.is_compiling():  # numbers of rows are unknown then: the graph is to check them when it runs
+    if torch.compiler.is_compiling():  # numbers of rows are unknown yet: let the graph check them when it runs
         for part in parts:
             torch._check(part.shape[0] == boxes.shape[0])
     elif len({len(part) for part in parts}) != 1:
@@ -121,7 +125,7 @@ def check_packed(packed: PackedTargets) -> None:
 
 
 def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
-    """Raise ValueError, naming image and index, for a box or a label out of range. Looks at values: for CPU tensors."""
+    """Raise ValueError, naming image and index, for a box or a label out of range. Reads values: for CPU tensors."""
     boxes, labels, offsets, _ = packed
     if offsets[0] != 0 or (offsets.diff() < 0).any() or offsets[-1] > len(labels):
         raise ValueError(f"packed offsets must rise from 0 to at most {len(labels)}, not {offsets.tolist()}")
@@ -143,6 +147,7 @@ def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
 
 
 def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the image, for a missing key, a wrong shape or a wrong dtype."""
     if not isinstance(target, Mapping):
         raise ValueError(f"targets, image {image}: expected a dict with boxes and labels, not {type(target).__name__}")
     for name in ("boxes", "labels"):
@@ -165,7 +170,7 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
 
 
 def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
-    """The same targets in `capacity` rows; the added rows are zero."""
+    """Return the same targets in `capacity` rows; the added rows are zero. Raises ValueError if they do not fit."""
     count = len(packed.labels)
     if count > capacity:
         raise ValueError(
@@ -179,6 +184,7 @@ def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
 
 
 def _describe(value: object) -> str:
+    """Return shape and dtype of a tensor, or the type of anything else, for messages."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return type(value).__name__

@@ -1,4 +1,4 @@
-"""The formulas of the method for kernels, as `dwtriton/formulas.py` has them for tensors; everything is float32.
+"""The formulas of `dwtriton/reference/formulas.py` as device functions; everything is float32.
 
 Kernels are compiled without contraction of products and sums (`enable_fp_fusion=False`), so that a pair of a point and
 a box has the same bits in each of them: m divides by the spread of a bag, which may be no more than rounding.

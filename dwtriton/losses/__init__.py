@@ -1,1 +1,1 @@
-"""The losses that users import: checks, choice of backend, normalisers."""
+"""The losses and assigners that users import: input checks, choice of backend, normalisers."""

@@ -1,4 +1,4 @@
-"""Single situations of the specification's edge cases, each against the oracle or against what must not change."""
+"""Edge cases of docs/method.md one by one, each against the oracle or against results that must not change."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The plain PyTorch form as operators: checked by opcheck, and whole under torch.compile for any numbers of boxes."""
+"""The plain PyTorch form as operators: checked by opcheck, and one graph under torch.compile for any box counts."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_the_operator_of_the_gradients_keeps_its_contract(dtype):
 
 
 def test_sums_that_get_no_gradient_give_none():
-    """As where whatever comes after the loss does not pass one on."""
+    """As if what follows the loss returned no gradient."""
     case = small_case()
     inputs = case.tensors()
     sums, _ = case.sums(inputs)
