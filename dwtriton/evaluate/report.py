@@ -47,7 +47,7 @@ MAX_CLASSES_PER_PLOT = 8  # more classes have a small plot each
 MAX_CLASS_PLOTS = 80
 MAX_MATRIX_CLASSES = 25  # with more classes the most frequent confusions are listed
 MAX_CONFUSIONS = 20
-METRICS = {
+EXPLANATIONS = {
     "AP": "mean over IoUs from 0.50 to 0.95",
     "AP50": "at an IoU of 0.50",
     "AP75": "at an IoU of 0.75",
@@ -55,8 +55,7 @@ METRICS = {
     "AR10": "recall with ten of them",
     "AR100": "recall with a hundred",
 }
-MEAN = "mean of all classes"
-SHOWN_AS = {  # characters that a page cannot hold, or not show: control pictures and replacement characters
+VISIBLE = {  # control characters and surrogates, which a page cannot show, and their stand-ins
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
     **dict.fromkeys([*range(0x7F, 0xA0), *range(0xD800, 0xE000)], 0xFFFD),
 }
@@ -74,17 +73,18 @@ def report_html(
 ) -> str:
     """Return the HTML of a report on COCO `results` and their `evaluation` against `coco`.
 
-    `paths` maps image ids to files; images without a readable file are reported with their boxes left out. `title`
-    names what was evaluated; each of `notes` becomes a paragraph, such as a file that could not be read.
+    `paths` maps image ids to files; an image without a readable file is shown as a grey square. `title` names what was
+    evaluated; each of `notes` becomes a paragraph.
     """
     analysis = analyse(coco, results)
     names = {id_: str(category["name"]) for id_, category in coco.cats.items()}
-    files = {id_: (Path(path), (coco.imgs[id_]["height"], coco.imgs[id_]["width"])) for id_, path in paths.items()}
+    sizes = {id_: (image["height"], image["width"]) for id_, image in coco.imgs.items()}
+    files = {id_: (Path(path), sizes[id_]) for id_, path in paths.items()}
     environment = Environment(
         loader=PackageLoader("dwtriton.evaluate", ""),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value.translate(SHOWN_AS) if isinstance(value, str) else value,
+        finalize=lambda value: value.translate(VISIBLE) if isinstance(value, str) else value,
         trim_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
@@ -95,25 +95,14 @@ def report_html(
         detection_count=len(results),
         analysis=analysis,
         names=names,
-        metrics=[(name, evaluation.metrics[name], explanation) for name, explanation in METRICS.items()],
+        metrics=[(name, evaluation.metrics[name], explanation) for name, explanation in EXPLANATIONS.items()],
         class_metrics=list(CLASS_METRICS),
         min_confusion_score=MIN_CONFUSION_SCORE,
         sizes=_sizes(evaluation, analysis),
         classes=_classes(evaluation, analysis, names),
         errors=_errors(analysis),
-        misses=[
-            (_tile(files.get(truth.image_id), truth, detection, [OBJECT_COLOUR, DETECTION_COLOUR]), truth, detection)
-            for truth, detection in worst_misses(analysis, MAX_TILES)
-        ],
-        false_positives=[
-            (
-                _tile(files.get(detection.image_id), detection, truth, [DETECTION_COLOUR, OBJECT_COLOUR]),
-                detection,
-                truth,
-            )
-            for detection in worst_false_positives(analysis, MAX_TILES)
-            for truth in [None if detection.truth is None else analysis.truths[detection.truth]]
-        ],
+        misses=[(_tile(files, *pair), *pair) for pair in worst_misses(analysis, MAX_TILES)],
+        false_positives=[(_tile(files, *pair), *pair) for pair in worst_false_positives(analysis, MAX_TILES)],
         **_curves(analysis, names),
         **_confusions(analysis, sorted(names)),
     )
@@ -121,15 +110,11 @@ def report_html(
 
 def _sizes(evaluation: Evaluation, analysis: Analysis) -> list[tuple]:
     """(size, number of objects, AP, AR) of COCO's areas."""
-    return [
-        (
-            size,
-            sum(low <= truth.area <= high for truth in analysis.truths),
-            evaluation.metrics[f"AP{letter}"],
-            evaluation.metrics[f"AR{letter}"],
-        )
-        for letter, (size, (low, high)) in AREAS.items()
-    ]
+    rows = []
+    for letter, (size, (low, high)) in AREAS.items():
+        count = sum(low <= truth.area <= high for truth in analysis.truths)
+        rows.append((size, count, evaluation.metrics[f"AP{letter}"], evaluation.metrics[f"AR{letter}"]))
+    return rows
 
 
 def _classes(evaluation: Evaluation, analysis: Analysis, names: dict[int, str]) -> list[tuple]:
@@ -154,7 +139,7 @@ def _curves(analysis: Analysis, names: dict[int, str]) -> dict[str, Any]:
     if not curves:
         return {"curve_plot": None, "curve_tiles": []}
     named = [(names[id_], curve) for id_, curve in curves.items()]
-    mean = (MEAN, np.mean(list(curves.values()), 0))
+    mean = ("mean of all classes", np.mean(list(curves.values()), 0))
     if len(curves) <= MAX_CLASSES_PER_PLOT:
         lines = [(*line, colour) for line, colour in zip([mean, *named], ["black", *COLOURS])]
         keys = [(name, curve.mean(), colour) for name, curve, colour in lines]
@@ -198,26 +183,26 @@ def _confusions(analysis: Analysis, categories: list[int]) -> dict[str, Any]:
     }
 
 
-def _tile(file: ImageFile | None, box: Truth | Detection, other: Truth | Detection | None, colours: list[str]) -> str:
-    """Image of what surrounds `box`, with both boxes in their colours; empty without a readable file."""
-    if file is None:
-        return ""
+def _tile(files: dict[int, ImageFile], *boxes: Truth | Detection | None) -> str:
+    """Image of what surrounds the first box, with all boxes drawn; empty without a readable file."""
+    boxes = [box for box in boxes if box is not None]
     try:
-        image = read_image(*file)
-    except BrokenImageError:
+        image = read_image(*files[boxes[0].image_id])
+    except (KeyError, BrokenImageError):
         return ""
     height, width = image.shape[1:]
-    xywh = torch.tensor([shown.bbox for shown in (box, other) if shown is not None], dtype=torch.float32)
+    xywh = torch.tensor([box.bbox for box in boxes], dtype=torch.float32)
     xywh[:, 2:].clamp_(min=0)  # annotations may have negative sides
-    boxes = clip_boxes_to_image(box_convert(xywh, "xywh", "xyxy"), (height, width))
-    x1, y1, x2, y2 = boxes[0].tolist()
+    corners = clip_boxes_to_image(box_convert(xywh, "xywh", "xyxy"), (height, width))
+    x1, y1, x2, y2 = corners[0].tolist()
     margin = CROP_MARGIN * max(x2 - x1, y2 - y1) + 8
     left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
     crop = image[:, top : int(y2 + margin) + 1, left : int(x2 + margin) + 1]
     scale = min(TILE_HEIGHT / crop.shape[1], MAX_TILE_WIDTH / crop.shape[2])
     crop = resize(crop, [max(1, round(side * scale)) for side in crop.shape[1:]], antialias=True)
-    boxes = (boxes - torch.tensor([left, top, left, top])) * scale
-    drawn = draw_boxes(crop, boxes, range(len(boxes)), enlarge_to=0, colours=colours)
+    corners = (corners - torch.tensor([left, top, left, top])) * scale
+    labels = [isinstance(box, Truth) for box in boxes]
+    drawn = draw_boxes(crop, corners, labels, enlarge_to=0, colours=(DETECTION_COLOUR, OBJECT_COLOUR))
     return _data_uri(encode_jpeg(drawn, 85).numpy().tobytes(), "jpeg")
 
 

@@ -122,16 +122,18 @@ def worst_misses(analysis: Analysis, count: int) -> list[tuple[Truth, Detection 
     return sorted(missed, key=lambda pair: -pair[0].area)[:count]
 
 
-def worst_false_positives(analysis: Analysis, count: int) -> list[Detection]:
-    """Return the highest-scoring false positives, one per object."""
-    worst: list[Detection] = []
+def worst_false_positives(analysis: Analysis, count: int) -> list[tuple[Detection, Truth | None]]:
+    """Return the highest-scoring false positives, one per object, each with the object that its error concerns."""
+    worst: list[tuple[Detection, Truth | None]] = []
     shown: set[int] = set()
     for detection in analysis.detections:
         if detection.error_type is None or detection.truth in shown:
             continue
+        truth = None
         if detection.truth is not None:
             shown.add(detection.truth)
-        worst.append(detection)
+            truth = analysis.truths[detection.truth]
+        worst.append((detection, truth))
     return worst[:count]
 
 
@@ -267,10 +269,8 @@ def _mean_ap(truths: list[Truth], detections: list[Detection], categories: list[
 
 def _same_class(results: list[dict], annotations: list[dict]) -> np.ndarray:
     """[D, G] bool"""
-    classes, others = (
-        np.array([record["category_id"] for record in records], dtype=np.int64) for records in (results, annotations)
-    )
-    return classes[:, None] == others
+    classes, others = ([record["category_id"] for record in records] for records in (results, annotations))
+    return np.equal.outer(np.array(classes, dtype=np.int64), np.array(others, dtype=np.int64))
 
 
 def _ious(results: list[dict], annotations: list[dict], crowd: bool) -> np.ndarray:

@@ -229,8 +229,9 @@ def test_the_worst_misses_are_the_largest_and_the_worst_false_positives_the_high
     assert [(truth.image_id, list(truth.bbox)) for truth, _ in misses] == [(1, THIRD), (2, BOX)]
     assert [near and (near.error_type, near.score) for _, near in misses] == [None, ("localisation", 0.6)]
     assert len(worst_misses(analysis, 9)) == 3
-    assert [detection.score for detection in worst_false_positives(analysis, 9)] == [0.7, 0.6, 0.3]
-    assert [detection.score for detection in worst_false_positives(analysis, 2)] == [0.7, 0.6]
+    assert [detection.score for detection, _ in worst_false_positives(analysis, 9)] == [0.7, 0.6, 0.3]
+    assert [detection.score for detection, _ in worst_false_positives(analysis, 2)] == [0.7, 0.6]
+    assert [truth and list(truth.bbox) for _, truth in worst_false_positives(analysis, 9)] == [None, BOX, None]
 
 
 def test_without_detections_all_is_missed():
