@@ -36,7 +36,8 @@ def load_detector(
     config = override_config(checkpoint.config, overrides, data_root)
     if data_root is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"shapes": None})})
-    detector = build_detector(config)
+    loss = config.loss.model_copy(update={"backend": "auto"})  # the run's may need a GPU, and inference has no loss
+    detector = build_detector(config.model_copy(update={"loss": loss}))
     load_weights(detector, checkpoint.weights, str(path))
     return ReadyDetector(PixelDetector(detector, config.data).eval(), checkpoint._replace(config=config), device)
 

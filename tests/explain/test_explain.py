@@ -1,6 +1,7 @@
 """`python -m dwtriton.explain` and its Python side: the maps, the pictures, the command."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -324,6 +325,62 @@ def test_checkpoints_are_shown_in_the_order_of_their_iterations(finished, tmp_pa
     assert printed.index(f"{files[1]}, iteration 1\n") < printed.index(f"{files[0]}, iteration {last.iteration}\n")
     (picture,) = tmp_path.glob("*-object-0-strip.svg")
     assert f"picture: {picture}" in printed
+
+
+@pytest.mark.parametrize("name", ["object.svg", "new/object.PDF", "object.png"])
+def test_out_can_be_a_file_whose_suffix_names_the_format(name, finished, tmp_path, call):
+    out = tmp_path / name
+    arguments = ["--weights", finished[0] / "last.pt", "--object", 0, "--out", out]
+    code, printed, error = call(explain, *arguments)
+    assert (code, error) == (0, "")
+    assert f"picture: {out}\n" in printed
+    begin = {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}[out.suffix.lower()]
+    assert out.read_bytes().startswith(begin)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert call(explain, *arguments)[0] == 2  # it exists
+    same_format = ["--format", out.suffix.lower()[1:], "--force"]
+    assert call(explain, *arguments, *same_format)[0] == 0
+
+
+def test_a_folder_may_have_any_name(finished, tmp_path, call):
+    for name in ("v1.2", "old.png"):
+        (tmp_path / "old.png").mkdir(exist_ok=True)
+        arguments = ["--weights", finished[0] / "last.pt", "--object", 0, "--out", tmp_path / name, "--format", "svg"]
+        assert call(explain, *arguments)[0] == 0
+        (picture,) = (tmp_path / name).iterdir()
+        assert picture.name.endswith("-object-0.svg")
+
+
+def test_a_suffix_and_a_format_that_contradict_each_other_are_an_error_before_any_work(tmp_path, call):
+    for out, options, message in [
+        ("a.svg", ["--format", "pdf"], "a.svg and --format pdf contradict each other"),
+        ("a.jpg", [], "a.jpg is no folder, and pictures are written as .png, .pdf or .svg"),
+    ]:
+        code, printed, error = call(explain, "--weights", "absent.pt", "--out", tmp_path / out, *options)
+        assert (code, printed, error.count("\n"), message in error) == (2, "", 1, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto", "triton"])
+def test_the_backend_of_the_config_is_used(backend, finished, loaded, monkeypatch):
+    used = []
+
+    class Spy(DualWeightAssigner):
+        def __init__(self, strides, soft_prior, backend):
+            used.append(backend)
+            super().__init__(strides, soft_prior, "torch")
+
+    monkeypatch.setattr("dwtriton.explain.explanation.DualWeightAssigner", Spy)
+    ready = load_detector(finished[0] / "last.pt", overrides=[f"loss.backend={backend}"])
+    explain.explain(ready, load_sample(loaded))
+    assert used == [backend]
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ, reason="the kernels can run here")
+def test_a_backend_that_cannot_run_here_is_an_error_with_its_remedy(finished, tmp_path, call):
+    arguments = ["--weights", finished[0] / "last.pt", "--out", tmp_path, "--set", "loss.backend=triton"]
+    code, _, error = call(explain, *arguments)
+    assert (code, 'backend="triton" needs a GPU' in error, 'use backend="torch"' in error) == (2, True, True)
 
 
 def test_nothing_is_written_after_bad_input(finished, loaded, shapes_root, tmp_path, monkeypatch, call):

@@ -228,6 +228,13 @@ def test_a_checkpoint_without_class_names_gives_category_ids(finished, files, tm
     assert set(found["names"]) <= set(nameless.class_names)
 
 
+def test_a_run_whose_loss_needed_a_gpu_detects_without_one(finished, files, alone):
+    overrides = ["loss.backend=triton", f"inference.score_threshold={THRESHOLD}"]
+    ready = dwtriton.load_detector(finished[0] / "last.pt", overrides=overrides)
+    assert_same(ready(files[0])[0], alone[files[0]])
+    assert ready.config.loss.backend == "triton"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
