@@ -81,7 +81,7 @@ class CocoDataset(Dataset):
         if not self.training:
             self.coco = _ground_truth(records, usable.annotations)
         self.category_ids = sorted(records.categories)
-        self.class_names: list[str] = [records.categories[id_]["name"] for id_ in self.category_ids]
+        self.class_names: list[str] = [str(records.categories[id_]["name"]) for id_ in self.category_ids]
         self.image_ids: list[int] = [image["id"] for image in usable.images]
         self.paths = [str(paths.images / image["file_name"]) for image in usable.images]
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
