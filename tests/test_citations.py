@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dwtriton.config.schema import flatten, load_config
 from dwtriton.reference import formulas
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +60,14 @@ def test_the_table_of_constants_has_the_values_of_the_code():
     table = {name: float(value) for value, name in re.findall(r"^\| (\S+) \| `([A-Z_]+)` \|", section, re.MULTILINE)}
     code = {name: value for name, value in vars(formulas).items() if name.isupper()}
     assert table == code
+
+
+def test_the_recipe_names_config_keys_and_constants_that_exist():
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    keys = set(re.findall(r"`((?:data|backbone|head|loss|optimizer|schedule|inference)\.\w+)", page))
+    assert len(keys) > 20
+    assert keys <= flatten(load_config("r50_1x")).keys()
+    code = "\n".join(path.read_text() for path in FILES if path.is_relative_to(ROOT / "dwtriton"))
+    constants = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", page))
+    assert {"MIN_IMAGE_SIDE", "MIN_BOX_SIDE", "REFERENCE_BATCH"} <= constants
+    assert constants <= set(re.findall(r"^([A-Z_]+) = ", code, re.MULTILINE))
