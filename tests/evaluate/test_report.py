@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,6 +241,16 @@ def test_hostile_names_are_shown_as_text(limit, photographs, monkeypatch):
         assert sum(caption.startswith(f"{shown} 0.90, image 1") for caption in page.texts["figcaption"]) == 1
     assert "file\ufffd.jpg" in page.texts["p"]
     assert text.count("<bdi>") == text.count("</bdi>") >= 6 * len(names)
+
+
+def test_the_package_data_contain_every_file_that_is_not_python():
+    root = Path(report.__file__).parents[1]
+    patterns = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "dwtriton"
+    ]
+    files = [path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert root / "evaluate" / "report.html.j2" in files
+    assert not set(files) - {p for text in patterns for p in root.glob(text)}
 
 
 def test_class_names_that_are_numbers(photographs):
