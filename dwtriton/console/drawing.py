@@ -26,9 +26,9 @@ def draw_boxes(
 ) -> Tensor:
     """Return a copy of `image` (uint8 [3, H, W]) with `boxes` ([N, 4] xyxy, in its pixels); the first ones on top.
 
-    Small images are enlarged by an integer factor, up to a short side of `enlarge_to` pixels, so that texts do not
-    cover them; lines and letters scale with the image. Label i has the colour `colours[i % len(colours)]`. Each text is
-    one line above its box, or inside it at the upper border, and is shifted left where it would be cut off.
+    Small images are enlarged by an integer factor, up to a short side of `enlarge_to` pixels (0: never), so that texts
+    do not cover them; lines and letters scale with the image. Label i has the colour `colours[i % len(colours)]`. Each
+    text is one line above its box, or inside it at the upper border, and is shifted left where it would be cut off.
     """
     sides = image.shape[1:]
     factor = max(1, min(enlarge_to // min(sides), MAX_LONG_SIDE // max(sides)))
