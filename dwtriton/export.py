@@ -1,7 +1,7 @@
-"""`python -m dwtriton.export`: a checkpoint's network as one file of torch.export or ONNX, to run without dwtriton.
+"""`python -m dwtriton.export`: a checkpoint's network as one torch.export or ONNX file that runs without dwtriton.
 
-The network in the file goes from images to decoded candidates; suppression (`dwtriton.model.postprocess.select`) is
-left to the caller, as its result has no fixed shape.
+The network in the file maps images to decoded candidates. NMS (`dwtriton.model.postprocess.select`) is left to the
+caller, because its result has no fixed shape.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from dwtriton.model.postprocess import Candidates, best_candidates
 
 SCORE_TOLERANCE = 5e-5
 BOX_TOLERANCE = 1e-4  # of the longer side of the image
-SMALLEST = 5  # times 32 pixels, with --dynamic-size: from there on P7 has more than one row and column
-OPSET = 20  # of ONNX
-METADATA = "metadata.json"  # in a .pt2 file
+MIN_DYNAMIC_SIZE = 5  # times 32 pixels: from there on P7 has more than one row and column
+ONNX_OPSET = 20
+METADATA_FILE = "metadata.json"  # in a .pt2 file
 OUTPUTS = ("boxes", "scores", "labels")
 
 EXAMPLES = """\
@@ -42,7 +42,7 @@ EXAMPLES = """\
   python -m dwtriton.export --weights best.pt --dynamic-size --out detector.pt2"""
 
 
-Run = Callable[[Tensor], Sequence[Tensor]]  # images to OUTPUTS
+RunFile = Callable[[Tensor], Sequence[Tensor]]  # images to OUTPUTS
 
 
 class DisagreementError(RuntimeError):
@@ -50,16 +50,16 @@ class DisagreementError(RuntimeError):
 
 
 class ExportedDetector(nn.Module):
-    """The exported part of a detector: from decoded images to the best candidates."""
+    """The exported part of a detector, from decoded images to the best candidates; it takes the network over."""
 
     def __init__(self, network: PixelDetector) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.contiguous_format).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images float32 [B, 3, H, W], RGB in 0..255, padding filled with the mean, which the network sees as 0.
+        """Map images to boxes [B, K, 4] xyxy in pixels, not clipped, scores [B, K] and labels [B, K] int64.
 
-        Returns boxes [B, K, 4] xyxy in pixels, not clipped, scores [B, K], and labels [B, K] int64.
+        images float32 [B, 3, H, W], RGB in 0..255; padding holds the mean, which becomes 0 in the network.
         """
         return tuple(self.network.candidates(images))
 
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise UserError for options that do not fit together, before any work."""
+    """Raise UserError for options that contradict each other, before any work."""
     out = arguments.out
     if out.suffix not in (".pt2", ".onnx"):
         raise UserError(f"--out {out} must end in .pt2 (torch.export) or .onnx")
@@ -97,7 +97,7 @@ def require_onnx() -> None:
 
 
 def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, Any]:
-    """What a user of the file must know, and `dwtriton` no longer tells; `size` is None if it is free."""
+    """Return the metadata that a program needs to use the file without dwtriton; a dynamic `size` is None."""
     cfg = checkpoint.config
     return {
         "class_names": checkpoint.labels,
@@ -118,37 +118,40 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, 
 
 @torch.no_grad()
 def export_program(model: ExportedDetector, size: tuple[int, int], dynamic_size: bool = False) -> ExportedProgram:
-    """The model as a graph for any number of images of `size`, or, with `dynamic_size`, of any size from 160x160 on."""
+    """Return the graph for any number of images of `size`, or with `dynamic_size` of any size from 160x160 up."""
     dims = {0: Dim("batch", min=1)}
     if dynamic_size:
-        dims |= {2: SIZE_DIVISOR * Dim("rows", min=SMALLEST), 3: SIZE_DIVISOR * Dim("columns", min=SMALLEST)}
-    images = torch.zeros(2, 3, *size)  # a batch of one would make the graph one for single images
+        dims |= {
+            2: SIZE_DIVISOR * Dim("rows", min=MIN_DYNAMIC_SIZE),
+            3: SIZE_DIVISOR * Dim("columns", min=MIN_DYNAMIC_SIZE),
+        }
+    images = torch.zeros(2, 3, *size)  # a batch of one would specialise the graph for one
     return torch.export.export(model, (images,), dynamic_shapes={"images": dims})
 
 
-def write_pt2(program: ExportedProgram, facts: dict[str, Any], file: Path) -> Run:
-    """Write a file of torch.export; returns what runs it."""
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(facts)})
+def write_pt2(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> RunFile:
+    """Write a torch.export file and return a function that runs it."""
+    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata)})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about read-only memory, which nobody writes to
+        warnings.simplefilter("ignore")  # of read-only memory, to which nothing is written
         return torch.export.load(file).module()
 
 
-def write_onnx(program: ExportedProgram, facts: dict[str, Any], file: Path) -> Run:
-    """Write an ONNX file of standard operators alone; returns what runs it, with ONNX Runtime on the CPU."""
+def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> RunFile:
+    """Write an ONNX file of standard operators and return a function that runs it in ONNX Runtime on the CPU."""
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, about each other
+        warnings.simplefilter("ignore")  # of libraries about each other
         onnx = torch.onnx.export(
             program,
             input_names=["images"],
             output_names=OUTPUTS,
-            opset_version=OPSET,
+            opset_version=ONNX_OPSET,
             custom_translation_table={torch.ops.torchvision.deform_conv2d.default: _deformable_convolution},
             verbose=False,
         )
-    onnx.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
+    onnx.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     onnx.save(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
@@ -170,7 +173,7 @@ def _deformable_convolution(
     offset_groups,
     _masked,
 ):
-    """torchvision's operator as ONNX's own, for the converter."""
+    """Translate torchvision's operator to that of ONNX."""
     from onnxscript import opset20
 
     return opset20.DeformConv(
@@ -189,10 +192,10 @@ def _deformable_convolution(
 
 @torch.no_grad()
 def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> str | None:
-    """How the candidates that a file gives for images differ from the detector's, or None.
+    """Describe how the candidates that a file finds in images differ from the detector's; None if they agree.
 
-    Scores must be the detector's best, and every candidate a box, a score and a label that the detector has at a point:
-    candidates of nearly equal scores may change places.
+    Scores must be the best of the detector, and every candidate a box, score and label that the detector has at some
+    point: candidates of nearly equal scores may change places.
     """
     maps = model.network.head_outputs(images)
     expected = best_candidates(*maps, STRIDES, model.network.detector.inference_cfg.candidates_per_level)
@@ -231,8 +234,8 @@ def main() -> int:
     inference = ready.config.inference
     size = size or padded_size([(inference.short_side, inference.long_side)], SIZE_DIVISOR)
     if arguments.dynamic_size:
-        size = tuple(max(side, SMALLEST * SIZE_DIVISOR) for side in size)
-    facts = describe(ready.checkpoint, None if arguments.dynamic_size else size)
+        size = tuple(max(side, MIN_DYNAMIC_SIZE * SIZE_DIVISOR) for side in size)
+    metadata = describe(ready.checkpoint, None if arguments.dynamic_size else size)
     model = ExportedDetector(ready.network)
 
     print_line(console, f"exporting for images of {'any size' if arguments.dynamic_size else f'{size[0]}x{size[1]}'}")
@@ -240,8 +243,8 @@ def main() -> int:
     sizes = [size, size[::-1]] if arguments.dynamic_size else [size]
 
     def write(file: Path) -> None:
-        """Write and check: an error leaves no file."""
-        run = (write_onnx if out.suffix == ".onnx" else write_pt2)(program, facts, file)
+        """Write the file and check it; after an error there is no file."""
+        run = (write_onnx if out.suffix == ".onnx" else write_pt2)(program, metadata, file)
         print_line(console, "comparing what the file computes with the detector")
         for batch, image_size in enumerate(sizes, 1):
             images = 255 * torch.rand(batch, 3, *image_size, generator=torch.Generator().manual_seed(0))
@@ -253,9 +256,9 @@ def main() -> int:
     try:
         write_atomically(out, write)
     except DisagreementError as error:
-        return cli.report_failure(f"what was exported differs from the detector: {error}. {out} was not written")
+        return cli.report_failure(f"the exported network differs from the detector: {error}. {out} was not written")
     print_line(console, f"{out}: {out.stat().st_size / 1e6:.1f} MB, agrees with the detector")
-    cli.print_result(arguments, {"file": str(out), **facts})
+    cli.print_result(arguments, {"file": str(out), **metadata})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""ResNet backbone: torchvision's network up to layer4, its variants, frozen parts and pretrained weights."""
+"""ResNet backbone: torchvision's network up to layer4 with variants, frozen parts and pretrained weights."""
 
 import re
 from pathlib import Path
@@ -11,30 +11,30 @@ from torchvision.models.resnet import Bottleneck
 
 from dwtriton.config.schema import BackboneConfig
 from dwtriton.core.errors import UserError
+from dwtriton.model.activation_checkpointing import run
 from dwtriton.model.deformable import DeformableConv2d
-from dwtriton.model.recompute import run
 from dwtriton.model.state_dict import check_tensors, read_torch_file
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-OPTIONAL = re.compile(r"num_batches_tracked$|\.conv_offset\.")  # tensors that a file of weights may lack
+OPTIONAL_TENSORS = re.compile(r"num_batches_tracked$|\.conv_offset\.")  # which a file of weights may lack
 REMEDY = "--set backbone.weights=FILE takes a torchvision ResNet state dict, backbone.weights=none trains from scratch"
 
 
 class ResNet(nn.Module):
     """ResNet-18/34/50/101 (He et al., arXiv 1512.03385) in torchvision's layout: stride on the 3x3 convolution.
 
-    `cfg.resnext` makes it a ResNeXt (Xie et al., arXiv 1611.05431), `cfg.deformable` the 3x3 convolutions of layer2 to
-    layer4 deformable. With `recompute` training keeps only the inputs of the blocks for its backward pass.
+    `cfg.resnext` makes it a ResNeXt (Xie et al., arXiv 1611.05431). `cfg.deformable` makes the 3x3 convolutions of
+    layer2 to layer4 deformable. With `checkpointing` only the inputs of blocks are kept for the backward pass.
 
-    The parts frozen by `cfg.frozen_stages` (1: the stem and layer1; n: up to layer n) do not train, and their batch
-    norms always run on stored statistics. With `cfg.frozen_statistics` every batch norm does, while the affine
-    parameters of the other parts still train.
+    The parts frozen by `cfg.frozen_stages` (1: stem and layer1; n: up to layer n) do not train, and their batch norms
+    always use stored statistics. With `cfg.frozen_statistics` all batch norms do, while the affine parameters of the
+    other parts still train.
     Raises UserError for settings that do not fit together.
     """
 
-    def __init__(self, cfg: BackboneConfig, recompute: bool = False) -> None:
+    def __init__(self, cfg: BackboneConfig, checkpointing: bool = False) -> None:
         super().__init__()
-        if recompute and not cfg.frozen_statistics:
+        if checkpointing and not cfg.frozen_statistics:
             raise UserError(
                 "train.activation_checkpointing runs every batch norm twice, so its statistics would be updated twice: "
                 "set backbone.frozen_statistics=true or train.activation_checkpointing=false"
@@ -43,7 +43,7 @@ class ResNet(nn.Module):
         for name in ("conv1", "bn1", "relu", "maxpool", *STAGES):
             setattr(self, name, getattr(network, name))
         self.cfg = cfg
-        self.recompute = recompute
+        self.checkpointing = checkpointing
         if cfg.deformable:
             self._make_deformable()
         self.out_channels = [network.fc.in_features // 4, network.fc.in_features // 2, network.fc.in_features]
@@ -52,14 +52,14 @@ class ResNet(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images [B, 3, H, W] -> {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, channels in `out_channels`."""
+        """Map images [B, 3, H, W] to {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, c from `out_channels`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         c3 = self._run(self.layer2, self._run(self.layer1, x))
         c4 = self._run(self.layer3, c3)
         return {"c3": c3, "c4": c4, "c5": self._run(self.layer4, c4)}
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; frozen batch norms stay on their stored statistics in both."""
+        """Set training or evaluation mode; frozen batch norms use stored statistics in both."""
         super().train(mode)
         for part in [self] if self.cfg.frozen_statistics else self._frozen_parts():
             for module in part.modules():
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
     def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         for block in stage:
-            x = run(block, x, self.recompute and self.training)
+            x = run(block, x, self.checkpointing and self.training)
         return x
 
     def _make_deformable(self) -> None:
@@ -89,22 +89,22 @@ class ResNet(nn.Module):
 
 
 class LoadedWeights(NamedTuple):
-    """Names of tensors: taken from the weights, kept fresh because these have none, left out of them."""
+    """Names of tensors: loaded from the file, fresh because the file lacks them, and ignored in the file."""
 
-    taken: list[str]
+    loaded: list[str]
     fresh: list[str]
-    left_out: list[str]
+    ignored: list[str]
 
 
 def load_backbone_weights(backbone: ResNet, weights: str) -> LoadedWeights:
     """Load pretrained weights into `backbone`, in place.
 
     weights: "IMAGENET1K_V1" (torchvision's, downloaded once into torch's hub cache), the path of a torchvision ResNet
-    state dict, or "none" (nothing is loaded). Of a state dict only the classifier `fc.*` is left out. The counters
-    `num_batches_tracked`, which nothing here reads, may be missing, as they are in older files, and so may the offsets
-    `conv_offset.*` of deformable convolutions, which then stay as they are.
-    Raises UserError if the download fails, if the file is missing or unreadable, or if any tensor does not fit (all of
-    those are listed).
+    state dict, or "none" (nothing is loaded). The classifier `fc.*` is ignored. A state dict may lack the counters
+    `num_batches_tracked`, which older files lack and nothing here reads, and the offsets `conv_offset.*` of deformable
+    convolutions, which then stay as they are.
+    Raises UserError if the download fails, if the file is missing or unreadable, or if tensors do not fit (it lists
+    all of them).
     """
     own = backbone.state_dict()
     if weights == "none":
@@ -114,15 +114,15 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> LoadedWeights:
         state = _download(torchvision.models.get_model_weights(name).IMAGENET1K_V1)
     else:
         state = _read(Path(weights))
-    taken = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    fresh = {key: value for key, value in own.items() if OPTIONAL.search(key) and key not in taken}
-    check_tensors(own, taken | fresh, f"backbone weights {weights} for {name}")
-    backbone.load_state_dict(taken | fresh)
-    return LoadedWeights(list(taken), list(fresh), [key for key in state if key not in taken])
+    loaded = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    fresh = {key: value for key, value in own.items() if OPTIONAL_TENSORS.search(key) and key not in loaded}
+    check_tensors(own, loaded | fresh, f"backbone weights {weights} for {name}")
+    backbone.load_state_dict(loaded | fresh)
+    return LoadedWeights(list(loaded), list(fresh), [key for key in state if key not in loaded])
 
 
 def _network_name(cfg: BackboneConfig) -> str:
-    """torchvision's name of the network. Raises UserError if it has no such network."""
+    """Return torchvision's name of the network. Raises UserError if torchvision does not have it."""
     if cfg.resnext == "none":
         return f"resnet{cfg.depth}"
     name = f"resnext{cfg.depth}_{cfg.resnext}"

@@ -16,14 +16,14 @@ from dwtriton.model.head import DenseHead
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
 from dwtriton.model.postprocess import Candidates, best_candidates, select
 
-SIZE_DIVISOR = 32  # the stride of C5: nearest up-sampling aligns the levels only if each is twice the next
+SIZE_DIVISOR = 32  # the stride of C5: nearest upsampling aligns levels only if each is twice as large as the next
 
 Detections = list[dict[str, Tensor]]
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 
 
 def build_detector(cfg: Config) -> "DualWeightDetector":
-    """The detector of a config, in training mode with fresh weights: nothing is loaded or downloaded here.
+    """Return the detector of a config, in training mode with fresh weights; nothing is loaded or downloaded.
 
     Raises UserError for settings that do not fit together.
     """
@@ -42,7 +42,7 @@ class DualWeightDetector(nn.Module):
         self.fpn = build_fpn(self.backbone.out_channels, cfg.head.channels)
         self.head = DenseHead(cfg.head, STRIDES, cfg.train.activation_checkpointing)
         self.loss = DualWeightLoss(strides=STRIDES, soft_prior=cfg.loss.soft_prior, backend=cfg.loss.backend)
-        self.loss_factors = {
+        self.loss_weights = {
             "loss_cls_pos": cfg.loss.weight_cls_pos,
             "loss_loc": cfg.loss.weight_loc,
             "loss_cls_neg": cfg.loss.weight_cls_neg,
@@ -50,27 +50,27 @@ class DualWeightDetector(nn.Module):
         self.inference_cfg = cfg.inference
 
     def forward(self, images: Tensor, targets: Targets | None = None) -> dict[str, Tensor] | Detections:
-        """The losses of a batch, or, in evaluation mode without targets, its detections.
+        """Return the losses of a batch, or, in evaluation mode without targets, its detections.
 
         targets: for each image {"boxes": [G, 4] float xyxy pixels, "labels": [G] int64 in 0..C-1}, or PackedTargets.
-        Returns {"loss_cls_pos", "loss_loc", "loss_cls_neg"}, scalars multiplied by the config's factors: training
-        minimises their sum. Without targets: what `predict` gives for images without padding.
+        Returns {"loss_cls_pos", "loss_loc", "loss_cls_neg"}, scalars times the weights of the config: training
+        minimises their sum. Without targets it returns what `predict` does for images without padding.
         Raises ValueError for images or targets of a wrong shape or dtype, and in training mode without targets.
         """
         if targets is not None:
             losses = self.loss(*self.head_outputs(images), targets)
-            return {name: losses[name] * factor for name, factor in self.loss_factors.items()}
+            return {name: losses[name] * weight for name, weight in self.loss_weights.items()}
         if self.training:
             raise ValueError("training mode needs targets: detector(images, targets); for detections use predict")
         return self.predict(images, image_sizes=[tuple(images.shape[-2:])] * len(images))
 
     def head_outputs(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """(cls_logits, box_distances, objectness) [B, 3, H, W], lists over levels; see `DenseHead.forward`."""
+        """Return (cls_logits, box_distances, objectness), lists over levels; see `DenseHead.forward`."""
         _check_images(images)
         return self.head(list(self.fpn(self.backbone(images)).values()))
 
     def candidates(self, images: Tensor) -> Candidates:
-        """The best candidates of each image; with `select` behind it this is `predict`. Compiles as one graph."""
+        """Return the best candidates of each image, from which `select` takes the detections. Compiles as one graph."""
         return best_candidates(*self.head_outputs(images), STRIDES, self.inference_cfg.candidates_per_level)
 
     @torch.inference_mode()
@@ -112,13 +112,13 @@ class DualWeightDetector(nn.Module):
         self.load_state_dict(from_mmdet(state_dict, self.state_dict()))
 
     def mmdet_state_dict(self) -> dict[str, Tensor]:
-        """The weights under MMDetection's names, as its checkpoints hold them; they share memory with the detector."""
+        """Return the weights under MMDetection's names, as in its checkpoints; they share memory with the detector."""
         return to_mmdet(self.state_dict())
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the mode is what it was."""
+    """Run the body in evaluation mode and restore the mode afterwards."""
     training = module.training
     module.eval()
     try:

@@ -6,7 +6,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 
 def build_fpn(in_channels: list[int], channels: int) -> FeaturePyramidNetwork:
-    """torchvision's pyramid over C3, C4, C5 (of `in_channels`) with P6 = conv(P5) and P7 = conv(relu(P6)).
+    """Return torchvision's pyramid over C3, C4, C5 (of `in_channels`) with P6 = conv(P5) and P7 = conv(relu(P6)).
 
     All five levels have `channels`. Weights start Xavier-uniform, biases at zero.
     """
@@ -19,10 +19,10 @@ def build_fpn(in_channels: list[int], channels: int) -> FeaturePyramidNetwork:
 
 
 class CoarseLevels(LastLevelP6P7):
-    """P6 and P7, in float32 on a CPU under autocast too.
+    """P6 and P7, on a CPU in float32 even under autocast.
 
-    Where its output is one column wide, torch 2.11's bfloat16 convolution of stride 2 reads memory that nobody wrote on
-    CPUs with AMX: results change from call to call and may be NaN. These two levels are the ones that become so narrow.
+    On CPUs with AMX, the bfloat16 convolution of stride 2 of torch 2.11 reads uninitialised memory where its output is
+    one column wide: results change between calls and may be NaN. Only these two levels become so narrow.
     """
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:

@@ -11,23 +11,24 @@ from torchvision.ops import Conv2dNormActivation
 from dwtriton.config.schema import HeadConfig
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES, level_points
+from dwtriton.model.activation_checkpointing import run
 from dwtriton.model.deformable import DeformableConv2d
-from dwtriton.model.recompute import run
 
-CLASS_PROBABILITY = 0.02  # of every class at every point when training starts
+INITIAL_STD = 0.01  # of weights
+INITIAL_BOX_BIAS = 4.0  # strides, before the ReLU
+INITIAL_CLASS_PROBABILITY = 0.02  # of every class at every point
 
 
 class DenseHead(nn.Module):
     """The head of Dual Weighting (Li et al., arXiv 2203.09730), shared by all levels (docs/recipe.md#model).
 
-    Two towers of 3x3 convolutions with group norm: on the class tower stand the class logits, on the box tower the
-    distances, the objectness and, with `cfg.refine`, the offsets of the box refinement. With `cfg.deformable` the last
-    convolution of both towers is deformable. With `recompute` training keeps only the inputs of the towers for its
-    backward pass.
+    Two towers of 3x3 convolutions with group norm: the class tower predicts class logits, the box tower distances,
+    objectness and, with `cfg.refine`, offsets of the box refinement. With `cfg.deformable` the last convolution of both
+    towers is deformable. With `checkpointing` only the inputs of the towers are kept for the backward pass.
     Raises UserError if `cfg.groups` does not divide `cfg.channels`, or if there is no convolution to be deformable.
     """
 
-    def __init__(self, cfg: HeadConfig, strides: tuple[int, ...] = STRIDES, recompute: bool = False) -> None:
+    def __init__(self, cfg: HeadConfig, strides: tuple[int, ...] = STRIDES, checkpointing: bool = False) -> None:
         super().__init__()
         if cfg.channels % cfg.groups:
             raise UserError(
@@ -36,7 +37,7 @@ class DenseHead(nn.Module):
         if cfg.deformable and cfg.convs == 0:
             raise UserError("head.deformable = true needs a convolution in the towers: set head.convs to 1 or more")
         self.strides = strides
-        self.recompute = recompute
+        self.checkpointing = checkpointing
         self.class_tower = _tower(cfg)
         self.box_tower = _tower(cfg)
         conv = partial(nn.Conv2d, cfg.channels, kernel_size=3, padding=1)
@@ -50,30 +51,30 @@ class DenseHead(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise as published: weights normal with deviation 0.01, box bias 4, class bias for probability 0.02.
 
-        Deformable convolutions keep an initialisation of their own.
+        Deformable convolutions have an initialisation of their own.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
+                nn.init.normal_(module.weight, std=INITIAL_STD)
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, DeformableConv2d):
                 module.reset_parameters()
-        nn.init.constant_(self.class_conv.bias, -math.log((1 - CLASS_PROBABILITY) / CLASS_PROBABILITY))
-        nn.init.constant_(self.box_conv.bias, 4.0)
+        nn.init.constant_(self.class_conv.bias, -math.log(1 / INITIAL_CLASS_PROBABILITY - 1))
+        nn.init.constant_(self.box_conv.bias, INITIAL_BOX_BIAS)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """features[l] [B, channels, H_l, W_l] -> (cls_logits, box_distances, objectness), lists over levels.
+        """Map features[l] [B, channels, H_l, W_l] to (cls_logits, box_distances, objectness), lists over levels.
 
-        cls_logits[l] [B, C, H_l, W_l] and objectness[l] [B, 1, H_l, W_l] are before the sigmoid; box_distances[l]
-        [B, 4, H_l, W_l] are left, top, right, bottom from the point in pixels, >= 0, and float32 under autocast too
-        (700.3 pixels is 700 in bfloat16).
+        cls_logits[l] [B, C, H_l, W_l] and objectness[l] [B, 1, H_l, W_l] are logits. box_distances[l] [B, 4, H_l, W_l]
+        are left, top, right, bottom from the point in pixels, >= 0, and float32 even under autocast: bfloat16 would
+        round 700.3 to 700.
         """
-        recompute = self.recompute and self.training
+        checkpointing = self.checkpointing and self.training
         cls_logits, box_distances, objectness = [], [], []
         for feature, scale, stride in zip(features, self.scales, self.strides, strict=True):
-            class_feature = run(self.class_tower, feature, recompute)
-            box_feature = run(self.box_tower, feature, recompute)
+            class_feature = run(self.class_tower, feature, checkpointing)
+            box_feature = run(self.box_tower, feature, checkpointing)
             cls_logits.append(self.class_conv(class_feature))
             objectness.append(self.objectness_conv(box_feature))
             distances = F.relu(scale * _at_least_float32(self.box_conv(box_feature))) * stride
@@ -84,12 +85,12 @@ class DenseHead(nn.Module):
 
 
 def refine(distances: Tensor, offsets: Tensor, stride: int) -> Tensor:
-    """Box refinement of one level: each side of a box is read from the box map at that side (docs/recipe.md#model).
+    """Refine the boxes of one level: each side is sampled from the box map at that side (docs/recipe.md#model).
 
     distances [B, 4, H, W] ltrb in pixels; offsets [B, 8, H, W] in cells, (row, column) for each of x1, y1, x2, y2.
     x1 and x2 are sampled in the row of the point, y1 and y2 in its column, each moved by its offset; bilinearly, with
-    zeros outside the map. Returns the distances [B, 4, H, W] from the point to the sampled sides, >= 0. Everything
-    carries gradient.
+    zeros outside the map. Returns the distances [B, 4, H, W] from the point to the sampled sides, >= 0. All inputs get
+    gradients.
     """
     height, width = distances.shape[-2:]
     points = level_points(height, width, stride, distances.device, distances.dtype)  # [H*W, 2]

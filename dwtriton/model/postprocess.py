@@ -1,4 +1,4 @@
-"""From head outputs to detections: candidates of each level, boxes, non-maximum suppression within each class."""
+"""From head outputs to detections: candidates of each level, boxes, non-maximum suppression per class."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from dwtriton.core.points import STRIDES, level_points
 
 
 class Candidates(NamedTuple):
-    """The best (point, class) pairs of each image: K of them, whatever was detected."""
+    """The K best (point, class) pairs of each image, whatever their scores."""
 
     boxes: Tensor  # (B, K, 4) xyxy in network pixels, not clipped
-    scores: Tensor  # (B, K), not yet compared with a threshold
+    scores: Tensor  # (B, K), before the score threshold
     labels: Tensor  # (B, K) int64
 
 
@@ -30,11 +30,11 @@ def postprocess(
     nms_iou: float = 0.6,
     max_detections: int = 100,
 ) -> list[dict[str, Tensor]]:
-    """Detections of each image, best first (docs/recipe.md#testing).
+    """Return the detections of each image, highest-scoring first (docs/recipe.md#testing).
 
     cls_logits[l] [B, C, H_l, W_l], box_distances[l] [B, 4, H_l, W_l] ltrb in pixels, objectness[l] [B, 1, H_l, W_l] for
     the levels of `strides`; image_sizes[b] = (height, width) of the image before padding; scale_factors[b] = (sx, sy),
-    network pixels per original pixel: boxes are divided by them before suppression.
+    network pixels per original pixel: boxes are divided by them before NMS.
     A (point, class) pair scores the product of its two sigmoids; with `objectness=None`, for heads without that branch,
     sigmoid(cls_logits) alone. Candidates are the best `candidates_per_level` pairs of each level that score above
     `score_threshold`; their boxes are clipped to the image.
@@ -54,9 +54,9 @@ def best_candidates(
     strides: Sequence[int] = STRIDES,
     candidates_per_level: int = 1000,
 ) -> Candidates:
-    """The best `candidates_per_level` pairs of each level; inputs and errors are those of `postprocess`.
+    """Return the best `candidates_per_level` pairs of each level; inputs and errors are those of `postprocess`.
 
-    Shapes depend on shapes alone: it compiles as one graph.
+    The shapes of outputs depend on the shapes of inputs alone, so it compiles as one graph.
     """
     _check_levels(cls_logits, box_distances, objectness, strides)
     levels = [
@@ -75,7 +75,7 @@ def select(
     nms_iou: float = 0.6,
     max_detections: int = 100,
 ) -> list[dict[str, Tensor]]:
-    """The detections among the candidates of a batch of `padded_size` (h, w); the rest is as for `postprocess`."""
+    """Return the detections among the candidates of a batch of `padded_size` (h, w), as `postprocess` does."""
     boxes, scores, labels = candidates
     image_sizes = _per_image("image_sizes", image_sizes, len(boxes))
     if scale_factors is not None:
@@ -91,9 +91,9 @@ def select(
         boxes = boxes / boxes.new_tensor([(sx, sy, sx, sy) for sx, sy in scale_factors])[:, None]
 
     detections = []
-    for of_image in zip(boxes, scores, labels):
-        kept = of_image[1] > score_threshold
-        image_boxes, image_scores, image_labels = (values[kept] for values in of_image)
+    for image in zip(boxes, scores, labels):
+        kept = image[1] > score_threshold
+        image_boxes, image_scores, image_labels = (values[kept] for values in image)
         best = batched_nms(image_boxes, image_scores, image_labels, nms_iou)[:max_detections]
         detections.append({"boxes": image_boxes[best], "scores": image_scores[best], "labels": image_labels[best]})
     return detections
@@ -102,15 +102,15 @@ def select(
 def _level_candidates(
     cls_logits: Tensor, distances: Tensor, objectness: Tensor | None, stride: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best (point, class) pairs of one level: boxes [B, K, 4] unclipped, scores [B, K], labels [B, K]."""
+    """Return the `count` best pairs of one level: boxes [B, K, 4] unclipped, scores [B, K], labels [B, K]."""
     height, width = cls_logits.shape[-2:]
     dtype = torch.promote_types(distances.dtype, torch.float32)
     scores = cls_logits.to(dtype).sigmoid()  # [B, C, H, W]
     if objectness is not None:
         scores = scores * objectness.to(dtype).sigmoid()
     scores = scores.flatten(1)  # [B, C*H*W]
-    least = min if torch.compiler.is_dynamo_compiling() else torch.sym_min  # which exports as one graph for any size
-    scores, index = scores.topk(least(count, scores.shape[1]), 1)  # [B, K]
+    smaller = min if torch.compiler.is_dynamo_compiling() else torch.sym_min  # sym_min exports for any size
+    scores, index = scores.topk(smaller(count, scores.shape[1]), 1)  # [B, K]
     labels, point = index // (height * width), index % (height * width)
 
     points = level_points(height, width, stride, distances.device, dtype)[point]  # [B, K, 2]
@@ -144,11 +144,11 @@ def _check_levels(
 
 
 def _per_image(name: str, pairs: Sequence[tuple[float, float]] | Tensor, batch: int) -> list[tuple[float, float]]:
-    """The pairs as a list of tuples, checked: one for each image, both entries positive."""
+    """Return the pairs as a list of tuples. Raises ValueError unless each image has one with positive entries."""
     pairs = pairs.tolist() if isinstance(pairs, Tensor) else list(pairs)
     if len(pairs) != batch:
         raise ValueError(f"{name} has {len(pairs)} entries for a batch of {batch} images")
     for index, pair in enumerate(pairs):
         if len(pair) != 2 or not all(value > 0 for value in pair):
             raise ValueError(f"{name}[{index}] = {pair!r} is not a pair of positive numbers")
-    return [(float(first), float(second)) for first, second in pairs]
+    return [(float(a), float(b)) for a, b in pairs]

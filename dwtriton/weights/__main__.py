@@ -131,16 +131,16 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
     names, ids = class_list(cfg, None, arguments.classes, console)
     torch.manual_seed(cfg.train.seed)
     detector = build_detector(cfg)
-    taken, fresh, left_out = load_backbone_weights(detector.backbone, str(arguments.file))
+    loaded, fresh, ignored = load_backbone_weights(detector.backbone, str(arguments.file))
     save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, 0, detector.state_dict()))
     print_line(
         console,
-        f"backbone: {len(taken)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
+        f"backbone: {len(loaded)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
     )
     if fresh:
         print_line(console, f"not in the file, so fresh too: {listed(fresh, LISTED)}")
-    if left_out:
-        print_line(console, f"left out: {', '.join(left_out)} (the classifier)")
+    if ignored:
+        print_line(console, f"left out: {', '.join(ignored)} (the classifier)")
     print_line(console, f"checkpoint: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dwtriton import DualWeightAssigner
@@ -328,7 +329,8 @@ def test_checkpoints_are_shown_in_the_order_of_their_iterations(finished, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["object.svg", "new/object.PDF", "object.png"])
-def test_out_can_be_a_file_whose_suffix_names_the_format(name, finished, tmp_path, call):
+def test_out_can_be_a_file_whose_suffix_names_the_format(name, finished, tmp_path, monkeypatch, call):
+    monkeypatch.setattr(explain, "draw", lambda *_: Figure())
     out = tmp_path / name
     arguments = ["--weights", finished[0] / "last.pt", "--object", 0, "--out", out]
     code, printed, error = call(explain, *arguments)
@@ -342,7 +344,8 @@ def test_out_can_be_a_file_whose_suffix_names_the_format(name, finished, tmp_pat
     assert call(explain, *arguments, *same_format)[0] == 0
 
 
-def test_a_folder_may_have_any_name(finished, tmp_path, call):
+def test_a_folder_may_have_any_name(finished, tmp_path, monkeypatch, call):
+    monkeypatch.setattr(explain, "draw", lambda *_: Figure())
     for name in ("v1.2", "old.png"):
         (tmp_path / "old.png").mkdir(exist_ok=True)
         arguments = ["--weights", finished[0] / "last.pt", "--object", 0, "--out", tmp_path / name, "--format", "svg"]

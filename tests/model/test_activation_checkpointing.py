@@ -121,7 +121,7 @@ def kept_bytes(module: nn.Module, x: Tensor | list[Tensor]) -> int:
 @pytest.mark.parametrize(("frozen_stages", "blocks_of"), [(1, ["layer2", "layer3", "layer4"]), (3, ["layer4"])])
 def test_of_the_backbone_only_the_inputs_of_trained_blocks_are_kept(frozen_stages, blocks_of):
     cfg = BackboneConfig(depth=50, weights="none", frozen_stages=frozen_stages)
-    plain, recomputed = ResNet(cfg), ResNet(cfg, recompute=True)
+    plain, recomputed = ResNet(cfg), ResNet(cfg, checkpointing=True)
     kept = kept_bytes(recomputed, images())
     assert 3 * kept <= kept_bytes(plain, images())  # widths in a bottleneck: 4 at its input, 1 1 1 1 4 inside
     inputs = []
@@ -133,7 +133,7 @@ def test_of_the_backbone_only_the_inputs_of_trained_blocks_are_kept(frozen_stage
 
 def test_of_the_head_little_more_than_inputs_and_outputs_of_the_towers_is_kept():
     cfg = HeadConfig(num_classes=3, channels=32, convs=4, groups=4)
-    plain, recomputed = DenseHead(cfg), DenseHead(cfg, recompute=True)
+    plain, recomputed = DenseHead(cfg), DenseHead(cfg, checkpointing=True)
     features = [torch.randn(2, 32, 64 // 2**level, 64 // 2**level, requires_grad=True) for level in range(5)]
     of_inputs = sum(feature.nbytes for feature in features)
     kept = kept_bytes(recomputed, features)
@@ -144,18 +144,18 @@ def test_of_the_head_little_more_than_inputs_and_outputs_of_the_towers_is_kept()
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_config_reaches_backbone_and_head(make, recompute):
     detector = make(recompute)
-    assert (detector.backbone.recompute, detector.head.recompute) == (recompute, recompute)
+    assert (detector.backbone.checkpointing, detector.head.checkpointing) == (recompute, recompute)
 
 
 @torch.no_grad()
 def test_nothing_is_recomputed_without_gradients_or_in_evaluation_mode(make, monkeypatch):
     detector = make(True)
     detector.head_outputs(images())
-    monkeypatch.setattr("dwtriton.model.recompute.checkpoint", None)
+    monkeypatch.setattr("dwtriton.model.activation_checkpointing.checkpoint", None)
     detector.eval().head_outputs(images())
     detector.predict(images(), [(64, 96)] * 2)
 
 
 def test_batch_norms_that_would_count_every_image_twice_are_refused():
     with pytest.raises(UserError, match=r"backbone\.frozen_statistics=true or train\.activation_checkpointing=false"):
-        ResNet(BackboneConfig(depth=18, frozen_statistics=False), recompute=True)
+        ResNet(BackboneConfig(depth=18, frozen_statistics=False), checkpointing=True)
