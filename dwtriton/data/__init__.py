@@ -1,1 +1,1 @@
-"""Detection data: COCO format, transforms and batches."""
+"""Detection data: COCO files in, batches of uint8 images and targets out."""

@@ -1,4 +1,4 @@
-"""Buckets: the few sizes that training batches are padded to, so that the network is compiled once for each of them."""
+"""Buckets: a small set of sizes that training batches are padded to, so that few graphs are compiled."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,17 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 
 def padded_size(sizes: Iterable[Size], divisor: int) -> Size:
-    """The smallest size with sides that are multiples of `divisor` in which all of `sizes` fit."""
+    """The smallest size that holds all of `sizes` and whose sides are multiples of `divisor`."""
     return tuple(-(-max(side) // divisor) * divisor for side in zip(*sizes))
 
 
 def fits(size: Size, bucket: Size) -> bool:
+    """Whether `bucket` holds `size`."""
     return size[0] <= bucket[0] and size[1] <= bucket[1]
 
 
 def smallest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket of the least area that holds `size`; `size` itself if there are no buckets.
+    """The bucket of the smallest area that holds `size`; `size` itself if there are no buckets.
 
     Raises ValueError if none holds it.
     """
@@ -31,18 +32,19 @@ def smallest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
 
 
 def choose_buckets(batches: Counter[Size], limits: Iterable[Size], count: int) -> list[Size]:
-    """At most `count` buckets that hold every size of `batches` and `limits`, with little padding.
+    """Choose at most `count` buckets that hold every size of `batches` and `limits`, with little padding.
 
-    `batches` counts how often batches have a size; `limits` are sizes that may come and must fit. From every size as a
-    bucket of its own, the two are joined whose join adds the fewest pixels over all batches, until `count` are left.
+    `batches` has the number of batches of each size; `limits` are sizes that other epochs may need. Each size starts as
+    a bucket of its own; then the two whose union adds the fewest pixels over all batches are joined, until `count` are
+    left.
     """
     numbers = Counter(dict.fromkeys(limits, 0))
     numbers.update(batches)
     sizes = np.array(sorted(numbers))  # [N, 2]
     weights = np.array([numbers[size] for size in sorted(numbers)])  # [N]
     while len(sizes) > max(count, 1):
-        joined = np.maximum(sizes[:, None], sizes).prod(2)  # [N, N] area of the join of each two
-        grown = (joined - sizes.prod(1)) * weights  # [N, N] what joining adds to the batches of the second of each two
+        joined = np.maximum(sizes[:, None], sizes).prod(2)  # [N, N] area of the union of each pair
+        grown = (joined - sizes.prod(1)) * weights  # [N, N] pixels that the union adds to batches of the second one
         rows, columns = np.triu_indices(len(sizes), 1)
         best = np.argmin((grown + grown.T)[rows, columns])
         first, second = rows[best], columns[best]
@@ -53,10 +55,11 @@ def choose_buckets(batches: Counter[Size], limits: Iterable[Size], count: int) -
 
 
 def mean_area(batches: Counter[Size], buckets: Sequence[Size]) -> float:
-    """Mean area of a batch in pixels, once every batch is padded to its bucket."""
+    """Mean area in pixels of batches that are padded to their buckets."""
     pixels = sum(area(smallest_bucket(size, buckets)) * number for size, number in batches.items())
     return pixels / batches.total()
 
 
 def area(size: Size) -> int:
+    """Height x width."""
     return size[0] * size[1]

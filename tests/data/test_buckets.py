@@ -138,7 +138,7 @@ def test_a_broken_image_is_replaced_by_one_that_fits(many):
 
 @pytest.mark.parametrize("crowd", [False, True])
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_no_pass_has_more_boxes_than_the_most_that_its_images_can_have(crowd, world_size, accumulate, tiny):
+def test_no_micro_batch_has_more_boxes_than_its_images_can_have(crowd, world_size, accumulate, tiny):
     """Two landscape images fill batches of eight, which then hold each of them four times, or one alone eight times."""
     tiny.add(bbox=[2, 2, 9, 9], area=81, iscrowd=1)
     data = tiny.write().model_copy(update={"batch_size": 8})

@@ -44,8 +44,8 @@ def test_batches_are_full_of_one_orientation_and_cover_every_index(landscape, ba
     st.integers(1, 3),
     st.integers(0, 3),
 )
-def test_the_parts_of_all_processes_make_up_the_batches_of_one(landscape, size, world_size, accumulate, start):
-    """Without overlap, pass by pass, also where an epoch is resumed."""
+def test_the_micro_batches_of_all_ranks_make_up_the_batches_of_one(landscape, size, world_size, accumulate, start):
+    """Without overlap, also where an epoch is resumed."""
     whole = OrientedBatchSampler(landscape, size * world_size * accumulate, seed=5)
     parts = [
         OrientedBatchSampler(landscape, whole.batch_size, 5, rank, world_size, accumulate) for rank in range(world_size)
@@ -53,15 +53,15 @@ def test_the_parts_of_all_processes_make_up_the_batches_of_one(landscape, size, 
     assert all(part.steps == len(whole) == whole.steps for part in parts)
     assert all(len(part) == accumulate * len(whole) for part in parts)
     expected = batches_of(whole, 2, start)
-    passes = list(zip(*(batches_of(part, 2, start) for part in parts), strict=True))
-    assert all(len(own) == size for of_pass in passes for own in of_pass)
-    steps = [passes[i : i + accumulate] for i in range(0, len(passes), accumulate)]
-    joined = [[sample for of_pass in step for own in of_pass for sample in own] for step in steps]
+    rounds = list(zip(*(batches_of(part, 2, start) for part in parts), strict=True))  # a micro-batch of each rank
+    assert all(len(micro_batch) == size for one_round in rounds for micro_batch in one_round)
+    steps = [rounds[i : i + accumulate] for i in range(0, len(rounds), accumulate)]
+    joined = [[request for one_round in step for batch in one_round for request in batch] for step in steps]
     assert joined == expected
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(16, 3, 1), (16, 4, 8), (1, 2, 1), (6, 2, 2)])
-def test_a_batch_that_cannot_be_shared_out_is_refused(batch_size, world_size, accumulate):
+def test_a_batch_that_does_not_divide_into_micro_batches_is_refused(batch_size, world_size, accumulate):
     with pytest.raises(UserError, match=rf"data\.batch_size = {batch_size} .* {world_size} ranks .* = {accumulate}:"):
         OrientedBatchSampler(ORIENTATIONS, batch_size, 0, 0, world_size, accumulate)
 
@@ -182,7 +182,7 @@ def test_evaluation_has_every_image_once_in_order_of_aspect(many):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_evaluation_has_every_image_on_one_process_and_none_padded_for_another(many, world_size):
+def test_evaluation_has_every_image_on_one_rank_and_none_padded_for_another(many, world_size):
     dataset = CocoDataset(many.data, "val", inference=many.inference)
     batches = [batch for rank in range(world_size) for batch in eval_loader(dataset, many, rank, world_size)]
     assert sorted(image_id for batch in batches for image_id in batch.image_ids) == list(range(24))

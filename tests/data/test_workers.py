@@ -1,15 +1,19 @@
 """Loader processes: how many threads they compute with, and what a batch costs the process that gets it."""
 
 import os
+import signal
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 
 from dwtriton.config.schema import Config
+from dwtriton.data import workers
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import train_loader
+from dwtriton.data.workers import leave_signals_to_main
 
 DESCRIPTORS = Path("/proc/self/fd")
 
@@ -29,32 +33,75 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def config(tiny, workers):
-    data = tiny.write().model_copy(update={"workers": workers})
+def config(tiny, count):
+    data = tiny.write().model_copy(update={"workers": count})
     return Config(data=data, head={"num_classes": 3})
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(0, "2"), (2, "1")])
-def test_workers_have_one_thread_each_and_the_main_process_keeps_its_own(tiny, two_threads, workers, threads):
-    cfg = config(tiny, workers)
+@pytest.mark.parametrize(("count", "threads"), [(0, "2"), (2, "1")])
+def test_workers_have_one_thread_each_and_the_main_process_keeps_its_own(tiny, two_threads, count, threads):
+    cfg = config(tiny, count)
     batches = list(train_loader(Probe(cfg.data, "train"), cfg))
     assert [batch.paths for batch in batches] == [[threads] * 2] * 2
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_batches_are_laid_out_pixel_by_pixel_as_the_network_takes_them(tiny, workers):
-    cfg = config(tiny, workers)
+@pytest.mark.parametrize("count", [0, 1])
+def test_batches_are_laid_out_pixel_by_pixel_as_the_network_takes_them(tiny, count):
+    cfg = config(tiny, count)
     for batch in train_loader(CocoDataset(cfg.data, "train"), cfg):
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.skipif(not DESCRIPTORS.exists(), reason="counts open files in /proc")
 def test_a_batch_of_a_worker_holds_one_open_file_however_many_targets_it_has(tiny):
-    cfg = config(tiny, workers=1)
+    cfg = config(tiny, count=1)
     batches = iter(train_loader(CocoDataset(cfg.data, "train"), cfg))
     first = next(batches)  # opens what the process needs to receive any
     before = len(os.listdir(DESCRIPTORS))
     second = next(batches)
     assert len(first.targets) == len(second.targets) == 2
     assert len(os.listdir(DESCRIPTORS)) <= before + 1
+
+
+@pytest.fixture
+def worker():
+    """(a process that waits for signals as a worker does, the event that its main process sets when it ends)"""
+    context = get_context("fork")
+    ready, main_ends = context.Event(), context.Event()
+
+    def wait():
+        leave_signals_to_main(0, main_ends=main_ends)
+        ready.set()
+        while True:
+            signal.pause()
+
+    process = context.Process(target=wait, daemon=True)
+    process.start()
+    assert ready.wait(30)
+    yield process, main_ends
+    process.kill()
+
+
+def test_a_worker_leaves_signals_to_the_main_process_until_that_ends(worker):
+    process, main_ends = worker
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        os.kill(process.pid, number)
+    process.join(0.5)
+    assert process.is_alive()
+    main_ends.set()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == 0
+
+
+@pytest.fixture
+def short_grace(monkeypatch):
+    monkeypatch.setattr(workers, "WORKER_GRACE_SECONDS", 1)
+
+
+def test_a_worker_does_not_outlive_a_killed_main_process_for_long(short_grace, worker):
+    process, _ = worker
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == -signal.SIGALRM

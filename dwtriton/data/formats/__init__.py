@@ -1,1 +1,1 @@
-"""Data sets as they come: checked, and converted to COCO format."""
+"""Data sets in the layouts that people have: found, checked, and converted to COCO's."""

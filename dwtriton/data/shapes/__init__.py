@@ -1,1 +1,1 @@
-"""The generated data set `shapes`."""
+"""The generated data set `shapes`: drawing, scenes, and the files in COCO layout."""

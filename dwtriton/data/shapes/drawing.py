@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-SUPERSAMPLING = 4  # outlines are filled at this multiple of the image's resolution
-PLAIN_BELOW = 26  # pixels; smaller objects have plain fills, so that a person can tell their class
+SUPERSAMPLING = 4  # outlines are filled at this multiple of the resolution
+PLAIN_BELOW = 26  # pixels; smaller objects have plain fills, so that people can tell their class
 
 
 def _arc(start: float, end: float, radius: float = 1.0, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
@@ -18,7 +18,7 @@ def _star() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    """A disc less another one of radius 0.85, moved right by 0.55: both arcs, tip to tip."""
+    """A disc without a second one of radius 0.85 shifted right by 0.55: both arcs, tip to tip."""
     radius, offset = 0.85, 0.55
     x = (1 + offset**2 - radius**2) / (2 * offset)  # where the two circles meet
     outer, inner = np.arccos(x), np.pi - np.arccos((offset - x) / radius)
@@ -27,14 +27,14 @@ def _crescent() -> np.ndarray:
 
 def _cross() -> np.ndarray:
     """A plus sign: the end and the inner corner of one arm, turned four times."""
-    half = 0.32  # of the width of an arm
+    half = 0.32  # half of the width of an arm
     arm = np.array([(1, -half), (1, half), (half, half)])
     turn = np.array([[0, 1], [-1, 0]])  # a quarter
     return np.concatenate([arm @ np.linalg.matrix_power(turn, n) for n in range(4)])
 
 
 _CIRCLE = _arc(0, 2 * np.pi)
-# Every class has one outline and perhaps a hole, [N, 2] within the unit disc or a little beyond.
+# Outline of each class, and its hole if it has one: [N, 2] within the unit disc or a little beyond.
 OUTLINES: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
     "oval": (_CIRCLE, None),
     "ring": (_CIRCLE, 0.55 * _CIRCLE),
@@ -119,7 +119,7 @@ def paint(image: np.ndarray, stamp: Stamp, plain: bool, rng: np.random.Generator
 
 
 def contrasting(background: np.ndarray, rng: np.random.Generator, candidates: int = 6) -> np.ndarray:
-    """Of a few random colours [3] the one farthest from `background` [3]."""
+    """The random colour [3], of a few candidates, that is farthest from `background` [3]."""
     colours = rng.uniform(0, 255, (candidates, 3))
     return colours[np.linalg.norm(colours - background, axis=1).argmax()]
 
@@ -177,7 +177,7 @@ def _clouds(height: int, width: int, cells: int, rng: np.random.Generator) -> np
 
 
 def _strokes(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Up to six thin lines and curves, which are no object."""
+    """Draw up to six thin lines and curves, which belong to no object."""
     canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(7)):

@@ -291,7 +291,7 @@ def test_a_single_split_is_both_and_said_to_be(tiny, tmp_path, call):
     assert "--set data.val_images=train2017" in printed.splitlines()[-1]
 
 
-def test_other_json_files_are_left_aside_and_said_to_be(tiny):
+def test_other_json_files_are_ignored_and_reported(tiny):
     tiny.write()
     tiny.json_path("train").with_name("captions.json").write_text("{}")
     tiny.json_path("train").with_name("panoptic.json").write_text(
