@@ -27,7 +27,7 @@ from dwtriton.config.schema import Config, load_config
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
 from dwtriton.core.transfer import AsyncHostCopy
-from dwtriton.data.batching import Batch
+from dwtriton.data.batch import Batch
 from dwtriton.model.detector import DualWeightDetector, build_detector
 from dwtriton.train.optimizer import build_optimizer
 from dwtriton.train.step import AUTOCAST, TrainStep

@@ -35,9 +35,10 @@ from dwtriton.config.schema import Config, DataConfig
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
-from dwtriton.data.batching import collate, train_loader
+from dwtriton.data.batch import collate
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.images import read_image
+from dwtriton.data.loaders import train_loader
 from dwtriton.data.transforms import flip, resize
 from dwtriton.model.pixels import PixelDetector
 
@@ -103,7 +104,7 @@ def ours(cfg: Config) -> Contestant:
 def plain(cfg: Config) -> Contestant:
     data, dataset = cfg.data, plain_dataset(cfg.data)
     sampler = train_loader(CocoDataset(data, "train"), cfg).batch_sampler
-    batches = [[sample.index for sample in batch] for batch in sampler.whole_batches()]
+    batches = [[sample.index for sample in batch] for batch in sampler.global_batches()]
 
     def loader(workers: int) -> DataLoader:
         return plain_loader(dataset, data.model_copy(update={"workers": workers}), batches)

@@ -26,7 +26,7 @@ from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
-from dwtriton.data.batching import Batch
+from dwtriton.data.batch import Batch
 from dwtriton.model.detector import build_detector
 from dwtriton.model.pixels import PixelDetector, compile_predict
 
