@@ -56,6 +56,7 @@ def _image_weights(
     crowds: Tensor,  # [K, 4]
     soft_prior: bool,
 ) -> DualWeights:
+    """Return the weights of one image; `crowds` are its K regions to ignore."""
     xy = points.T[:, :, None]  # [2, P, 1]
     corners = boxes.T[:, None, :]  # [4, 1, G]
     sides = formulas.box_sides(xy, corners)  # [4, P, G]

@@ -152,6 +152,7 @@ class _LevelWeights(NamedTuple):
 
 
 def _bag_statistics(levels: list[Level], boxes: Boxes, soft_prior: bool) -> _Bags:
+    """Visit all pairs of each box once, to collect what its weights share."""
     mass = torch.zeros_like(boxes.corners[0], dtype=torch.float64)
     deficit_min = torch.full_like(boxes.corners[0], torch.inf)
     deficit_max = torch.full_like(boxes.corners[0], -torch.inf)
