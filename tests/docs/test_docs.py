@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from dwtriton.__main__ import COMMANDS, import_command
-from dwtriton.config.files import config_names
-from dwtriton.config.schema import load_config
+from dwtriton.config.load import config_names, load_config
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
