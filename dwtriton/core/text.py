@@ -6,22 +6,18 @@ from collections.abc import Sequence
 
 def listed(items: Sequence[str], limit: int, total: int | None = None) -> str:
     """Return "a, b, c and 4 more": at most `limit` items, then how many of `total` (default: of the items) are left."""
-    return ", ".join(items[:limit]) + _more(items, limit, total, " and {} more")
+    left = (total or len(items)) - len(items[:limit])
+    return ", ".join(items[:limit]) + (f" and {left} more" if left else "")
 
 
 def listed_lines(items: Sequence[str], limit: int) -> list[str]:
     """Return at most `limit` items, a line each, then the line "and 4 more" if some are left."""
-    return [*items[:limit], *filter(None, [_more(items, limit, None, "and {} more")])]
+    return [*items[:limit], *([f"and {len(items) - limit} more"] if len(items) > limit else [])]
 
 
 def first_of(items: Sequence[str], hint: str = "") -> str:
-    """Return "a (and 4 more)" for sentences, which do not join to a list; `hint` follows the number."""
-    return items[0] + _more(items, 1, None, f" (and {{}} more{hint})")
-
-
-def _more(items: Sequence[str], limit: int, total: int | None, text: str) -> str:
-    hidden = (total or len(items)) - min(limit, len(items))
-    return text.format(hidden) if hidden else ""
+    """Return "a (and 4 more)" for items that are sentences; `hint` follows the number."""
+    return items[0] + (f" (and {len(items) - 1} more{hint})" if len(items) > 1 else "")
 
 
 def nearest(name: str, candidates: list[str], cutoff: float = 0.4) -> str:

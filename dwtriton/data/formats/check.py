@@ -77,7 +77,10 @@ def measure(boxes: dict[int, list[dict]], split: FoundSplit) -> Figures:
     records = split.records
     every = [box for of_image in boxes.values() for box in of_image]
     used = Counter(box["category_id"] for box in every)
-    sizes = np.array([_inner_size(box, records) for box in every]).reshape(-1, 2)  # [N, 2] width, height
+    xywh = np.array([box["bbox"] for box in every], dtype=float).reshape(-1, 4)
+    images = [records.images[box["image_id"]] for box in every]
+    limits = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2)
+    sizes = np.minimum(xywh[:, :2] + xywh[:, 2:], limits) - np.maximum(xywh[:, :2], 0)  # [N, 2] inside the image
     sides = np.array([image[side] for image in records.images.values() for side in ("width", "height")])
     return Figures(
         images=len(records.images),
@@ -120,13 +123,6 @@ def _check_boxes(boxes: dict[int, list[dict]], records: Records, problems: DataP
             if key in seen:
                 problems.add("the same box of the same category twice", name)
             seen.add(key)
-
-
-def _inner_size(box: dict, records: Records) -> tuple[float, float]:
-    """Width and height of the part of a box inside its image."""
-    image = records.images[box["image_id"]]
-    x, y, width, height = box["bbox"]
-    return min(x + width, image["width"]) - max(x, 0), min(y + height, image["height"]) - max(y, 0)
 
 
 def _range(values: np.ndarray, middle: Callable) -> Range:
