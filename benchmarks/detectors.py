@@ -23,7 +23,8 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.load import load_config
+from dwtriton.config.schema import Config
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
 from dwtriton.core.transfer import AsyncHostCopy

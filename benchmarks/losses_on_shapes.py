@@ -32,7 +32,8 @@ from benchmarks.losses_report import draw, markdown_table
 from benchmarks.machine import machine
 from benchmarks.recording import RESULTS, reason, results_file, significant
 from dwtriton import DualWeightLoss, postprocess
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.load import load_config
+from dwtriton.config.schema import Config
 from dwtriton.console.cli import print_line, run
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.files import make_folder, write_text

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dwtriton import build_detector, load_config
-from dwtriton.config.files import config_names
+from dwtriton.config.load import config_names
 
 IMAGE = (800, 1344)  # pixels, the size of most batches
 STATE_BYTES = 3 * 4  # of a trainable parameter: itself, its gradient, its momentum in float32

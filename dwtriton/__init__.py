@@ -9,7 +9,7 @@ _MODULES = {
     "DualWeights": "dwtriton.reference.dense_weights",
     "PackedTargets": "dwtriton.core.targets",
     "build_detector": "dwtriton.model.detector",
-    "load_config": "dwtriton.config.schema",
+    "load_config": "dwtriton.config.load",
     "load_detector": "dwtriton.inference.ready",
     "pack_targets": "dwtriton.core.targets",
     "postprocess": "dwtriton.model.postprocess",

@@ -5,9 +5,9 @@ import sys
 from importlib import import_module, metadata
 from types import ModuleType
 
-from dwtriton.config.files import nearest
 from dwtriton.console import cli
 from dwtriton.core.errors import UserError
+from dwtriton.core.text import nearest
 
 COMMANDS = {  # in the order in which one meets them
     "train": "train a detector on data in COCO layout",

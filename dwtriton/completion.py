@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Iterator
 
 from dwtriton.__main__ import build_parser as dwtriton_parser
-from dwtriton.config.files import config_names
-from dwtriton.config.schema import Config, flatten
+from dwtriton.config.load import config_names, flatten
+from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.core.errors import UserError
 

@@ -8,7 +8,8 @@ from rich.table import Column, Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.load import load_config
+from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.points import STRIDES

@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.load import load_config
+from dwtriton.config.schema import Config
 from dwtriton.train.trainer import Trainer
 from tests.support.golden_cases import GOLDEN
 from tests.support.golden_weights import generate_tensor

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dwtriton.config.schema import flatten, load_config
+from dwtriton.config.load import flatten, load_config
 from dwtriton.reference import formulas
 
 ROOT = Path(__file__).parents[1]

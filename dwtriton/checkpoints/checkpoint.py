@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file
+from dwtriton.config.load import check_config, dump_config, flatten
 from dwtriton.config.renames import upgrade_keys
-from dwtriton.config.schema import Config, check_config, dump_config, flatten
+from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import write_atomically
 from dwtriton.model.detector import DualWeightDetector

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dwtriton.config.files import config_names
-from dwtriton.config.schema import load_config
+from dwtriton.config.load import config_names, load_config
 from dwtriton.core.errors import UserError
 from dwtriton.model.detector import build_detector
 from dwtriton.model.state_dict import read_torch_file

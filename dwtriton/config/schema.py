@@ -1,10 +1,9 @@
-"""The configuration: typed models whose defaults are the published `r50_1x`, and TOML files that change them."""
+"""The configuration as typed models, whose defaults are the published `r50_1x`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,10 +17,6 @@ from pydantic import (
     ValidationError,
     WrapValidator,
 )
-
-from dwtriton.config.files import ConfigError, apply_override, read_config_file
-from dwtriton.config.renames import renamed_keys
-from dwtriton.core.text import nearest
 
 T = TypeVar("T")
 MAY_CHANGE = "may change when a run is resumed"
@@ -220,80 +215,3 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
-
-
-def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
-    """Read a config by name (`"r50_1x"`) or file, apply `overrides` (`"optimizer.lr=0.02"`), check every key.
-
-    A file may start from another with `base = "NAME"` (or a path relative to itself) and then holds only what differs.
-    Values of overrides are TOML; what is not valid TOML is taken as a string. `data_root` replaces `data.root`.
-    Raises ConfigError for an unknown name or key, naming the nearest valid one, and for a wrong value.
-    """
-    return _change(read_config_file(name), overrides, data_root, str(name))
-
-
-def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
-    """Return a config with some values changed, written as for `load_config`. Raises ConfigError."""
-    return _change(cfg.model_dump(), overrides, data_root, "of the checkpoint")
-
-
-def check_config(values: dict[str, Any], source: str) -> Config:
-    """Return the config of nested values. Raises ConfigError for unknown keys and wrong values; it names `source`."""
-    if renamed := renamed_keys(values):
-        raise ConfigError(f"config {source}: " + "; ".join(f"{old} is now {new}" for old, new in renamed.items()))
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"config {source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
-
-
-def dump_config(cfg: Config) -> str:
-    """Return the whole config as TOML, which `load_config` reads back to an equal one."""
-    return tomli_w.dumps(cfg.model_dump(mode="json", exclude_none=True))
-
-
-MACHINE_KEYS = frozenset({"data.root", "data.workers"})  # may differ between the machines of a job
-
-
-def flatten(cfg: Section, fixed_only: bool = False, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a config by dotted key, `{"optimizer.lr": 0.01, ...}`; `fixed_only` omits `MayChange`."""
-    flat: dict[str, Any] = {}
-    for name, field in type(cfg).model_fields.items():
-        value = getattr(cfg, name)
-        if isinstance(value, Section):
-            flat |= flatten(value, fixed_only, f"{prefix}{name}.")
-        elif not (fixed_only and MAY_CHANGE in field.metadata):
-            flat[prefix + name] = value
-    return flat
-
-
-def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:
-    for override in overrides:
-        apply_override(values, override)
-    if data_root is not None:
-        values.setdefault("data", {})["root"] = data_root
-    return check_config(values, source)
-
-
-def _explain(problem: Any) -> str:
-    """Return one of pydantic's errors as one line."""
-    path = [str(part) for part in problem["loc"]]
-    name = ".".join(path)
-    if problem["type"] != "extra_forbidden":
-        return f"{name} = {problem['input']!r}: {problem['msg'].lower()}"
-    keys = _keys(Config)
-    same_leaf = [key for key in keys if key.rpartition(".")[2] == path[-1]]
-    return f"unknown key {name!r}{nearest(name, same_leaf or keys, cutoff=0.0 if same_leaf else 0.4)}"
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return every dotted key below a section."""
-    keys = []
-    for name, field in section.model_fields.items():
-        nested = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(kind)]
-        keys += _keys(nested[0], f"{prefix}{name}.") if nested else [prefix + name]
-    return keys
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dwtriton.checkpoints.checkpoint import check_classes
-from dwtriton.config.schema import MACHINE_KEYS, flatten
+from dwtriton.config.load import MACHINE_KEYS, flatten
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
-from dwtriton.config.schema import override_config
+from dwtriton.config.load import override_config
 from dwtriton.core.errors import UserError
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample

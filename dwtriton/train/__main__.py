@@ -11,8 +11,8 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dwtriton.checkpoints.checkpoint import load_checkpoint
-from dwtriton.config.files import config_names
-from dwtriton.config.schema import Config, load_config, override_config
+from dwtriton.config.load import config_names, load_config, override_config
+from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core import elastic, ranks

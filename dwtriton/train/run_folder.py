@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from dwtriton.config.schema import Config, dump_config
+from dwtriton.config.load import dump_config
+from dwtriton.config.schema import Config
 from dwtriton.core.files import make_folder, write_atomically, write_text
 from dwtriton.data.coco import CocoDataset
 from dwtriton.evaluate.coco_metrics import Evaluation

@@ -2,7 +2,8 @@
 
 import torch
 
-from dwtriton.config.schema import Config, override_config
+from dwtriton.config.load import override_config
+from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import training_buckets

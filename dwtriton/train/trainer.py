@@ -10,7 +10,8 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, check_continues, load_checkpoint, load_weights, start_from
-from dwtriton.config.schema import MACHINE_KEYS, Config, flatten
+from dwtriton.config.load import MACHINE_KEYS, flatten
+from dwtriton.config.schema import Config
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core import ranks

@@ -12,7 +12,8 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dwtriton.checkpoints.mmdet_file import MmdetFile, is_mmdet, read_checkpoint_file, sort_mmdet
-from dwtriton.config.schema import Config, dump_config, load_config
+from dwtriton.config.load import dump_config, load_config
+from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError

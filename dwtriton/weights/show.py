@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dwtriton.checkpoints.mmdet_file import MmdetFile, is_mmdet, read_checkpoint_file, sort_mmdet
-from dwtriton.config.schema import Config, flatten
+from dwtriton.config.load import flatten
+from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.core.text import listed
 

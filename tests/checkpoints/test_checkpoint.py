@@ -20,8 +20,7 @@ from dwtriton.checkpoints.checkpoint import (
     start_from,
     upgrade,
 )
-from dwtriton.config.files import ConfigError
-from dwtriton.config.schema import load_config, override_config
+from dwtriton.config.load import ConfigError, load_config, override_config
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.model.detector import build_detector
 from dwtriton.predict import __main__ as predict_command

@@ -12,7 +12,7 @@ import pytest
 from dwtriton import __main__ as dwtriton_command
 from dwtriton import tune
 from dwtriton.__main__ import COMMANDS, import_command
-from dwtriton.config.files import config_names
+from dwtriton.config.load import config_names
 from dwtriton.console import cli
 from dwtriton.core.errors import UserError
 from dwtriton.train import __main__ as train_command

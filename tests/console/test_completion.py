@@ -8,7 +8,7 @@ import pytest
 
 from dwtriton import completion
 from dwtriton.__main__ import COMMANDS
-from dwtriton.config.files import config_names
+from dwtriton.config.load import config_names
 
 # fills the variables of bash's programmable completion as the Tab key would, and prints what comes back
 DRIVER = """

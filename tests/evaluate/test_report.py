@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from dwtriton.config.schema import load_config, override_config
+from dwtriton.config.load import load_config, override_config
 from dwtriton.console import progress
 from dwtriton.evaluate import __main__ as command
 from dwtriton.evaluate import report

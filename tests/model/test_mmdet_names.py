@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from dwtriton import build_detector, load_config
-from dwtriton.config.schema import flatten
+from dwtriton.config.load import flatten
 from dwtriton.core.errors import UserError
 from dwtriton.model.mmdet_names import RENAMED, mmdet_name
 from tests.support.golden_cases import RELEASED

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.flops import image_flops
 from dwtriton import summary
-from dwtriton.config.schema import load_config
+from dwtriton.config.load import load_config
 from dwtriton.model.detector import build_detector
 from dwtriton.summary import PARTS, part_flops
 

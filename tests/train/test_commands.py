@@ -10,8 +10,7 @@ import torch
 from pycocotools.coco import COCO
 
 from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from dwtriton.config.files import config_names
-from dwtriton.config.schema import dump_config
+from dwtriton.config.load import config_names, dump_config
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
 from dwtriton.train.metrics import read_metrics

@@ -17,7 +17,8 @@ from rich.console import Console
 from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet50
 
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.load import load_config
+from dwtriton.config.schema import Config
 from dwtriton.data.batch import Batch
 from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data

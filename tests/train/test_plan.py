@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from dwtriton.config.schema import dump_config
+from dwtriton.config.load import dump_config
 from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.data.sampler import OrientedBatchSampler

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dwtriton.checkpoints.checkpoint import load_checkpoint
-from dwtriton.config.schema import dump_config
+from dwtriton.config.load import dump_config
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError
 from dwtriton.train.metrics import read_metrics

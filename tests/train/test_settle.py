@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dwtriton.config.schema import load_config
+from dwtriton.config.load import load_config
 from dwtriton.core.errors import UserError
 from dwtriton.train.settle import settle_buckets, settle_for_device
 

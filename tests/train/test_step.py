@@ -7,7 +7,8 @@ import torch
 
 from dwtriton import build_detector
 from dwtriton.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from dwtriton.config.schema import DataConfig, override_config
+from dwtriton.config.load import override_config
+from dwtriton.config.schema import DataConfig
 from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
 from dwtriton.data.loaders import train_loader

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from dwtriton.checkpoints import checkpoint as checkpoints
 from dwtriton.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from dwtriton.config.schema import dump_config, load_config, override_config
+from dwtriton.config.load import dump_config, load_config, override_config
 from dwtriton.core.errors import UserError
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.finite import NonFiniteLossError

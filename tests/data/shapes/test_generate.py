@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import dwtriton.console.progress
-from dwtriton.config.schema import Config, load_config
+from dwtriton.config.load import load_config
+from dwtriton.config.schema import Config
 from dwtriton.data.prepare import prepare_data, prepare_validation
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes import generate as shapes
