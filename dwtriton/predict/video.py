@@ -1,4 +1,4 @@
-"""Frames of videos, read and written with PyAV, which is optional."""
+"""Reading and writing frames of videos with PyAV, an optional dependency."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,12 +12,12 @@ from torch.nn.functional import pad
 from dwtriton.core.errors import UserError
 from dwtriton.data.images import BrokenImageError
 
-COMPLETE = 0.9  # of the frames that a file announces: edits and streams of other lengths make it announce too many
-USUAL_RATE = Fraction(25)  # frames a second, for a file that does not say
+MIN_COMPLETE = 0.9  # of the announced frames: edits and longer audio make files announce too many
+DEFAULT_RATE = Fraction(25)  # frames a second, where the file has none
 
 
 def import_av():
-    """PyAV, an optional dependency. Raises UserError if it is not installed."""
+    """Import PyAV. Raises UserError if it is not installed."""
     try:
         import av
     except ModuleNotFoundError:
@@ -26,10 +26,10 @@ def import_av():
 
 
 class Video:
-    """A video file opened to be read once, from its first frame to its last; close it, or use it in `with`.
+    """An open video file, to be read once; close it, or use it in `with`.
 
-    `rate` is in frames a second, `length` the frames that the file announces, or None; `read` have been read.
-    Raises UserError without PyAV, and BrokenImageError for a file without pictures that can be decoded.
+    `rate` is in frames a second, `length` the number of frames that the file announces, or None, and `read` the number
+    read so far. Raises UserError without PyAV, and BrokenImageError for a file that cannot be decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class Video:
         self.read = 0
         stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
-        self.rate: Fraction = stream.average_rate or USUAL_RATE
+        self.rate: Fraction = stream.average_rate or DEFAULT_RATE
         seconds = (self._container.duration or 0) / self._av.time_base
         self.length: int | None = stream.frames or round(seconds * self.rate) or None
 
@@ -58,9 +58,9 @@ class Video:
         self._container.close()
 
     def frames(self) -> Iterator[Tensor]:
-        """The frames, uint8 [3, h, w], turned upright, all of the size of the first.
+        """Yield the frames, uint8 [3, h, w], turned upright, all of the size of the first.
 
-        Raises BrokenImageError where decoding fails, and at an end that comes too early.
+        Raises BrokenImageError where decoding fails, and at the end if too many frames are missing.
         """
         size = {}
         try:
@@ -74,15 +74,15 @@ class Video:
             raise BrokenImageError(f"{self.path}: {error.strerror}, after {self.read} frames") from None
         if not self.read:
             raise BrokenImageError(f"{self.path}: there are no pictures in it")
-        if self.length and self.read < COMPLETE * self.length:
+        if self.length and self.read < MIN_COMPLETE * self.length:
             raise BrokenImageError(f"{self.path}: ends after {self.read} of {self.length} frames")
 
 
 def write_video(path: Path, frames: Iterator[Tensor], rate: Fraction) -> None:
-    """Write frames, uint8 [3, h, w] of one size, as H.264, `rate` of them a second; an odd side grows by a pixel."""
+    """Write frames, uint8 [3, h, w] of one size, as H.264 at `rate` frames a second; odd sides grow by a pixel."""
     av = import_av()
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate.limit_denominator(1001))  # television's 30000/1001 is exact
+        stream = container.add_stream("libx264", rate=rate.limit_denominator(1001))  # exact for NTSC, 30000/1001
         stream.pix_fmt = "yuv420p"
         for number, frame in enumerate(frames):
             height, width = frame.shape[1:]

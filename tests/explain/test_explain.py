@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from dwtriton.explain import __main__ as explain
 from dwtriton.explain.explanation import StrongestPoint
 from dwtriton.inference.ready import load_detector
 
+PAGE = Path(__file__).parents[2] / "docs" / "explain.md"
 STRIDES = (8, 16, 32)
 SIZES = [(12, 16), (6, 8), (3, 4)]  # a padded image of 96 x 128
 IMAGE = (90, 121)  # (h, w), no multiple of anything
@@ -419,6 +422,17 @@ def test_nothing_is_written_after_bad_input(finished, loaded, shapes_root, tmp_p
         code, _, error = call(explain, *arguments)
         assert (code, error.startswith("error: "), message in error) == (2, True, True), (arguments, error)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_the_examples_of_the_page_run(finished, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "RUN").mkdir(parents=True)
+    shutil.copy(finished[0] / "last.pt", tmp_path / "runs" / "RUN" / "last.pt")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for example in re.findall(r"```py(?:thon)?\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(example, str(PAGE), "exec"), names)
+    assert names["heat"].shape == (90, 120)
+    assert names["figure"].get_suptitle().startswith("object 0: ")
 
 
 def load_sample(loaded):

@@ -2,7 +2,10 @@
 
 import json
 import random
+import re
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from dwtriton.data.images import read_image
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.predict import __main__ as predict_command
 
+PAGE = Path(__file__).parents[2] / "docs" / "predict.md"
 THRESHOLD = 0.02  # some detections of the tiny run score above it
 KINDS = {
     "path": lambda path: path,
@@ -268,3 +272,16 @@ def test_many_images_wait_in_small_numbers(ready, files, monkeypatch):
     order = random.Random(0).choices(files, k=40)
     assert len(ready(order, batch_size=2)) == len(order) == sum(given)
     assert max(read) <= 4 * 2
+
+
+def test_the_example_of_the_page_runs(finished, files, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "RUN").mkdir(parents=True)
+    shutil.copy(finished[0] / "last.pt", tmp_path / "runs" / "RUN" / "best.pt")
+    Image.open(files[0]).save(tmp_path / "street.jpg")
+    shutil.copy(files[1], tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names = {}
+    exec(compile(example, str(PAGE), "exec"), names)
+    assert len(names["street"]["scores"]) == capsys.readouterr().out.count("\n") > 0
+    assert len(names["few"]) == 1
