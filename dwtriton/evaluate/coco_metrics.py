@@ -17,11 +17,6 @@ CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "APm": (slice(None), 2),
     "APl": (slice(None), 3),
 }
-AREAS = {  # COCO's object sizes: name, smallest and largest area in pixels
-    "s": ("small", (0, 32**2)),
-    "m": ("medium", (32**2, 96**2)),
-    "l": ("large", (96**2, 1e10)),
-}
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -49,34 +44,34 @@ def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], s
 
 def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
     """Evaluate COCO box results with COCOeval against the ground truth of all its images."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
-        evaluator = COCOeval(truth, _results(truth, results), "bbox")
-        evaluator.evaluate()
+    evaluator = match(truth, results)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluator.accumulate()
-    table = io.StringIO()
-    with contextlib.redirect_stdout(table):
+    with contextlib.redirect_stdout(io.StringIO()) as table:
         evaluator.summarize()
     precision = evaluator.eval["precision"][..., -1]  # [IoUs, recalls, classes, areas], 100 detections
-    names = [str(truth.cats[category]["name"]) for category in evaluator.params.catIds]
     return Evaluation(
         metrics=dict(zip(METRICS, evaluator.stats.tolist())),
         class_metrics={
-            name: {
+            str(truth.cats[category]["name"]): {
                 metric: _mean_precision(precision[ious, :, k, area]) for metric, (ious, area) in CLASS_METRICS.items()
             }
-            for k, name in enumerate(names)
+            for k, category in enumerate(evaluator.params.catIds)
         },
         table=table.getvalue().rstrip(),
     )
 
 
-def _results(truth: COCO, results: list[dict]) -> COCO:
-    if results:
-        return truth.loadRes([dict(result) for result in results])  # copies: loadRes writes into its input
-    empty = COCO()
-    empty.dataset = {**truth.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
+def match(truth: COCO, results: list[dict], **params: object) -> COCOeval:
+    """Return COCOeval with its matches of COCO box results and the ground truth; `params` replace its parameters."""
+    found = COCO()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
+        if results:
+            found = truth.loadRes([dict(result) for result in results])  # copies: loadRes writes into its input
+        evaluator = COCOeval(truth, found, "bbox")
+        vars(evaluator.params).update(params)
+        evaluator.evaluate()
+    return evaluator
 
 
 def _mean_precision(precision: np.ndarray) -> float:

@@ -5,7 +5,7 @@ has one type, and the cost of a type is the AP50 gained if an oracle fixed that 
 docs/evaluation.md has the rules.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,8 +14,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.mask import iou as mask_iou
 
+from dwtriton.evaluate.coco_metrics import match
+
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # a match has at least the first; an error below the second is background
-MAX_DETECTIONS = 100  # per class and image, as in COCOeval
 RECALLS = np.linspace(0, 1, 101)  # COCO's recall grid
 ERROR_TYPES = {
     "classification": "right place, wrong class",
@@ -43,7 +44,7 @@ class Truth(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """A detection; those without a match that lie on a crowd region of their class are left out, as in COCO."""
+    """A detection that counts in COCOeval: of the 100 best of its class and image, and not on a crowd of its class."""
 
     image_id: int
     category_id: int
@@ -51,7 +52,6 @@ class Detection(NamedTuple):
     score: float
     error_type: str | None  # one of ERROR_TYPES except "missed"; None for a true positive
     truth: int | None  # index of the object that it matches, or that its error concerns
-    truth_category: int | None  # class of that object
     fixable: bool  # highest-scoring classification or localisation error of an object that is not found
 
 
@@ -67,14 +67,20 @@ class Analysis:
 
 
 def analyse(coco: COCO, results: list[dict]) -> Analysis:
-    """Match COCO results with the ground truth image by image and find the type and cost of every error."""
-    by_image: dict[int, list[dict]] = defaultdict(list)
-    for result in results:
-        by_image[result["image_id"]].append(result)
+    """Find the type and cost of every error of COCO results, from their matches in COCOeval."""
+    evaluator = match(coco, results, iouThrs=np.array([FOREGROUND_IOU]), areaRng=[[0, 1e10]], areaRngLbl=["all"])
+    matches = {  # id of the object, or None, by id of the detection
+        id_: int(object_id) or None
+        for found in filter(None, evaluator.evalImgs)
+        for id_, object_id, ignored in zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0])
+        if not ignored
+    }
     truths: list[Truth] = []
     detections: list[Detection] = []
     for image_id in sorted(coco.imgs):  # COCOeval's order decides between equal scores
-        _match_image(coco.imgToAnns[image_id], by_image[image_id], truths, detections)
+        objects = [annotation for annotation in coco.imgToAnns[image_id] if not annotation["iscrowd"]]
+        found = [result for result in evaluator.cocoDt.imgToAnns[image_id] if result["id"] in matches]
+        _analyse_image(objects, sorted(found, key=lambda result: -result["score"]), matches, truths, detections)
     detections.sort(key=lambda detection: -detection.score)
 
     types = Counter(detection.error_type for detection in detections)
@@ -107,7 +113,7 @@ def confusion_matrix(analysis: Analysis, categories: Sequence[int], threshold: f
         row = nothing
         if detection.error_type in (None, "classification") and detection.truth not in claimed:
             claimed.add(detection.truth)
-            row = index[detection.truth_category]
+            row = index[analysis.truths[detection.truth].category_id]
         matrix[row, index[detection.category_id]] += 1
     for number, truth in enumerate(analysis.truths):
         if number not in claimed:
@@ -160,68 +166,35 @@ def _precision_curve(correct: np.ndarray, total: int) -> np.ndarray:
     return np.append(envelope, 0.0)[reached]
 
 
-def _match_image(
-    annotations: list[dict], results: list[dict], truths: list[Truth], detections: list[Detection]
+def _analyse_image(
+    objects: list[dict],
+    results: list[dict],
+    matches: dict[int, int | None],
+    truths: list[Truth],
+    detections: list[Detection],
 ) -> None:
-    """Match one image as COCOeval does and append its objects to `truths` and its detections to `detections`."""
-    objects = [annotation for annotation in annotations if not annotation["iscrowd"]]
-    crowds = [annotation for annotation in annotations if annotation["iscrowd"]]
-    results = _top_results(results)
-    ious, same = _ious(results, objects, crowd=False), _same_class(results, objects)  # [D, G] each
-    matches = _match(ious, same)
-    on_crowd = (_same_class(results, crowds) & (_ious(results, crowds, crowd=True) >= FOREGROUND_IOU)).any(1)  # [D]
-
-    found = {match for match in matches if match is not None}
+    """Append the objects and the results, by descending score, of one image to `truths` and `detections`."""
+    boxes, others = ([record["bbox"] for record in records] for records in (results, objects))
+    ious = np.reshape(mask_iou(boxes, others, [0] * len(others)), (len(boxes), len(others)))  # [D, G]
+    classes, others = ([record["category_id"] for record in records] for records in (results, objects))
+    same = np.equal.outer(classes, others)  # [D, G]
+    numbers = {record["id"]: number for number, record in enumerate(objects)}
+    found = {numbers[matches[result["id"]]] for result in results if matches[result["id"]]}
     reachable = set(found)
-    for number, result in enumerate(results):
-        error_type, truth, fixable = None, matches[number], False
+    for result, row, same_class in zip(results, ious, same):
+        error_type, truth, fixable = None, numbers.get(matches[result["id"]]), False
         if truth is None:
-            if on_crowd[number]:
-                continue
-            error_type, truth = _error_type(ious[number], same[number])
+            error_type, truth = _error_type(row, same_class)
             if error_type in ("classification", "localisation") and truth not in reachable:
                 reachable.add(truth)
                 fixable = True
-        detections.append(
-            Detection(
-                result["image_id"],
-                result["category_id"],
-                tuple(result["bbox"]),
-                result["score"],
-                error_type,
-                None if truth is None else len(truths) + truth,
-                None if truth is None else objects[truth]["category_id"],
-                fixable,
-            )
-        )
+        index = None if truth is None else len(truths) + truth
+        record = result["image_id"], result["category_id"], tuple(result["bbox"]), result["score"]
+        detections.append(Detection(*record, error_type, index, fixable))
     truths += [
         Truth(o["image_id"], o["category_id"], tuple(o["bbox"]), o["area"], number in found, number in reachable)
         for number, o in enumerate(objects)
     ]
-
-
-def _top_results(results: list[dict]) -> list[dict]:
-    """Return the MAX_DETECTIONS highest-scoring results of each class in an image, by descending score (stable)."""
-    seen: Counter[int] = Counter()
-    kept = []
-    for result in sorted(results, key=lambda result: -result["score"]):
-        seen[result["category_id"]] += 1
-        if seen[result["category_id"]] <= MAX_DETECTIONS:
-            kept.append(result)
-    return kept
-
-
-def _match(ious: np.ndarray, same: np.ndarray) -> list[int | None]:
-    """Match each detection, in order, to the free object of its class with the largest IoU of at least 0.5."""
-    candidates = np.where(same & (ious >= FOREGROUND_IOU), ious, -1.0)  # [D, G]
-    matches: list[int | None] = []
-    for row in candidates:
-        best = None
-        if row.size and row.max() >= 0:
-            best = int(np.flatnonzero(row == row.max())[-1])  # COCOeval takes the last of equal IoUs
-            candidates[:, best] = -1.0
-        matches.append(best)
-    return matches
 
 
 def _error_type(ious: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
@@ -251,7 +224,7 @@ def _fixed(truths: list[Truth], detections: list[Detection], error: str) -> tupl
     if error == "false positives":
         return truths, [detection for detection in detections if detection.error_type is None]
     fixed = [
-        detection._replace(error_type=None, category_id=detection.truth_category)
+        detection._replace(error_type=None, category_id=truths[detection.truth].category_id)
         if detection.error_type == error
         else detection
         for detection in detections
@@ -265,17 +238,3 @@ def _mean_ap(truths: list[Truth], detections: list[Detection], categories: list[
     curves = precision_curves(truths, detections)
     means = [curves[category].mean() for category in categories if category in curves]
     return float(np.mean(means)) if means else 1.0
-
-
-def _same_class(results: list[dict], annotations: list[dict]) -> np.ndarray:
-    """[D, G] bool"""
-    classes, others = ([record["category_id"] for record in records] for records in (results, annotations))
-    return np.equal.outer(np.array(classes, dtype=np.int64), np.array(others, dtype=np.int64))
-
-
-def _ious(results: list[dict], annotations: list[dict], crowd: bool) -> np.ndarray:
-    """IoUs [D, G]; of a crowd region the share of the detection that lies in it."""
-    if not results or not annotations:
-        return np.zeros((len(results), len(annotations)))
-    boxes, others = ([record["bbox"] for record in records] for records in (results, annotations))
-    return np.asarray(mask_iou(boxes, others, [int(crowd)] * len(others)))

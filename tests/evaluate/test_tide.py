@@ -163,7 +163,7 @@ def fix(coco, results, analysis, error_type):
         if detection.error_type == error_type:
             if not detection.fixable:
                 continue
-            category = detection.truth_category
+            category = analysis.truths[detection.truth].category_id
             bbox = list(analysis.truths[detection.truth].bbox) if error_type == "localisation" else bbox
         found.append((detection.image_id, category, bbox, detection.score))
     return ground_truth(*objects, classes=len(coco.cats)), detected(*found)
