@@ -1,4 +1,4 @@
-"""What is measured: outputs of a head as in training, and boxes with sizes spread as in COCO."""
+"""Inputs of the benchmarks of the loss: head outputs as in training, and boxes with sizes spread as in COCO."""
 
 from typing import NamedTuple
 
@@ -10,40 +10,42 @@ from dwtriton.core.targets import PackedTargets, pack_targets
 
 
 class Size(NamedTuple):
-    """Of the images and the head."""
+    """Size of the images in pixels, and number of classes."""
 
     height: int = 800
     width: int = 1344
     classes: int = 80
 
     def levels(self) -> list[tuple[int, int]]:
-        """Height and width of each level in cells."""
+        """Return height and width of each level in cells."""
         return [(-(-self.height // stride), -(-self.width // stride)) for stride in STRIDES]
 
     def points(self) -> int:
-        """Points of an image."""
+        """Return the number of points of an image."""
         return sum(height * width for height, width in self.levels())
 
 
 class Case(NamedTuple):
-    """The arguments of the loss; the targets in both forms."""
+    """Arguments of the loss; the targets as a list and packed."""
 
     inputs: list[list[Tensor]]  # class logits, distances, objectness, each over the levels: leaves in channels_last
     targets: list[dict[str, Tensor]]
     packed: PackedTargets
 
     def leaves(self) -> list[Tensor]:
+        """Return the tensors that get a gradient."""
         return [level for kind in self.inputs for level in kind]
 
 
 def make_case(size: Size, batch: int, boxes: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """The same numbers each time. Logits have `dtype`, distances are float32, as they leave the detector's head."""
+    """Return the same case each time: logits of `dtype`, distances in float32, as the detector's head gives them."""
     targets = make_targets(size, batch, boxes)
     on_device = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
     return Case(make_inputs(size, batch, dtype, device), on_device, pack_targets(targets, device))
 
 
 def make_inputs(size: Size, batch: int, dtype: torch.dtype, device: torch.device) -> list[list[Tensor]]:
+    """Return class logits [B, C, H, W], distances [B, 4, H, W] and objectness [B, 1, H, W], each over the levels."""
     generator = torch.Generator(device).manual_seed(batch)
 
     def level(channels: int, cells: tuple[int, int]) -> Tensor:
@@ -59,7 +61,7 @@ def make_inputs(size: Size, batch: int, dtype: torch.dtype, device: torch.device
 
 
 def make_targets(size: Size, batch: int, boxes: int) -> list[dict[str, Tensor]]:
-    """`boxes` in each image, on the CPU: log-uniform sides of 10 to 600 pixels, so that many are small."""
+    """Return targets on the CPU, `boxes` an image; sides are log-uniform in 10 to 600 pixels, so many are small."""
     generator = torch.Generator().manual_seed(boxes)
     limit = torch.tensor([size.width, size.height])
     targets = []

@@ -1,4 +1,4 @@
-"""What must hold before anything is timed, and how the figures compare with their targets."""
+"""Checks of the loss before anything is timed, and comparisons of its figures with their targets."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ from benchmarks.methods import Step, make_step
 from benchmarks.timing import capture_graph
 
 SMALL = Size(height=256, width=320, classes=24)
-LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative to the loss; to the gradient's largest entry
-SPEEDUPS = {"eager": 20, "compiled": 5, "released": 200}  # how many times faster the kernels are to be
+LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative to the loss, and to the largest entry of the gradient
+SPEEDUPS = {"eager": 20, "compiled": 5, "released": 200}  # targets: how many times faster the kernels should be
 
 Check = dict[str, str | float | bool]
 
 
 def worst_error(method: str, dtype: torch.dtype, device: torch.device) -> float:
-    """Largest error on a small case against the float64 reference, as a share of what is allowed; NaN for a NaN.
+    """Return the largest error of a small case against the float64 reference, as a share of the limit; NaN for a NaN.
 
-    Half gradients may be off by their own rounding besides, half a unit in the last place.
+    Half gradients are allowed their rounding besides: half a unit in the last place.
     """
     case = make_case(SMALL, 2, 12, dtype, device)
     exact = [[level.detach().double().requires_grad_() for level in kind] for kind in case.inputs]
@@ -37,7 +37,7 @@ def _share(value: Tensor, truth: Tensor, allowed: Tensor) -> Tensor:
 
 
 def runs_without_syncs(step: Step) -> bool:
-    """Whether the host never waits for the device between the call and the gradients."""
+    """Return whether the host never waits for the device between the call and the gradients."""
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -53,7 +53,7 @@ def runs_without_syncs(step: Step) -> bool:
 
 
 def replays_the_same_bits(step: Step) -> bool:
-    """Whether a CUDA graph of the step can be captured and its replay equals an eager call bit by bit."""
+    """Return whether a CUDA graph of the step can be captured and its replay equals an eager call bit by bit."""
     losses, gradients = step()
     try:
         graph, (graph_losses, graph_gradients) = capture_graph(step)
@@ -69,7 +69,7 @@ def replays_the_same_bits(step: Step) -> bool:
 
 
 def target_checks(rows: list[dict], batch: int = 16) -> Iterator[Check]:
-    """The targets of the kernels, each with its figure, for what the rows hold."""
+    """Yield the targets of the kernels with their figures, as far as the rows hold them."""
     found = {(r["method"], r["dtype"], r["boxes"]): r for r in rows if r["batch"] == batch and "ms" in r}
     for dtype in ("bfloat16", "float32"):
         few, many = found.get(("triton", dtype, 7)), found.get(("triton", dtype, 1000))

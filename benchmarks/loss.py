@@ -2,17 +2,16 @@
 
     python -m benchmarks.loss
 
-sweeps 1 to 1000 boxes an image of 800x1344 with 80 classes and writes benchmarks/results/MACHINE.json and .png.
-The contestants are named in methods.py. It refuses to run if our losses or gradients are wrong.
+sweeps 1 to 1000 boxes an image of 800x1344 with 80 classes and writes benchmarks/results/MACHINE.json and .png. The
+methods are listed in methods.py. Nothing is timed if our losses or gradients are wrong.
 
-Memory is what a call holds at its peak beyond inputs and gradients. The floor is three trips of the class logits at the
-speed of a copy measured in the same run; the share is the floor over the time. On a GPU all calls start with a cold L2
-cache; the kernels' time is the device time of a CUDA graph, the others synchronise and are timed by events around an
-eager call. The results' field `timing` says which.
+Memory is the peak of a call beyond inputs and gradients. The floor is the time of three trips of the class logits at
+the speed of a copy measured in the same run; the share is the floor over the time. On a GPU all calls start with a cold
+L2 cache; the kernels are timed by replays of a CUDA graph, the other methods, which synchronise, by events around an
+eager call. The field `timing` of the results says which.
 """
 
 import argparse
-import json
 import os
 import time
 from itertools import product
@@ -22,14 +21,13 @@ import torch
 
 from benchmarks.cases import Size, make_case
 from benchmarks.checks import Check, replays_the_same_bits, runs_without_syncs, target_checks, worst_error
-from benchmarks.machine import machine
+from benchmarks.machine import find_device, machine
 from benchmarks.methods import METHODS, forget_compiled, free_bytes, graph_breaks, make_step, released_bytes
-from benchmarks.recording import caption, results_file, significant
+from benchmarks.recording import caption, reason, record, results_file, significant
 from benchmarks.report import draw
 from benchmarks.timing import Measured, copy_bandwidth, measure
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import make_folder, write_text
 
 BOXES = (1, 7, 20, 100, 300, 1000)  # an image; the mean of COCO is 7
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -38,9 +36,7 @@ OURS = ("triton", "eager")
 
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
+    device = find_device(args.device)
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     about = machine(device)
@@ -55,9 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = {"machine": about, "case": case, "copy_gb_s": significant(bandwidth / 1e9)}
     results |= {"rows": rows, "checks": checks}
     out = args.out or results_file(device)
-    make_folder(out.parent)
-    write_text(out, json.dumps(results, indent=2) + "\n")
-    draw(results, out.with_suffix(".png"))
+    record(results, out, draw)
     print(f"{caption(results)}\nwritten to {out}, .png beside it, after {time.perf_counter() - start:.0f} s")
     return 0
 
@@ -75,7 +69,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch on a CPU (default: all cores)")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, at least one call")
-    parser.add_argument("--budget", type=float, default=240.0, help="seconds after which only our methods go on")
+    parser.add_argument("--budget", type=float, default=240.0, help="seconds after which baselines are skipped")
     parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
     args = parser.parse_args(arguments)
     on_gpu = args.device == "cuda"
@@ -86,7 +80,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def correctness(args: argparse.Namespace, device: torch.device) -> list[Check]:
-    """The checks before anything is timed. Raises UserError if a result of ours is wrong."""
+    """Return the checks to make before anything is timed. Raises UserError if a result of ours is wrong."""
     checks: list[Check] = []
     for method, dtype in product([method for method in OURS if method in args.methods], args.dtypes):
         error = worst_error(method, DTYPES[dtype], device)
@@ -106,7 +100,7 @@ def correctness(args: argparse.Namespace, device: torch.device) -> list[Check]:
 def sweep(
     args: argparse.Namespace, device: torch.device, bandwidth: float, checks: list[Check], start: float
 ) -> list[dict]:
-    """A row for every method, dtype, batch and number of boxes, printed as it comes; ours first."""
+    """Measure a row for every method, dtype, batch and number of boxes, ours first; each is printed at once."""
     size = Size(args.height, args.width, args.classes)
     capture = all(check["passed"] for check in checks)
     todo = list(product(args.methods, args.batches, args.dtypes, args.boxes))
@@ -130,7 +124,7 @@ def sweep(
 
 
 def too_large(method: str, size: Size, batch: int, boxes: int, device: torch.device) -> str | None:
-    """Why a case is skipped, or None."""
+    """Return why a case needs too much memory, or None."""
     needed, free = released_bytes(size, batch, boxes), free_bytes(device)
     if method == "released" and needed > free:
         return f"needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
@@ -138,14 +132,14 @@ def too_large(method: str, size: Size, batch: int, boxes: int, device: torch.dev
 
 
 def measure_row(row: dict, size: Size, device: torch.device, bandwidth: float, seconds: float, capture: bool) -> dict:
-    """The measured fields of a row; for a baseline that fails, the reason."""
+    """Return the measured fields of a row; of a baseline that fails, the reason."""
     case = make_case(size, row["batch"], row["boxes"], DTYPES[row["dtype"]], device)
     try:
         measured = measure(make_step(row["method"], case), device, seconds, capture)
     except Exception as error:
         if row["method"] in OURS:
             raise
-        return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        return {"skipped": reason(error)}
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()

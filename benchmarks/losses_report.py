@@ -1,13 +1,11 @@
-"""Shows recorded results of the contest of losses on `shapes`: a table and a plot."""
+"""Table and plot of the losses compared on `shapes`."""
 
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recording import caption
-from dwtriton.core.files import write_atomically
+from benchmarks.recording import caption, save_figure
 
 TABLE_HEAD = "| loss | learning rate |"
 COLORS = {"torchvision": "tab:gray", "dual weighting": "tab:blue"}
@@ -15,6 +13,7 @@ STYLES = ("-", "--", ":", "-.")  # of learning rates
 
 
 def markdown_table(results: dict) -> str:
+    """Return a table of AP and milliseconds a step by loss and learning rate."""
     lines = [f"{TABLE_HEAD} AP | AP50 | AP75 | ms a step |", "|---" * 6 + "|"]
     for row in results["rows"]:
         if "skipped" in row:
@@ -26,7 +25,7 @@ def markdown_table(results: dict) -> str:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Loss and validation AP over the iterations; a colour for each loss, a line style for each learning rate."""
+    """Plot loss and validation AP over the iterations: a colour for each loss, a line style for each learning rate."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     losses, precision = figure.subplots(1, 2)
     rows = [row for row in results["rows"] if "skipped" not in row]
@@ -48,5 +47,4 @@ def draw(results: dict, path: Path) -> None:
     what = f"torchvision's FCOS with R-18 on shapes, {case['iterations']} iterations of {case['batch_size']} images"
     figure.suptitle(f"{what}, {case['precision']}\n{caption(results)}", fontsize=9)
     figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
+    save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""What figures depend on: the hardware, the versions, the commit."""
+"""Hardware, versions and commit, which figures depend on."""
 
 import os
 import platform
@@ -8,9 +8,18 @@ from pathlib import Path
 
 import torch
 
+from dwtriton.core.errors import UserError
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name. Raises UserError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
+    return torch.device(name)
+
 
 def machine(device: torch.device) -> dict[str, str | int | bool | None]:
-    """A GPU's or a CPU's name and everything else that a figure should be quoted with; None for what is unknown."""
+    """Return name, versions, commit and whatever else a figure should be quoted with; None for what is unknown."""
     return {"device": device.type, **(_gpu(device) if device.type == "cuda" else _cpu()), **_software()}
 
 
@@ -37,7 +46,7 @@ def _cpu() -> dict:
         "name": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),  # before the run: from 0.5 on the figures are those of a busy machine
+        "load": round(os.getloadavg()[0], 1),  # before the run; from 0.5 on, other processes slow the benchmark down
     }
 
 
@@ -52,7 +61,7 @@ def _software() -> dict:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints, run in the repository; None if it fails or does not exist."""
+    """Return the output of a command run in the repository; None if it fails or does not exist."""
     try:
         done = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20

@@ -1,4 +1,4 @@
-"""The contestants: this project's backends, the released algorithm, and the loss of torchvision's FCOS."""
+"""The methods that are compared: backends of this package, the released algorithm, the loss of torchvision's FCOS."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from tests.support.released import released_loss
 LOSSES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
 Step = Callable[[], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
 
-METHODS = {
+METHODS = {  # the first two are ours, the others baselines
     "triton": "our Triton kernels",
     "eager": "our PyTorch reference",
     "fcos": "torchvision FCOS's own loss",
@@ -30,7 +30,7 @@ METHODS = {
 
 
 def make_step(method: str, case: Case) -> Step:
-    """Losses and the gradients of their sum, as one call that can be repeated."""
+    """Return a function that computes the losses of a case and the gradients of their sum."""
     if method == "fcos":
         return _fcos_step(case)
     if method == "released":
@@ -48,13 +48,13 @@ def _loss(backend: str) -> DualWeightLoss:
 
 @lru_cache
 def _compiled_passes() -> tuple[Callable, Callable]:
-    """Both passes of the reference under torch.compile. Not as one graph: it reads numbers of pairs on the host."""
-    torch._logging.set_logs(all=logging.ERROR)  # the breaks are counted, not told
+    """Compile both passes of the reference. They break into several graphs: numbers of pairs are read on the host."""
+    torch._logging.set_logs(all=logging.ERROR)  # graph breaks are counted, not logged
     return torch.compile(reference.forward_pass), torch.compile(reference.backward_pass)
 
 
 def _compiled_step(case: Case) -> Step:
-    """The passes by hand: in the loss they are operators, which torch.compile leaves as they are."""
+    """Call the passes directly: in the loss they are operators, into which torch.compile does not look."""
     forward_pass, backward_pass = _compiled_passes()
 
     def step():
@@ -68,31 +68,31 @@ def _compiled_step(case: Case) -> Step:
 
 
 def forget_compiled() -> None:
-    """So that what is compiled next is compiled for its own shapes alone."""
+    """Reset torch.compile, so that the next case is compiled for its own shapes alone."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
 
 
 def graph_breaks() -> int:
-    """Times that torch.compile has split the loss since `forget_compiled`."""
+    """Return the number of graph breaks since `forget_compiled`."""
     return sum(torch._dynamo.utils.counters["graph_break"].values())
 
 
 def released_bytes(size: Size, batch: int, boxes: int) -> int:
-    """About what the released algorithm holds at its peak: float32 numbers for each logit, and for each pair."""
+    """Estimate the peak memory of the released algorithm: float32 numbers for each logit, and for each pair."""
     return 4 * batch * size.points() * (9 * size.classes + 24 * boxes)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a step may take."""
+    """Return the memory that a step may take."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # leaves the rest to everyone else
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # the other half is for other processes
 
 
 def _released_step(case: Case) -> Step:
-    """In float32 whatever the inputs are, as the released head does under mixed precision."""
+    """Compute in float32 whatever the dtype of the inputs, as the released head does under mixed precision."""
 
     def step():
         inputs = ([level.float() for level in kind] for kind in case.inputs)
@@ -102,16 +102,16 @@ def _released_step(case: Case) -> Step:
 
 
 def _fcos_step(case: Case) -> Step:
-    """Matching, the three losses and their gradients by torchvision's own code, on the same logits and boxes.
+    """Match, and compute three losses and their gradients, by torchvision's own code on the same logits and boxes.
 
-    Its regression is in units of the anchor, so the distances are divided by the stride beforehand; anchors are made
-    beforehand too. Levels are concatenated within the step, as torchvision's head does. Half logits run under autocast.
+    Its regression is in units of the anchor, so distances are divided by the stride before the step; anchors are made
+    before it too. The step concatenates the levels, as torchvision's head does. Half logits run under autocast.
     """
     classes = case.inputs[0][0].shape[1]
     dtype, device = case.inputs[0][0].dtype, case.inputs[0][0].device
     half = dtype != torch.float32
     sizes = [tuple(level.shape[2:]) for level in case.inputs[0]]
-    head = FCOSHead(in_channels=32, num_anchors=1, num_classes=classes, num_convs=0)  # only for its compute_loss
+    head = FCOSHead(in_channels=32, num_anchors=1, num_classes=classes, num_convs=0)  # for its compute_loss only
     detector = SimpleNamespace(center_sampling_radius=1.5, head=head)  # what FCOS.compute_loss reads
     points = pyramid_points(sizes, device=device)
     strides = torch.cat([points.new_full((h * w, 1), stride) for (h, w), stride in zip(sizes, STRIDES)])

@@ -1,16 +1,16 @@
-"""Shows recorded results of the benchmark of inference."""
+"""Table and plot of recorded inference."""
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-from benchmarks.recording import caption
-from dwtriton.core.files import write_atomically
+from benchmarks.recording import caption, save_figure
 
 TABLE_HEAD = "| contestant | images in a batch | images/s |"
 
 
 def markdown_table(results: dict) -> str:
+    """Return a table of rates, times and memory by method and size of batch."""
     lines = [
         f"{TABLE_HEAD} ms a batch | of it selection | peak GB | first call s |",
         "|---" * 7 + "|",
@@ -27,15 +27,11 @@ def markdown_table(results: dict) -> str:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Images a second of every contestant, by images in a batch."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Plot images a second of every method, one panel for each size of batch."""
     rows = [row for row in results["rows"] if "images_s" in row]
     batches = sorted({row["batch"] for row in rows})
-    figure, axes = pyplot.subplots(
-        1, len(batches), figsize=(5.5 * len(batches), 3), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(5.5 * len(batches), 3), layout="constrained")
+    axes = figure.subplots(1, len(batches), squeeze=False)
     for panel, batch in zip(axes[0], batches):
         of_batch = [row for row in rows if row["batch"] == batch]
         bars = panel.barh([row["method"] for row in of_batch], [row["images_s"] for row in of_batch])
@@ -47,5 +43,4 @@ def draw(results: dict, path: Path) -> None:
     case = results["case"]
     what = f"{case['config']}, images of {case['height']}x{case['width']}, {case['precision']}"
     figure.suptitle(f"{what}\n{caption(results)}", fontsize=9)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
-    pyplot.close(figure)
+    save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Where figures are recorded, with how many digits, and what is said of the machine they come from."""
+"""Files of results: their names, their digits, the caption that names the machine, and their plots."""
 
 import json
 import traceback
@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from dwtriton.core.files import make_folder, write_text
+from dwtriton.core.files import make_folder, write_atomically, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def results_file(device: torch.device, folder: Path = RESULTS) -> Path:
-    """One file for each GPU model, and one for CPUs."""
+    """Return the file of results of a device: one for each GPU model, and one for CPUs."""
     if device.type == "cpu":
         return folder / "cpu.json"
     from dwtriton.kernels.tuning import table_name  # needs Triton
@@ -22,21 +24,21 @@ def results_file(device: torch.device, folder: Path = RESULTS) -> Path:
 
 
 def record(results: dict, path: Path, draw: Callable[[dict, Path], None]) -> None:
-    """Write what has been measured so far, and its plot beside it: whatever ends the benchmark, this is kept."""
+    """Write the results so far and their plot, so that a benchmark which is cut off leaves them."""
     make_folder(path.parent)
     write_text(path, json.dumps(results, indent=2) + "\n")
-    if any("images_s" in row for row in results["rows"]):
+    if any("ms" in row for row in results["rows"]):
         draw(results, path.with_suffix(".png"))
 
 
 def reason(error: Exception) -> str:
-    """A failure in a line, as it is recorded in place of figures; the traceback goes to standard error."""
+    """Return an error in one line, to be recorded in place of figures; the traceback goes to standard error."""
     traceback.print_exception(error)
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def caption(results: dict) -> str:
-    """The machine and the versions, in a line."""
+    """Return the machine and the versions in a line."""
     machine = results["machine"]
     names = {
         "threads": "{} threads",
@@ -52,6 +54,12 @@ def caption(results: dict) -> str:
     return ", ".join([machine["name"], *facts, commit + changes, machine["date"], *copies])
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, without pyplot and its windows."""
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
+
+
 def significant(number: float) -> float:
-    """Three digits: more is noise."""
+    """Round to three digits: the rest is noise."""
     return float(f"{number:.3g}")

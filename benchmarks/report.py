@@ -1,4 +1,4 @@
-"""Shows recorded results: the tables in README and docs, and the plots.
+"""Show recorded results: the tables in README and docs, and the plots.
 
     python -m benchmarks.report
 
@@ -9,12 +9,12 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from benchmarks import losses_report, predict_report, train_report
 from benchmarks.methods import METHODS
-from benchmarks.recording import RESULTS, caption
-from dwtriton.core.files import write_atomically, write_text
+from benchmarks.recording import RESULTS, caption, save_figure
+from dwtriton.core.files import write_text
 
 HERE = Path(__file__).parent
 TABLE_HEAD = "| images | logits | boxes an image |"
@@ -30,7 +30,7 @@ COLORS = {
 
 
 def filled(page: str) -> str:
-    """The text of a page with every block showing what its file holds."""
+    """Return the text of a page in which every block shows what its file holds."""
 
     def fill(block: re.Match) -> str:
         results = json.loads((HERE / block[2]).read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def filled(page: str) -> str:
 
 
 def markdown_table(results: dict) -> str:
-    """Milliseconds and, in brackets, extra MB of every method; a dash where one was skipped."""
+    """Return a table of milliseconds and, in brackets, extra MB of every method; a dash where one was skipped."""
     methods = _methods(results)
     first = methods[0]
     lines = [
@@ -58,14 +58,10 @@ def markdown_table(results: dict) -> str:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Time and memory against boxes, one line a method; a row of panels for each dtype and batch."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Plot time and memory against boxes, one line a method, one row of panels for each dtype and batch."""
     groups = _groups(results)
-    figure, axes = pyplot.subplots(
-        len(groups), 2, figsize=(10, 0.8 + 3.4 * len(groups)), squeeze=False, sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(10, 0.8 + 3.4 * len(groups)), layout="constrained")
+    axes = figure.subplots(len(groups), 2, squeeze=False, sharex=True)
     for (dtype, batch), (time_panel, memory_panel) in zip(groups, axes):
         rows = [r for r in results["rows"] if (r["dtype"], r["batch"]) == (dtype, batch) and "ms" in r]
         for method in _methods(results):
@@ -91,18 +87,17 @@ def draw(results: dict, path: Path) -> None:
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
     )
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def _methods(results: dict) -> list[str]:
-    """Those of the results, in the order of METHODS."""
+    """Return the methods in the results, in the order of METHODS."""
     present = {row["method"] for row in results["rows"]}
     return [method for method in METHODS if method in present]
 
 
 def _groups(results: dict) -> list[tuple[str, int]]:
-    """dtype and batch of the panels and of the table's blocks."""
+    """Return dtype and batch of each row of panels and each block of the table."""
     return list(dict.fromkeys((row["dtype"], row["batch"]) for row in results["rows"]))
 
 

@@ -14,18 +14,20 @@ RUNS = 50  # at most
 
 
 class Measured(NamedTuple):
-    ms: float  # by the clock that `timing` names
+    """Time and memory of a step."""
+
+    ms: float  # measured as `timing` says
     timing: str  # "graph": device time of a replay; "events": device time of an eager call; "wall"
-    wall_ms: float  # of an eager call, until the device is done
+    wall_ms: float  # of an eager call, until the device has finished
     runs: int
-    peak_bytes: int  # most that a call holds at once beyond what was there before
+    peak_bytes: int  # most that a call holds at once beyond what was allocated before it
 
 
 def measure(step: Callable[[], object], device: torch.device, seconds: float, capture: bool) -> Measured:
     """Measure a step for about `seconds`, at least once, after a call to warm up.
 
-    With `capture` the time is that of a CUDA graph; a step that synchronises cannot be captured.
-    Times are medians; on a CPU, which seldom works for the benchmark alone, the least.
+    With `capture` the time is that of a CUDA graph; a step that synchronises cannot be captured. Times are medians on a
+    GPU and minima on a CPU, which other processes use too.
     """
     step()
     if device.type == "cpu":
@@ -42,7 +44,7 @@ def measure(step: Callable[[], object], device: torch.device, seconds: float, ca
 
 
 def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
-    """A CUDA graph of a step, and what its replays write to."""
+    """Return a CUDA graph of a step, and the outputs that its replays overwrite."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -56,7 +58,7 @@ def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, obj
 
 
 def copy_bandwidth(device: torch.device, seconds: float) -> float:
-    """Bytes read and written in a second by a copy within the device, of tensors far beyond any cache."""
+    """Return the bytes a second, read plus written, of a copy within the device; its tensors exceed any cache."""
     size = 2**30 if device.type == "cuda" else 2**28
     source, target = torch.ones(2, size, dtype=torch.uint8, device=device)
     copy = measure(lambda: target.copy_(source), device, seconds, capture=device.type == "cuda")
@@ -78,14 +80,14 @@ def _wall_ms(step: Callable[[], object]) -> float:
 
 
 def _make_flush(device: torch.device) -> Callable[[], Tensor]:
-    """Reads enough to empty the L2 cache; dirty lines from writing would be written back within the next step."""
+    """Return a function that empties the L2 cache by reading: written lines would be flushed in the next step."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     buffer = torch.zeros(max(4 * cache, 2**28) // 4, device=device)
     return buffer.amax
 
 
 def _measure_call(step: Callable[[], object], flush: Callable[[], Tensor]) -> tuple[float, float, int]:
-    """Milliseconds between events, milliseconds on the host until all is done, and the peak in bytes."""
+    """Return ms between events, ms on the host until the device has finished, and the peak in bytes."""
     start, end = _events()
     flush()
     torch.cuda.synchronize()
@@ -101,7 +103,7 @@ def _measure_call(step: Callable[[], object], flush: Callable[[], Tensor]) -> tu
 
 
 def _replay_ms(graph: torch.cuda.CUDAGraph, flush: Callable[[], Tensor]) -> float:
-    """The flush is still running when the replay is enqueued, so the host's time to launch it does not count."""
+    """Return the ms of a replay. It is enqueued while the flush runs, so its launch by the host is not counted."""
     start, end = _events()
     flush()
     start.record()

@@ -1,18 +1,17 @@
-"""Shows recorded results of the benchmarks of whole detectors: tables and plots."""
+"""Table and plot of recorded training steps."""
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-from benchmarks.recording import caption
-from dwtriton.core.files import write_atomically
+from benchmarks.recording import caption, save_figure
 
 TABLE_HEAD = "| contestant | images/s | times the first | ms a step |"
 PARTS = ("data", "backbone", "fpn", "head", "loss", "backward", "optimiser")
 
 
 def markdown_table(results: dict) -> str:
-    """Rates, memory and parts of a step; below, what varied batches showed."""
+    """Return a table of rates, memory and parts of a step, with lines on failures and on varied batches below it."""
     first = next((row for row in results["rows"] if "images_s" in row), None)
     lines = [
         f"{TABLE_HEAD} peak GB | model FLOPs of the peak | loss, share of a step | "
@@ -33,7 +32,7 @@ def markdown_table(results: dict) -> str:
 
 
 def failure_lines(results: dict) -> list[str]:
-    """Of contestants that failed once their steps were measured, and of what was to be measured after them all."""
+    """Return the errors of methods whose steps were measured before they failed, and of the varied batches."""
     late = {row["method"]: row for row in results["rows"] if "images_s" in row}
     parts = late | {"varied batches": results["varied"]}
     return [f"Failed, {name}: {part['skipped']}." for name, part in parts.items() if part and "skipped" in part]
@@ -51,12 +50,10 @@ def varied_lines(results: dict) -> list[str]:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Images a second of every contestant, and the parts of a step of ours."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Plot images a second of every method, and the parts of a step of ours."""
     rows = [row for row in results["rows"] if "images_s" in row]
-    figure, (rates, parts) = pyplot.subplots(1, 2, figsize=(12, 1.3 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(12, 1.3 + 0.5 * len(rows)), layout="constrained")
+    rates, parts = figure.subplots(1, 2)
     names = [row["method"] for row in rows]
     bars = rates.barh(names, [row["images_s"] for row in rows], color="tab:blue")
     rates.bar_label(bars, fmt="{:g}", padding=3)
@@ -77,5 +74,4 @@ def draw(results: dict, path: Path) -> None:
     case = results["case"]
     what = f"{case['config']}, {case['images']} images of {case['height']}x{case['width']}, {case['precision']}"
     figure.suptitle(f"{what}\n{caption(results)}", fontsize=9)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
-    pyplot.close(figure)
+    save_figure(figure, path)
