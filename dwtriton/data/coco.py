@@ -62,11 +62,7 @@ class CocoDataset(Dataset):
     """
 
     def __init__(
-        self,
-        cfg: DataConfig,
-        split: SplitName,
-        keep_crowd: bool = False,
-        inference: InferenceConfig | None = None,
+        self, cfg: DataConfig, split: SplitName, keep_crowd: bool = False, inference: InferenceConfig | None = None
     ) -> None:
         self.cfg, self.inference = cfg, inference or InferenceConfig()
         self.training = split == "train"

@@ -79,10 +79,7 @@ def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: in
 
 
 def _loader(
-    dataset: CocoDataset,
-    cfg: Config,
-    batches: OrientedBatchSampler | list[list[int]],
-    persistent_workers: bool = False,
+    dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | list[list[int]], persistent_workers: bool = False
 ) -> DataLoader:
     return DataLoader(
         dataset,

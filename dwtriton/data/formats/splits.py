@@ -67,13 +67,11 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
 
 def training_command(train: FoundSplit, val: FoundSplit, root: Path) -> str:
     """The shell command that trains on these splits of `root`, with `--set` for everything that is not a default."""
-    paths = {
-        "train_images": train.images,
-        "train_annotations": train.annotations,
-        "val_images": val.images,
-        "val_annotations": val.annotations,
+    settings = {
+        f"{name}_{part}": getattr(split, part).relative_to(root).as_posix()
+        for name, split in (("train", train), ("val", val))
+        for part in ("images", "annotations")
     }
-    settings = {key: path.relative_to(root).as_posix() for key, path in paths.items()}
     changed = [f"data.{key}={_toml(text)}" for key, text in settings.items() if text != getattr(DataConfig(), key)]
     classes = len(train.categories)
     if classes != HeadConfig().num_classes:

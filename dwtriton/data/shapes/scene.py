@@ -8,16 +8,8 @@ from pycocotools import mask as rle
 
 from dwtriton.data.shapes.drawing import PLAIN_BELOW, Stamp, draw_background, paint
 
-CATEGORY_IDS = {  # neither contiguous nor from 0, as in COCO
-    "oval": 3,
-    "ring": 7,
-    "rectangle": 8,
-    "triangle": 12,
-    "star": 21,
-    "cross": 34,
-    "crescent": 35,
-    "hourglass": 50,
-}
+# Neither contiguous nor from 0, as in COCO.
+CATEGORY_IDS = dict(oval=3, ring=7, rectangle=8, triangle=12, star=21, cross=34, crescent=35, hourglass=50)
 CLASSES = tuple(CATEGORY_IDS)
 MIN_DIAMETER = 12  # pixels
 MIN_VISIBLE = 0.6  # share of a shape's area that must be inside the image and uncovered, so that its class can be told
