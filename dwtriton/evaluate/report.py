@@ -17,13 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import Params
 from torchvision.io import encode_jpeg
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 
 from dwtriton.console.drawing import COLOURS, draw_boxes
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.evaluate.coco_metrics import AREAS, CLASS_METRICS, Evaluation
+from dwtriton.evaluate.coco_metrics import CLASS_METRICS, Evaluation
 from dwtriton.evaluate.tide import (
     ERROR_TYPES,
     RECALLS,
@@ -77,9 +78,9 @@ def report_html(
     evaluated; each of `notes` becomes a paragraph.
     """
     analysis = analyse(coco, results)
-    names = {id_: str(category["name"]) for id_, category in coco.cats.items()}
-    sizes = {id_: (image["height"], image["width"]) for id_, image in coco.imgs.items()}
-    files = {id_: (Path(path), sizes[id_]) for id_, path in paths.items()}
+    names = {id_: str(coco.cats[id_]["name"]) for id_ in sorted(coco.cats)}
+    files = {id_: (Path(path), (coco.imgs[id_]["height"], coco.imgs[id_]["width"])) for id_, path in paths.items()}
+    sizes = Params("bbox")
     environment = Environment(
         loader=PackageLoader("dwtriton.evaluate", ""),
         autoescape=True,
@@ -93,42 +94,23 @@ def report_html(
         date=date.today().isoformat(),
         image_count=len(coco.imgs),
         detection_count=len(results),
+        evaluation=evaluation,
         analysis=analysis,
         names=names,
-        metrics=[(name, evaluation.metrics[name], explanation) for name, explanation in EXPLANATIONS.items()],
-        class_metrics=list(CLASS_METRICS),
+        class_metrics=CLASS_METRICS,
+        explanations=EXPLANATIONS,
+        sizes=list(zip(sizes.areaRngLbl, sizes.areaRng))[1:],  # without "all"
+        ids_by_ap=sorted(names, key=lambda id_: -evaluation.class_ap[names[id_]]),
+        objects=Counter(truth.category_id for truth in analysis.truths),
+        error_types=ERROR_TYPES,
+        special_errors=SPECIAL_ERRORS,  # without bars: they contain others
+        largest_cost=max(*(analysis.costs[error] for error in ERROR_TYPES), 1e-9),
         min_confusion_score=MIN_CONFUSION_SCORE,
-        sizes=_sizes(evaluation, analysis),
-        classes=_classes(evaluation, analysis, names),
-        errors=_errors(analysis),
         misses=[(_tile(files, *pair), *pair) for pair in worst_misses(analysis, MAX_TILES)],
         false_positives=[(_tile(files, *pair), *pair) for pair in worst_false_positives(analysis, MAX_TILES)],
         **_curves(analysis, names),
-        **_confusions(analysis, sorted(names)),
+        **_confusions(analysis, list(names)),
     )
-
-
-def _sizes(evaluation: Evaluation, analysis: Analysis) -> list[tuple]:
-    """(size, number of objects, AP, AR) of COCO's areas."""
-    rows = []
-    for letter, (size, (low, high)) in AREAS.items():
-        count = sum(low <= truth.area <= high for truth in analysis.truths)
-        rows.append((size, count, evaluation.metrics[f"AP{letter}"], evaluation.metrics[f"AR{letter}"]))
-    return rows
-
-
-def _classes(evaluation: Evaluation, analysis: Analysis, names: dict[int, str]) -> list[tuple]:
-    """(category, number of objects, CLASS_METRICS) of each class, by descending AP."""
-    objects = Counter(truth.category_id for truth in analysis.truths)
-    rows = [(id_, objects[id_], evaluation.class_metrics[names[id_]]) for id_ in sorted(names)]
-    return sorted(rows, key=lambda row: -row[2]["AP"])
-
-
-def _errors(analysis: Analysis) -> list[tuple[str, str, float]]:
-    """(error, explanation, length of its bar in 0..1); the special errors, which contain others, have no bar."""
-    largest = max(*(analysis.costs[error] for error in ERROR_TYPES), 1e-9)
-    rows = [(error, explanation, analysis.costs[error] / largest) for error, explanation in ERROR_TYPES.items()]
-    return rows + [(error, explanation, 0.0) for error, explanation in SPECIAL_ERRORS.items()]
 
 
 def _curves(analysis: Analysis, names: dict[int, str]) -> dict[str, Any]:
@@ -169,11 +151,10 @@ def _small_plot(curve: np.ndarray) -> str:
 
 
 def _confusions(analysis: Analysis, categories: list[int]) -> dict[str, Any]:
-    """The confusion matrix with each count's share of its row, or the most frequent confusions of many classes."""
+    """Rows (class, counts) of the confusion matrix, or the most frequent confusions of many classes."""
     counts = confusion_matrix(analysis, categories, MIN_CONFUSION_SCORE)
     if len(categories) <= MAX_MATRIX_CLASSES:
-        shares = counts / counts.sum(1, keepdims=True).clip(1)
-        return {"matrix": [(id_, list(zip(*row))) for id_, *row in zip([*categories, None], counts, shares)]}
+        return {"matrix": list(zip([*categories, None], counts))}
     between = counts[:-1, :-1] * (1 - np.eye(len(categories), dtype=int))
     order = np.argsort(-between, axis=None, kind="stable")[:MAX_CONFUSIONS]
     pairs = [(row, column) for row, column in zip(*np.unravel_index(order, between.shape)) if between[row, column]]

@@ -130,17 +130,12 @@ def worst_misses(analysis: Analysis, count: int) -> list[tuple[Truth, Detection 
 
 def worst_false_positives(analysis: Analysis, count: int) -> list[tuple[Detection, Truth | None]]:
     """Return the highest-scoring false positives, one per object, each with the object that its error concerns."""
-    worst: list[tuple[Detection, Truth | None]] = []
-    shown: set[int] = set()
-    for detection in analysis.detections:
-        if detection.error_type is None or detection.truth in shown:
-            continue
-        truth = None
-        if detection.truth is not None:
-            shown.add(detection.truth)
-            truth = analysis.truths[detection.truth]
-        worst.append((detection, truth))
-    return worst[:count]
+    worst: dict[object, Detection] = {}
+    for number, detection in enumerate(analysis.detections):
+        if detection.error_type is not None:
+            worst.setdefault(("no object", number) if detection.truth is None else detection.truth, detection)
+    highest = list(worst.values())[:count]
+    return [(error, None if error.truth is None else analysis.truths[error.truth]) for error in highest]
 
 
 def precision_curves(truths: list[Truth], detections: list[Detection]) -> dict[int, np.ndarray]:
