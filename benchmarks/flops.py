@@ -1,4 +1,6 @@
-"""Floating-point operations: of a detector, and those that a GPU can do in a second."""
+"""Floating-point operations of a detector, and peak rates of GPUs."""
+
+import math
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -8,7 +10,7 @@ from dwtriton.config.schema import Config
 from dwtriton.model.detector import build_detector
 from dwtriton.summary import FLOP_FORMULAS
 
-PEAK_TFLOPS = {  # dense bfloat16 with tensor cores, by NVIDIA's data sheets; the first name found in the GPU's counts
+PEAK_TFLOPS = {  # dense bfloat16 with tensor cores, by NVIDIA's data sheets; the first that is in a GPU's name
     "B200": 2250,
     "H200": 989,
     "H100 PCIe": 756,
@@ -22,7 +24,7 @@ PEAK_TFLOPS = {  # dense bfloat16 with tensor cores, by NVIDIA's data sheets; th
 
 
 def peak_flops(gpu: str) -> float | None:
-    """Operations a second of dense bfloat16; None for a GPU that is not listed."""
+    """Return the peak operations a second in dense bfloat16, or None for a GPU that is not listed."""
     return next((1e12 * peak for name, peak in PEAK_TFLOPS.items() if name in gpu), None)
 
 
@@ -31,9 +33,15 @@ def image_flops(cfg: Config, size: tuple[int, int], training: bool) -> int:
 
     Convolutions are counted on fake tensors; frozen layers have no backward pass.
     """
-    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+    formulas = FLOP_FORMULAS | {torch.ops.torchvision._deform_conv2d_backward: _deformable_backward_flops}
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         detector = build_detector(cfg).train(training)
         outputs = detector.head_outputs(torch.empty(1, 3, *size))
         if training:
             sum(level.float().sum() for kind in outputs for level in kind).backward()
     return counter.get_total_flops()
+
+
+def _deformable_backward_flops(grad, _input, weight, *_others, out_shape=None, **_settings) -> int:
+    """Count one convolution for the gradient of the weights and one for that of the input."""
+    return 2 * 2 * math.prod(grad) * math.prod(weight[1:])

@@ -148,7 +148,7 @@ def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Path) -
             input_names=["images"],
             output_names=OUTPUTS,
             opset_version=ONNX_OPSET,
-            custom_translation_table={torch.ops.torchvision.deform_conv2d.default: _deformable_convolution},
+            custom_translation_table={torch.ops.torchvision.deform_conv2d.default: _deform_conv},
             verbose=False,
         )
     onnx.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
@@ -157,37 +157,12 @@ def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Path) -
     return lambda images: [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
 
 
-def _deformable_convolution(
-    x,
-    weight,
-    offset,
-    mask,
-    bias,
-    stride_y,
-    stride_x,
-    pad_y,
-    pad_x,
-    dilation_y,
-    dilation_x,
-    groups,
-    offset_groups,
-    _masked,
-):
-    """Translate torchvision's operator to that of ONNX."""
+def _deform_conv(x, weight, offset, mask, bias, sy, sx, py, px, dy, dx, groups, offset_groups, _masked):
+    """Translate torchvision's operator to that of ONNX; its strides, padding and dilation are numbers in y and x."""
     from onnxscript import opset20
 
-    return opset20.DeformConv(
-        x,
-        weight,
-        offset,
-        bias,
-        mask,
-        strides=[stride_y, stride_x],
-        pads=[pad_y, pad_x, pad_y, pad_x],
-        dilations=[dilation_y, dilation_x],
-        group=groups,
-        offset_group=offset_groups,
-    )
+    geometry = {"strides": [sy, sx], "pads": [py, px, py, px], "dilations": [dy, dx]}
+    return opset20.DeformConv(x, weight, offset, bias, mask, **geometry, group=groups, offset_group=offset_groups)
 
 
 @torch.no_grad()

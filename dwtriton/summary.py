@@ -84,15 +84,7 @@ def _deformable_flops(_input, weight, *_others, out_shape=None, **_settings) -> 
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-def _deformable_backward_flops(grad, _input, weight, *_others, out_shape=None, **_settings) -> int:
-    """Count one convolution for the gradient of the weights and one for that of the input."""
-    return 2 * 2 * math.prod(grad) * math.prod(weight[1:])
-
-
-FLOP_FORMULAS = {  # for operators that PyTorch's counter does not know
-    torch.ops.torchvision.deform_conv2d: _deformable_flops,
-    torch.ops.torchvision._deform_conv2d_backward: _deformable_backward_flops,
-}
+FLOP_FORMULAS = {torch.ops.torchvision.deform_conv2d: _deformable_flops}  # which PyTorch's counter does not know
 
 if __name__ == "__main__":
     cli.run(main)

@@ -44,10 +44,8 @@ def read_pixels(image: ImageInput, name: str) -> Tensor:
         if isinstance(image, str | os.PathLike):
             return read_image(Path(image))
         if isinstance(image, Image.Image):
-            return _channels_first(_pil_array(image))
-        if isinstance(image, np.ndarray):
-            return _channels_first(image)
-        if isinstance(image, Tensor):
+            image = _decode(image)
+        if isinstance(image, np.ndarray | Tensor):
             return _rgb(image)
     except (BrokenImageError, UserError) as error:
         raise UserError(f"{name}: {error}") from None
@@ -57,7 +55,7 @@ def read_pixels(image: ImageInput, name: str) -> Tensor:
     )
 
 
-def _pil_array(image: Image.Image) -> np.ndarray:
+def _decode(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         raise UserError(f"a PIL image of mode {image.mode} has no known range; convert it to mode L or RGB")
     try:
@@ -68,29 +66,21 @@ def _pil_array(image: Image.Image) -> np.ndarray:
         raise UserError(f"the PIL image cannot be decoded ({error})") from None
 
 
-def _channels_first(array: np.ndarray) -> Tensor:
-    """Convert [h, w, channels] or [h, w]."""
-    if array.dtype != np.uint8:
-        remedy = "(255 * image).round().astype(np.uint8) converts values in 0..1"
-        raise UserError(f"an array of {array.dtype}; images are uint8 in 0..255: {remedy}")
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in CHANNELS:
-        raise UserError(f"an array of shape {array.shape}; arrays are [h, w, 3], tensors [3, h, w]")
-    return _rgb(torch.from_numpy(np.array(array)).permute(2, 0, 1))  # a copy: strides may be negative, memory read-only
-
-
-def _rgb(pixels: Tensor) -> Tensor:
-    """Convert [channels, h, w] or [h, w]."""
-    if pixels.dtype != torch.uint8:
-        remedy = "(255 * image).round().to(torch.uint8) converts values in 0..1"
-        raise UserError(f"a tensor of {pixels.dtype}; images are uint8 in 0..255: {remedy}")
-    if pixels.ndim == 2:
-        pixels = pixels[None]
+def _rgb(pixels: np.ndarray | Tensor) -> Tensor:
+    """Convert an array [h, w, channels], a tensor [channels, h, w], or either without channels."""
+    kind, shape = "a tensor" if isinstance(pixels, Tensor) else "an array", tuple(pixels.shape)
+    if pixels.dtype not in (np.uint8, torch.uint8):
+        cast = "to(torch.uint8)" if isinstance(pixels, Tensor) else "astype(np.uint8)"
+        remedy = f"(255 * image).round().{cast} converts values in 0..1"
+        raise UserError(f"{kind} of {pixels.dtype}; images are uint8 in 0..255: {remedy}")
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(np.array(pixels))  # a copy: strides may be negative, memory read-only
+        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[0] not in CHANNELS:
-        raise UserError(f"a tensor of shape {tuple(pixels.shape)}; tensors are [3, h, w], arrays [h, w, 3]")
+        raise UserError(f"{kind} of shape {shape}; arrays are [h, w, 3], tensors [3, h, w]")
     if not pixels.numel():
-        raise UserError(f"an image of {pixels.shape[1]} x {pixels.shape[2]} pixels has nothing in it")
+        raise UserError(f"{kind} of shape {shape} has no pixels")
     return pixels[:3].expand(3, -1, -1).cpu()
 
 

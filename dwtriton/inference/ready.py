@@ -39,7 +39,9 @@ def load_detector(
     loss = config.loss.model_copy(update={"backend": "auto"})  # the run's may need a GPU, and inference has no loss
     detector = build_detector(config.model_copy(update={"loss": loss}))
     load_weights(detector, checkpoint.weights, str(path))
-    return ReadyDetector(PixelDetector(detector, config.data).eval(), checkpoint._replace(config=config), device)
+    return ReadyDetector(
+        PixelDetector(detector, config.data).eval(), checkpoint._replace(config=config, optimizer=None), device
+    )
 
 
 class ReadyDetector:
@@ -57,10 +59,7 @@ class ReadyDetector:
         self.predict = compile_predict(self.network, self.config.inference.compile)
 
     def __call__(
-        self,
-        images: ImageInput | Iterable[ImageInput],
-        batch_size: int = 8,
-        score_threshold: float | None = None,
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 8, score_threshold: float | None = None
     ) -> list[dict[str, Tensor | list[str]]]:
         """Detect in one image or in several.
 

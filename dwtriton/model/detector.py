@@ -14,7 +14,7 @@ from dwtriton.model.backbone import ResNet
 from dwtriton.model.fpn import build_fpn
 from dwtriton.model.head import DenseHead
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
-from dwtriton.model.postprocess import Candidates, best_candidates, select
+from dwtriton.model.postprocess import Candidates, Pairs, best_candidates, select
 
 SIZE_DIVISOR = 32  # the stride of C5: nearest upsampling aligns levels only if each is twice as large as the next
 
@@ -75,11 +75,7 @@ class DualWeightDetector(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self,
-        images: Tensor,
-        image_sizes: Sequence[tuple[int, int]] | Tensor,
-        scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
-        **limits: float,
+        self, images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **limits: float
     ) -> Detections:
         """Return the detections of each image, highest-scoring first, computed in evaluation mode.
 
@@ -96,8 +92,8 @@ class DualWeightDetector(nn.Module):
         self,
         candidates: Candidates,
         images: Tensor,
-        image_sizes: Sequence[tuple[int, int]] | Tensor,
-        scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+        image_sizes: Pairs,
+        scale_factors: Pairs | None = None,
         **limits: float,
     ) -> Detections:
         """Return the detections among the candidates of `images`; arguments and result are those of `predict`."""

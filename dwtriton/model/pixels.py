@@ -1,6 +1,6 @@
 """The detector with its preprocessing: uint8 pixels in, losses or detections out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from dwtriton.config.schema import DataConfig
 from dwtriton.core.targets import PackedTargets
 from dwtriton.model.detector import Detections, DualWeightDetector, evaluating
-from dwtriton.model.postprocess import Candidates
+from dwtriton.model.postprocess import Candidates, Pairs
 
 INFERENCE_GRAPHS = 32  # for batches of one image, of several, and with levels of a single row or column
-
-Sizes = Sequence[tuple[int, int]] | Tensor
 
 
 class PixelDetector(nn.Module):
@@ -33,11 +31,11 @@ class PixelDetector(nn.Module):
             values = torch.tensor(getattr(cfg, name), device=device).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
 
-    def forward(self, images: Tensor, image_sizes: Sizes, targets: PackedTargets) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, image_sizes: Pairs, targets: PackedTargets) -> dict[str, Tensor]:
         """Return the three losses of a batch, as `detector(images, targets)` does."""
         return self.detector(self.normalise(images, image_sizes), targets)
 
-    def normalise(self, images: Tensor, image_sizes: Sizes | None = None) -> Tensor:
+    def normalise(self, images: Tensor, image_sizes: Pairs | None = None) -> Tensor:
         """Return float32 [B, 3, H, W]: (images - mean) / std, and 0 in the padding. The memory layout is kept."""
         images = (images - self.mean).div_(self.std)
         if image_sizes is None:
@@ -50,22 +48,18 @@ class PixelDetector(nn.Module):
         return images.mul_(rows[:, None, :, None] & columns[:, None, None, :])
 
     def head_outputs(
-        self, images: Tensor, image_sizes: Sizes | None = None
+        self, images: Tensor, image_sizes: Pairs | None = None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return (cls_logits, box_distances, objectness), lists over levels; see `DenseHead.forward`."""
         return self.detector.head_outputs(self.normalise(images, image_sizes))
 
-    def candidates(self, images: Tensor, image_sizes: Sizes | None = None) -> Candidates:
+    def candidates(self, images: Tensor, image_sizes: Pairs | None = None) -> Candidates:
         """Return the best candidates of each image, as `detector.candidates` does."""
         return self.detector.candidates(self.normalise(images, image_sizes))
 
     @torch.inference_mode()
     def predict(
-        self,
-        images: Tensor,
-        image_sizes: Sizes,
-        scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
-        **limits: float,
+        self, images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **limits: float
     ) -> Detections:
         """Return the detections of each image, as `detector.predict` does. Images may lie on any device."""
         images = self.normalise(images.to(self.mean.device), image_sizes)
@@ -85,12 +79,7 @@ def compile_predict(network: PixelDetector, mode: str = "default") -> Callable[.
     candidates = torch.compile(detector.candidates, fullgraph=True, dynamic=True, mode=mode)
 
     @torch.inference_mode()
-    def predict(
-        images: Tensor,
-        image_sizes: Sizes,
-        scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
-        **limits: float,
-    ) -> Detections:
+    def predict(images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **limits: float) -> Detections:
         images = network.normalise(images.to(network.mean.device), image_sizes)
         with evaluating(detector):
             found = candidates(images)

@@ -9,6 +9,8 @@ from torchvision.ops import batched_nms
 
 from dwtriton.core.points import STRIDES, level_points
 
+Pairs = Sequence[tuple[float, float]] | Tensor  # one pair for each image, [B, 2]
+
 
 class Candidates(NamedTuple):
     """The K best (point, class) pairs of each image, whatever their scores."""
@@ -22,8 +24,8 @@ def postprocess(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor] | None,
-    image_sizes: Sequence[tuple[int, int]] | Tensor,
-    scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+    image_sizes: Pairs,
+    scale_factors: Pairs | None = None,
     strides: Sequence[int] = STRIDES,
     score_threshold: float = 0.05,
     candidates_per_level: int = 1000,
@@ -69,8 +71,8 @@ def best_candidates(
 def select(
     candidates: Candidates,
     padded_size: tuple[int, int],
-    image_sizes: Sequence[tuple[int, int]] | Tensor,
-    scale_factors: Sequence[tuple[float, float]] | Tensor | None = None,
+    image_sizes: Pairs,
+    scale_factors: Pairs | None = None,
     score_threshold: float = 0.05,
     nms_iou: float = 0.6,
     max_detections: int = 100,
@@ -143,7 +145,7 @@ def _check_levels(
             raise ValueError(f"level {level}: {', '.join(named)} have the shapes {shapes}, expected {expected}")
 
 
-def _per_image(name: str, pairs: Sequence[tuple[float, float]] | Tensor, batch: int) -> list[tuple[float, float]]:
+def _per_image(name: str, pairs: Pairs, batch: int) -> list[tuple[float, float]]:
     """Return the pairs as a list of tuples. Raises ValueError unless each image has one with positive entries."""
     pairs = pairs.tolist() if isinstance(pairs, Tensor) else list(pairs)
     if len(pairs) != batch:

@@ -171,8 +171,11 @@ def test_grey_transparent_palette_and_deep_images(ready, files, tmp_path):
         (np.zeros((8, 8, 3)), r"images\[1\]: an array of float64; .*\(255 \* image\)\.round\(\)\.astype\(np\.uint8\)"),
         (torch.zeros(3, 8, 8), r"images\[1\]: a tensor of torch\.float32; .*\.to\(torch\.uint8\)"),
         (np.zeros((3, 8, 9), np.uint8), r"images\[1\]: an array of shape \(3, 8, 9\); arrays are \[h, w, 3\]"),
-        (torch.zeros(8, 9, 3, dtype=torch.uint8), r"images\[1\]: a tensor of shape \(8, 9, 3\); tensors are \[3, h"),
-        (np.zeros((0, 9, 3), np.uint8), r"images\[1\]: an image of 0 x 9 pixels"),
+        (
+            torch.zeros(8, 9, 3, dtype=torch.uint8),
+            r"images\[1\]: a tensor of shape \(8, 9, 3\); arrays are .* tensors \[3, h",
+        ),
+        (np.zeros((0, 9, 3), np.uint8), r"images\[1\]: an array of shape \(0, 9, 3\) has no pixels"),
         (Image.new("F", (4, 4)), r"images\[1\]: a PIL image of mode F has no known range"),
         ("absent.jpg", r"images\[1\]: absent\.jpg: "),
         (None, r"images\[1\] is a NoneType, not a path"),
