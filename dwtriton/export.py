@@ -66,12 +66,11 @@ class ExportedDetector(nn.Module):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.export", "Write a network to a file, checked against the original.", EXAMPLES)
-    cli.add_option(parser, "--weights")
-    cli.add_option(parser, "--out", help="file to write: .pt2 (torch.export) or .onnx")
-    cli.add_option(parser, "--size")
+    cli.add_options(parser, "--weights")
+    cli.add_options(parser, "--out", help="file to write: .pt2 (torch.export) or .onnx")
+    cli.add_options(parser, "--size")
     parser.add_argument("--dynamic-size", action="store_true", help="accept any image size from 160x160 up; .pt2 only")
-    cli.add_option(parser, "--force")
-    cli.add_option(parser, "--set")
+    cli.add_options(parser, "--force", "--set")
     return parser
 
 
@@ -104,14 +103,10 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, 
         "category_ids": checkpoint.category_ids,
         "size": size and list(size),
         "size_divisor": SIZE_DIVISOR,
-        "short_side": cfg.inference.short_side,
-        "long_side": cfg.inference.long_side,
         "mean": list(cfg.data.mean),
         "std": list(cfg.data.std),
         "strides": list(STRIDES),
-        "score_threshold": cfg.inference.score_threshold,
-        "nms_iou": cfg.inference.nms_iou,
-        "max_detections": cfg.inference.max_detections,
+        **cfg.inference.model_dump(exclude={"candidates_per_level", "compile"}),
         "iteration": checkpoint.iteration,
     }
 

@@ -24,9 +24,7 @@ EXAMPLES = """\
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.summary", "Print parameters and operations of a network by part.", EXAMPLES)
-    cli.add_option(parser, "--cfg")
-    cli.add_option(parser, "--size")
-    cli.add_option(parser, "--set")
+    cli.add_options(parser, "--cfg", "--size", "--set")
     return parser
 
 

@@ -3,7 +3,7 @@
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def search(
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.tune", "Find the fastest configs of the kernels on this GPU.", EXAMPLES)
     parser.add_argument("--classes", metavar="C", type=int, default=80, help="number of classes (default: %(default)s)")
-    cli.add_option(parser, "--size", default="800x1344", help="size of the padded images (default: %(default)s)")
+    cli.add_options(parser, "--size", default="800x1344", help="size of the padded images (default: %(default)s)")
     parser.add_argument("--batch", metavar="B", type=int, default=16, help="images in a batch (default: %(default)s)")
     parser.add_argument("--boxes", metavar="G", type=int, default=7, help="boxes in an image (default: %(default)s)")
     dtypes = "dtypes of the logits (default: all)"
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     layouts = "memory formats of the logits (default: channels_last)"
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["channels_last"], help=layouts)
     parser.add_argument("--seconds", type=float, default=50, help="time of the whole search (default: %(default)g)")
-    cli.add_option(parser, "--out", required=False, help="table to write or extend (default: the user's cache)")
+    cli.add_options(parser, "--out", required=False, help="table to write or extend (default: the user's cache)")
     check = "compare with the torch backend in float64, before and after the search"
     parser.add_argument("--check", action="store_true", help=check)
     parser.add_argument("--dry-run", action="store_true", help="list what would be tried")
@@ -98,12 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read_settings(arguments: argparse.Namespace) -> list[Setting]:
     """Return a setting for each dtype and layout. Raises UserError for an argument out of range."""
-    size = cli.read_size(arguments.size)
     for name, least in (("classes", 1), ("batch", 1), ("boxes", 1), ("seconds", 0)):
-        value = getattr(arguments, name)
-        if not value >= least:
+        if not (value := getattr(arguments, name)) >= least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
-    shape = arguments.classes, size, arguments.batch, arguments.boxes
+    shape = arguments.classes, cli.read_size(arguments.size), arguments.batch, arguments.boxes
     return [Setting(DTYPES[dtype], layout, *shape) for dtype in arguments.dtype for layout in arguments.layout]
 
 
@@ -117,10 +115,7 @@ def require_gpu() -> str:
 
 
 def read_entries(path: Path, gpu: str) -> dict[str, dict]:
-    """Return the entries of the table to extend, none if there is no file.
-
-    Raises UserError if the file is broken or another GPU's.
-    """
+    """Return the entries of the table to extend, if there is one. Raises UserError if it is broken or another GPU's."""
     if not path.exists():
         return {}
     table = read_table(path)
@@ -129,24 +124,16 @@ def read_entries(path: Path, gpu: str) -> dict[str, dict]:
     return table["entries"]
 
 
-def tune(
-    settings: Sequence[Setting],
-    timers_for: Callable[[Setting], Mapping[str, Callable[[Config], float]]],
-    seconds: float,
-    console: Console,
-) -> list[dict[str, SearchResult]]:
-    """Search the configs of each kernel for each setting; each search gets an equal share of the time left.
-
-    `timers_for` returns the `measure` of each kernel on a setting's inputs. Returns results by kernel for each.
-    """
+def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[dict[str, SearchResult]]:
+    """Search the configs of each kernel for each setting; each search gets an equal share of the time left."""
     spaces = [search_space(setting.classes) for setting in settings]
     searches_left = sum(map(len, spaces))
     total = sum(len(candidates) for space in spaces for candidates in space.values())
     deadline = time.perf_counter() + seconds
-    results = []
+    results: list[dict[str, SearchResult]] = []
     with ProgressDisplay(console, "tuning", total, time_limit=seconds) as display:
         for setting, space in zip(settings, spaces):
-            timers = timers_for(setting)
+            timers = gpu_timers(setting)
             results.append({})
             for kernel, candidates in space.items():
                 display.advance(0, what=f"{setting.key().name} {kernel}")
@@ -168,14 +155,12 @@ def check(settings: Sequence[Setting], configs: Sequence[KernelConfigs]) -> str 
     """Return the first disagreement of the kernels with the torch backend in float64, or None."""
     for setting, chosen in zip(settings, configs):
         small = setting._replace(batch=min(setting.batch, MAX_CHECKED_IMAGES))
-        problem = disagreement(make_case(small, "cuda"), chosen)
-        if problem:
+        if problem := disagreement(make_case(small, "cuda"), chosen):
             return f"{setting.key().name}: {problem}, with {chosen}"
     return None
 
 
 def describe(config: Config) -> str:
-    """Return a config's values with their names, in one line."""
     return ", ".join(f"{name} {value}" for name, value in config._asdict().items())
 
 
@@ -192,9 +177,9 @@ def result_table(settings: Sequence[Setting], results: Sequence[dict[str, Search
 def table_entry(setting: Setting, by_kernel: dict[str, SearchResult]) -> dict:
     """Return a key's entry in the table: the configs, and for people their times and what they were measured on."""
     entry: dict = {"measured_on": str(setting)}
-    for kernel, found in by_kernel.items():
-        default_us = round(found.default_us, 2) if math.isfinite(found.default_us) else None
-        entry[kernel] = {**found.config._asdict(), "us": round(found.us, 2), "default_us": default_us}
+    for kernel, (config, us, default_us, *_) in by_kernel.items():
+        times = {"us": round(us, 2), "default_us": round(default_us, 2) if math.isfinite(default_us) else None}
+        entry[kernel] = config._asdict() | times
     return entry
 
 
@@ -207,9 +192,8 @@ def list_candidates(arguments: argparse.Namespace, settings: Sequence[Setting], 
         print_line(console, f"{kernel}: {len(configs)} configs, the default first")
         for config in configs:
             print_line(console, f"  {describe(config)}")
-    keys = [setting.key().name for setting in settings]
-    configs_by_kernel = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
-    cli.print_result(arguments, {"keys": keys, "configs": configs_by_kernel})
+    configs = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
+    cli.print_result(arguments, {"keys": [setting.key().name for setting in settings], "configs": configs})
 
 
 def main() -> int:
@@ -227,7 +211,7 @@ def main() -> int:
     try:
         if arguments.check and (problem := check(settings, defaults)):
             return cli.report_failure(problem)
-        results = tune(settings, gpu_timers, arguments.seconds, console)
+        results = tune(settings, arguments.seconds, console)
         console.print(result_table(settings, results))
         best = [KernelConfigs(**{kernel: found.config for kernel, found in by_kernel.items()}) for by_kernel in results]
         if arguments.check and (problem := check(settings, best)):

@@ -63,9 +63,10 @@ def parser_with_actions(
     return parser, add_action
 
 
-def add_option(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
-    """Add one of SHARED_OPTIONS; `changes` replace parts of its declaration, such as the help."""
-    parser.add_argument(name, **SHARED_OPTIONS[name] | changes)
+def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Add some of SHARED_OPTIONS; `changes` replace parts of their declaration, such as the help."""
+    for name in names:
+        parser.add_argument(name, **SHARED_OPTIONS[name] | changes)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:

@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     check = add_action("check", run_check, "print sizes, classes, boxes and problems; draw a sheet of samples")
     check.add_argument("root", metavar="DIR", type=Path, help="folder with COCO JSON files and images")
     where = "folder for the sheets (default: %(default)s)"
-    cli.add_option(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
-    cli.add_option(check, "--force")
+    cli.add_options(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
+    cli.add_options(check, "--force")
     convert = add_action("convert", run_convert, "write a data set of YOLO or Pascal VOC in COCO layout")
     root = "YOLO: folder with data.yaml, or that file. Pascal VOC: folder with ImageSets, or one of several years"
     convert.add_argument("root", metavar="DIR", type=Path, help=root)
@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     for split in ("train", "val"):
         lists = f"Pascal VOC: lists of ImageSets/Main, or YEAR/LIST (default: {split})"
         convert.add_argument(f"--{split}", metavar="LIST", nargs="+", help=lists)
-    cli.add_option(convert, "--out", metavar="DIR", help="folder to write, absent or empty")
-    cli.add_option(convert, "--force", help="replace an earlier conversion in --out")
+    cli.add_options(convert, "--out", metavar="DIR", help="folder to write, absent or empty")
+    cli.add_options(convert, "--force", help="replace an earlier conversion in --out")
     convert.add_argument("--skip-broken", action="store_true", help="skip broken lines and images")
     return parser
 

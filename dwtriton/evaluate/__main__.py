@@ -33,12 +33,11 @@ EXAMPLES = """\
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.evaluate", "Evaluate a checkpoint: COCO metrics and a report.", EXAMPLES)
-    cli.add_option(parser, "--weights")
-    cli.add_option(parser, "--data")
+    cli.add_options(parser, "--weights", "--data")
     where = "folder for the results (default: `evaluation` beside the weights)"
-    cli.add_option(parser, "--out", metavar="DIR", required=False, help=where)
-    cli.add_option(parser, "--force", help="replace the results of an earlier evaluation")
-    cli.add_option(parser, "--set")
+    cli.add_options(parser, "--out", metavar="DIR", required=False, help=where)
+    cli.add_options(parser, "--force", help="replace the results of an earlier evaluation")
+    cli.add_options(parser, "--set")
     return parser
 
 

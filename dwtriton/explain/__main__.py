@@ -34,15 +34,14 @@ EXAMPLES = """\
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.explain", "Draw the positive and negative weights of objects.", EXAMPLES)
     which = "one checkpoint, or several (see train.keep_every) to show how an object's weights changed"
-    cli.add_option(parser, "--weights", nargs="+", help=which)
-    cli.add_option(parser, "--data")
+    cli.add_options(parser, "--weights", nargs="+", help=which)
+    cli.add_options(parser, "--data")
     parser.add_argument("--image", metavar="NAME|ID", help="validation image (default: the first with objects)")
     parser.add_argument("--object", metavar="N", type=int, help="number, from 0, of the only object to draw")
     where = "folder for the picture, or a .png, .pdf or .svg file (default: %(default)s)"
-    cli.add_option(parser, "--out", metavar="DIR|FILE", required=False, default=Path("explanation"), help=where)
+    cli.add_options(parser, "--out", metavar="DIR|FILE", required=False, default=Path("explanation"), help=where)
     parser.add_argument("--format", choices=FORMATS, help="of a picture in a folder (default: png)")
-    cli.add_option(parser, "--force")
-    cli.add_option(parser, "--set")
+    cli.add_options(parser, "--force", "--set")
     return parser
 
 
@@ -90,18 +89,12 @@ def main() -> int:
     print_line(console, f"picture: {picture}")
     if arguments.object is None and len(numbers) > MAX_OBJECTS:
         print_line(console, f"it shows the {MAX_OBJECTS} largest objects; --object N draws any")
-    checkpoints = [
-        {
-            "weights": str(step.weights),
-            "iteration": step.iteration,
-            "objects": [step.explained.summary(number) for number in numbers],
-        }
-        for step in steps
-    ]
-    cli.print_result(
-        arguments,
-        {"picture": str(picture), "image": sample.path, "image_id": sample.image_id, "checkpoints": checkpoints},
-    )
+    checkpoints = []
+    for weights, iteration, explained in steps:
+        objects = [explained.summary(number) for number in numbers]
+        checkpoints.append({"weights": str(weights), "iteration": iteration, "objects": objects})
+    image = {"picture": str(picture), "image": sample.path, "image_id": sample.image_id}
+    cli.print_result(arguments, image | {"checkpoints": checkpoints})
     return 0
 
 

@@ -26,15 +26,15 @@ EXAMPLES = """\
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.predict", "Detect objects in images and videos.", EXAMPLES)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help='image, video, folder, or pattern such as "a/*.jpg"')
-    cli.add_option(parser, "--weights")
+    cli.add_options(parser, "--weights")
     where = "folder for pictures and detections.json (default: %(default)s)"
-    cli.add_option(parser, "--out", metavar="DIR", required=False, default=Path("predictions"), help=where)
+    cli.add_options(parser, "--out", metavar="DIR", required=False, default=Path("predictions"), help=where)
     which = "keep boxes with a higher score (default: %(default)s)"
     parser.add_argument("--threshold", metavar="SCORE", type=float, default=0.3, help=which)
     parser.add_argument("--batch", metavar="N", type=int, default=8, help="images in a batch (default: %(default)s)")
     parser.add_argument("--no-pictures", action="store_true", help="write only detections.json")
-    cli.add_option(parser, "--force", help="write into --out even if it is not empty")
-    cli.add_option(parser, "--set")
+    cli.add_options(parser, "--force", help="write into --out even if it is not empty")
+    cli.add_options(parser, "--set")
     return parser
 
 

@@ -38,13 +38,13 @@ EXAMPLES = """\
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.command_parser("dwtriton.train", "Train a Dual Weighting detector on data in COCO layout.", EXAMPLES)
     which = "config, by name or as a TOML file; list prints all names"
-    cli.add_option(parser, "--cfg", metavar="NAME|FILE|list", required=False, help=which)
-    cli.add_option(parser, "--data", help="folder in COCO layout (sets data.root)")
+    cli.add_options(parser, "--cfg", metavar="NAME|FILE|list", required=False, help=which)
+    cli.add_options(parser, "--data", help="folder in COCO layout (sets data.root)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    cli.add_option(parser, "--weights", required=False, help="checkpoint to start from (sets train.weights)")
+    cli.add_options(parser, "--weights", required=False, help="checkpoint to start from (sets train.weights)")
     parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run, and exit")
-    cli.add_option(parser, "--set")
+    cli.add_options(parser, "--set")
     return parser
 
 

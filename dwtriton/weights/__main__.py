@@ -51,13 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         action = add_action(name, run, help)
         action.add_argument("file", metavar="FILE", type=Path, help=file)
         if name.startswith("from"):
-            cli.add_option(action, "--cfg")
-            cli.add_option(action, "--set")
+            cli.add_options(action, "--cfg", "--set")
             classes = "COCO JSON with the classes, if they are not COCO's 80"
             action.add_argument("--classes", metavar="FILE", type=Path, help=classes)
         if name != "show":
-            cli.add_option(action, "--out")
-            cli.add_option(action, "--force")
+            cli.add_options(action, "--out", "--force")
     return parser
 
 

@@ -79,13 +79,14 @@ def settings(classes=80):
     return [Setting(dtype, "channels_last", classes, (64, 96), 2, 3) for dtype in command.DTYPES.values()]
 
 
-def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_without_time():
-    results = command.tune(settings(), fake_timers, 60, Console(quiet=True))
+def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_without_time(monkeypatch):
+    monkeypatch.setattr(command, "gpu_timers", fake_timers)
+    results = command.tune(settings(), 60, Console(quiet=True))
     assert [list(found) for found in results] == [list(KernelConfigs._fields)] * 3
     best = [[(found.config.warps, found.us) for found in by_kernel.values()] for by_kernel in results]
     assert best == [[(8, 10), (8, 10), (8, 10)]] * 3
     assert results[0]["forward"].failed == sum(config.classes == 32 for config in search_space(80)["forward"]) > 0
-    results = command.tune(settings(), fake_timers, 0, Console(quiet=True))
+    results = command.tune(settings(), 0, Console(quiet=True))
     default = default_configs(80)
     assert all(found.tried == 1 for by_kernel in results for found in by_kernel.values())
     assert all(KernelConfigs(*(found.config for found in by_kernel.values())) == default for by_kernel in results)
