@@ -1,4 +1,4 @@
-"""What the kernels compile to, on a machine without a GPU: registers, spills, shared memory, wide loads and stores.
+"""Registers, spills, shared memory, wide loads and stores of the compiled kernels; needs no GPU.
 
     python -m benchmarks.binaries --targets cuda:90 hip:gfx942 --dtypes bfloat16
     python -m benchmarks.binaries --all
@@ -43,11 +43,11 @@ WIDE = 16  # bytes, the most that a thread loads or stores at once
 
 
 class Target(NamedTuple):
-    """A GPU, and what one program may have of it."""
+    """A GPU, and the resources that one program may use."""
 
     gpu: GPUTarget
     shared: int  # bytes of shared memory
-    registers: int  # of 32 bits, of all threads together
+    registers: int  # of 32 bits, for all threads together
 
 
 TARGETS = {
@@ -77,8 +77,8 @@ class Binary(NamedTuple):
     kernel: str
     config: Config | None  # None: the kernel has none
     warps: int
-    registers: int  # of a thread
-    stack: int  # bytes of a thread in stack and local memory, where registers spill to
+    registers: int  # a thread
+    stack: int  # bytes a thread of stack and local memory, where registers spill
     shared: int  # bytes
     instructions: int | None
     wide_loads: int | None  # from global memory
@@ -90,7 +90,7 @@ class Binary(NamedTuple):
         return f"{self.target} {self.dtype} {self.layout} C={self.classes}: {self.kernel}{config}"
 
     def problems(self) -> list[str]:
-        """Why this binary would run slowly or not at all."""
+        """Return why this binary would run slowly or not at all."""
         gpu, shared, registers = TARGETS[self.target]
         threads = self.warps * gpu.warp_size
         found = []
@@ -104,13 +104,13 @@ class Binary(NamedTuple):
 
 
 def default_job(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> Job:
-    """The default configs."""
+    """Return the job of the default configs."""
     setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3)
     return Job(target, setting, default_configs(classes))
 
 
 def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> list[Job]:
-    """The whole tuning space; the defaults are its first."""
+    """Return the jobs of the whole tuning space, the default configs first."""
     default = default_job(target, dtype, layout, classes)
     rows = zip_longest(*search_space(classes).values())
     return [
@@ -121,14 +121,14 @@ def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes:
 
 @contextmanager
 def compile_only(target: str) -> Iterator[list[tuple[str, CompiledKernel]]]:
-    """Launches inside compile for a target and run nothing; yields the list that names and binaries are added to."""
+    """Make launches compile for a target and run nothing; yield the list to which they add (name, binary)."""
     launch = JITFunction.run
     compiled = []
 
     def compile_kernel(kernel, *args, grid, warmup, **options):
         try:
             compiled.append((kernel.__name__, launch(kernel, *args, grid=grid, warmup=True, **options)))
-        except Exception as error:  # of many kinds, some of which do not survive the way out of a process
+        except Exception as error:  # of many types, some of which cannot be pickled
             raise RuntimeError(f"{target}: {kernel.__name__} with {options} does not compile: {error}") from None
 
     gpu = TARGETS[target].gpu
@@ -141,7 +141,7 @@ def compile_only(target: str) -> Iterator[list[tuple[str, CompiledKernel]]]:
 
 
 class _AbsentDriver:
-    """What Triton asks of a GPU's driver before it compiles. Its device is the target: kernels are kept by device."""
+    """The part of a GPU's driver that Triton uses to compile. Binaries are cached by device: it is the target."""
 
     def __init__(self, gpu: GPUTarget):
         self.get_current_target = self.get_current_device = lambda: gpu
@@ -151,14 +151,14 @@ class _AbsentDriver:
 
 
 def launch_all(setting: Setting, configs: KernelConfigs) -> None:
-    """Launch every kernel once; the assigner takes the default configs."""
+    """Launch every kernel once; the assigner's with its default config."""
     case = make_case(setting, "cpu")
     kernel_calls(case, configs)["backward"](configs.backward)  # after statistics and forward
     dual_weights(HeadOutputs(case.cls_logits, case.box_distances, case.objectness), case.targets, STRIDES, True)
 
 
 def compile_job(job: Job) -> list[Binary]:
-    """The binaries of a job. The dense passes are disassembled too if configs are the defaults: it takes a while."""
+    """Return the binaries of a job. Dense passes are disassembled for default configs only, since it takes long."""
     target, setting, configs = job
     with compile_only(target) as compiled:
         launch_all(setting, configs)
@@ -187,7 +187,7 @@ def _read_nvidia(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None,
 
 
 def _read_amd(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ...]:
-    """Scalar registers that spill go to vector registers, so these do not count as spilled; spilled vectors do."""
+    """Read counts from assembly. Spilled vector registers count; spilled scalars go to vector registers and do not."""
     assembly = kernel.asm["amdgcn"]
     names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     registers, private, spilled = (int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names)
@@ -206,7 +206,7 @@ def _cuobjdump(cubin: bytes, option: str) -> str:
 
 @contextmanager
 def compiler_pool(workers: int = 2) -> Iterator[Executor]:
-    """Processes that compile; what they share of Triton's cache is new, so nothing is taken from earlier runs."""
+    """Yield a pool of processes that compile, with an empty Triton cache that they share."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder,)) as pool,
@@ -220,7 +220,7 @@ def _start_worker(folder: str) -> None:
 
 
 def compile_all(jobs: Iterable[Job], pool: Executor) -> list[Binary]:
-    """The different binaries of all jobs."""
+    """Compile all jobs; return their binaries without duplicates."""
     return list(dict.fromkeys(binary for binaries in pool.map(compile_job, jobs) for binary in binaries))
 
 

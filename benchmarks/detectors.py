@@ -1,14 +1,14 @@
-"""The contestants of the benchmarks of whole detectors, as alike as they can be made.
+"""The detectors that the benchmarks compare, made as alike as possible.
 
-All start from the same bytes in (on a GPU page-locked) main memory, with the same boxes, and run under the same
+All start from the same bytes in CPU memory (pinned if there is a GPU), with the same boxes, and run under the same
 autocast, in channels_last. Their networks are R-50, a pyramid of 256 channels and two towers of four convolutions;
-conv1 and layer1 are frozen, batch norms of the other layers train their factors on stored statistics. All take fused
+conv1 and layer1 are frozen, batch norms of the other layers train their factors on stored statistics. All use fused
 SGD with the same groups, and the same loss scale where there is one.
 
-Left of the differences: torchvision has no factor for each level (5 numbers), normalises image by image, and matches
-and takes the losses of its own method, for which it waits for the device. What its `fcos_resnet50_fpn` does with
-pretrained weights besides is not taken over, since it would cost it time: it resizes images even to their own size, and
-its FrozenBatchNorm2d, whose factors do not train, turns bfloat16 into float32.
+The remaining differences: torchvision has no factor for each level (5 numbers), normalises image by image, and computes
+matching and losses of its own method, for which it waits for the device. Two habits of its `fcos_resnet50_fpn` with
+pretrained weights are left out, since they would cost it time: it resizes images even to their own size, and its
+FrozenBatchNorm2d, whose factors do not train, turns bfloat16 into float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from tests.support.released import released_loss
 
 Step = Callable[[], object]
 
-TRAINING = {
+TRAIN_METHODS = {
     "compiled": "compiled, with the Triton loss (on a CPU the reference)",
     "triton": "eager, with the Triton loss",
     "eager": "eager, with the PyTorch reference",
@@ -44,11 +44,11 @@ TRAINING = {
     "torchvision": "torchvision's FCOS, eager",
     "torchvision compiled": "torchvision's FCOS under torch.compile",
 }
-OURS = ("compiled", "triton", "eager", "released")
+OUR_DETECTOR = ("compiled", "triton", "eager", "released")  # with the loss of each
 
 
 def benchmark_config(name: str, buckets: Sequence[tuple[int, int]], images: int, precision: str, mode: str) -> Config:
-    """A config as it trains, from fresh weights."""
+    """Return a config that trains from fresh weights on images of the sizes `buckets`."""
     sizes = [list(bucket) for bucket in buckets]
     settings = {
         "backbone.weights": "none",
@@ -62,7 +62,7 @@ def benchmark_config(name: str, buckets: Sequence[tuple[int, int]], images: int,
 
 
 def make_batch(size: tuple[int, int], boxes: Sequence[int], classes: int, pinned: bool) -> Batch:
-    """A batch as the loader hands it out: noise of (h, w), with so many boxes in each image."""
+    """Return a batch as the loader yields it: noise of (h, w), with `boxes[i]` boxes in image i."""
     generator = torch.Generator().manual_seed(sum(boxes))
     height, width = size
     images = torch.randint(256, (len(boxes), height, width, 3), generator=generator, dtype=torch.uint8)
@@ -79,7 +79,7 @@ def make_batch(size: tuple[int, int], boxes: Sequence[int], classes: int, pinned
 
 
 def make_target(size: tuple[int, int], boxes: int, classes: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Log-uniform sides from 10 pixels to three quarters of the image."""
+    """Return boxes with log-uniform sides, from 10 pixels to three quarters of the image."""
     limit = torch.tensor([size[1], size[0]])
     side = 10 * (0.075 * limit) ** torch.rand(boxes, 2, generator=generator)
     corner = torch.rand(boxes, 2, generator=generator) * (limit - side)
@@ -94,16 +94,14 @@ class ReleasedLoss(nn.Module):
         self, cls_logits: list[Tensor], box_distances: list[Tensor], objectness: list[Tensor], packed: PackedTargets
     ) -> dict[str, Tensor]:
         kinds = ([level.float() for level in kind] for kind in (cls_logits, box_distances, objectness))
-        ends = packed.offsets.tolist()
-        targets = [
-            {"boxes": packed.boxes[first:last], "labels": packed.labels[first:last]} for first, last in pairwise(ends)
-        ]
+        ranges = pairwise(packed.offsets.tolist())  # of the boxes of each image
+        targets = [{"boxes": packed.boxes[begin:end], "labels": packed.labels[begin:end]} for begin, end in ranges]
         with torch.autocast(cls_logits[0].device.type, enabled=False):
             return released_loss(*kinds, targets, STRIDES)
 
 
 def make_train_step(method: str, cfg: Config, device: torch.device, capacity: int) -> TrainStep:
-    """One of ours, ready to step."""
+    """Return the training step of a method in OUR_DETECTOR."""
     backend = {"compiled": "auto", "triton": "triton", "eager": "torch", "released": "torch"}[method]
     mode = cfg.train.compile if method == "compiled" else "off"
     cfg = cfg.model_copy(
@@ -120,10 +118,10 @@ def make_train_step(method: str, cfg: Config, device: torch.device, capacity: in
 
 
 class TorchvisionDetector(FCOS):
-    """torchvision's FCOS with the R-50 of r50_1x, for images of one size, which it leaves as they are."""
+    """torchvision's FCOS with the R-50 of r50_1x, for images of one size, which are not resized."""
 
     def __init__(self, cfg: Config, size: tuple[int, int]) -> None:
-        backbone = resnet_fpn_backbone(  # as fcos_resnet50_fpn has it, but for the batch norms
+        backbone = resnet_fpn_backbone(  # as in fcos_resnet50_fpn, except for the batch norms
             backbone_name="resnet50",
             weights=None,
             norm_layer=nn.BatchNorm2d,
@@ -144,7 +142,7 @@ class TorchvisionDetector(FCOS):
         self.transform = Unresized(min(size), max(size), self.transform.image_mean, self.transform.image_std)
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; batch norms stay on their stored statistics in both."""
+        """Set training or evaluation mode; batch norms use their stored statistics in both."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -153,7 +151,7 @@ class TorchvisionDetector(FCOS):
 
 
 class Unresized(GeneralizedRCNNTransform):
-    """torchvision's preparation of images, all of which have the right size, into a batch in channels_last."""
+    """torchvision's preprocessing for images that have the right size already; batches are in channels_last."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
@@ -167,13 +165,13 @@ def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -
 
 
 def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
-    """A training step of torchvision's FCOS, from the bytes of a batch to the update, as `TrainStep.step` but DDP."""
+    """Return a training step of torchvision's FCOS, from the bytes of a batch to the update, like `TrainStep`."""
     torch.manual_seed(0)
     detector = make_torchvision(cfg, size, device).train()
     forward = torch.compile(detector) if compiled else detector
     optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
-    on_host = [  # page-locked, as a loader hands them out
+    on_host = [  # pinned, as a loader yields them
         {name: value.pin_memory() if device.type == "cuda" else value for name, value in target.items()}
         for target in batch.targets
     ]
@@ -194,7 +192,7 @@ def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: t
 
 
 def autocast(cfg: Config, device: torch.device) -> AbstractContextManager:
-    """The precision of training."""
+    """Return the autocast of `train.precision`."""
     dtype = AUTOCAST.get(cfg.train.precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
@@ -202,7 +200,7 @@ def autocast(cfg: Config, device: torch.device) -> AbstractContextManager:
 def network_parts(
     detector: DualWeightDetector, inputs: Callable[[], tuple[Tensor, PackedTargets]], compile_with: Callable
 ) -> dict[str, Step]:
-    """Forward passes that end behind the backbone, the pyramid, the head and the loss; each is compiled for itself."""
+    """Return forward passes that end after the backbone, the pyramid, the head and the loss, each compiled alone."""
 
     def backbone(images: Tensor, _packed: PackedTargets):
         return detector.backbone(images)

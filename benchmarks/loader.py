@@ -1,12 +1,12 @@
-"""Images a second of the data loader on this machine's CPU, against a plain torchvision loader with PIL.
+"""Images a second of the data loader on this machine's CPU, against a plain torchvision loader with PIL images.
 
     python -m benchmarks.loader
 
-draws photographs as large as COCO's, loads them at the size of training (800 x 1333, every one flipped) and writes
-benchmarks/results/loader/cpu.json. Both contestants get the same batches; it refuses to run if their images differ.
+generates photographs as large as COCO's, loads them at the size of training (800 x 1333, all flipped) and writes
+benchmarks/results/loader/cpu.json. Both pipelines get the same batches; nothing is timed if their images differ.
 
-Steps and images/s of a core count the CPU time of the process that loads, so other work on the machine changes them
-little; images/s are those that arrive. Busy threads of a worker are those with more than 5% of its CPU time.
+Steps and images/s of a core are measured in CPU time of the loading processes, which other work on the machine changes
+little; images/s are measured by the wall clock. Busy threads of a worker are those with more than 5% of its CPU time.
 """
 
 import argparse
@@ -42,15 +42,17 @@ from dwtriton.data.loaders import train_loader
 from dwtriton.data.transforms import flip, resize
 from dwtriton.model.pixels import PixelDetector
 
-BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # for the steps one by one
-TICKS = os.sysconf("SC_CLK_TCK")  # a second, the unit of CPU time in /proc
+BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # of an image when its steps are timed one by one
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")  # of the CPU times in /proc
 
 
-class Contestant(NamedTuple):
+class Pipeline(NamedTuple):
+    """A way to load batches of images, and its parts."""
+
     dataset: Dataset
-    steps: dict[str, Callable]  # from a file to its image and boxes, from these to the next, to the network's input
+    steps: dict[str, Callable]  # first from a path to image and boxes, then from these to the next ones
     collate: Callable[[list], Tensor]  # from items of the data set to the images of a batch
-    loader: Callable[[int], DataLoader]  # for a number of workers; the same batches in every epoch
+    loader: Callable[[int], DataLoader]  # by number of workers; the same batches in every epoch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,13 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
         data = DataConfig(root=Path(folder) / "photos", batch_size=args.batch, workers=0, flip=1.0, buckets=0)
         cfg = Config(data=data)
         file_bytes = write_photos(cfg.data.root, args.images)
-        contestants = {"dwtriton": ours(cfg), "torchvision": plain(cfg)}
-        check_same_images(contestants)
+        pipelines = {"dwtriton": ours(cfg), "torchvision": plain(cfg)}
+        check_same_images(pipelines)
         results = {
             "machine": about,
             "case": {"images": args.images, "batch": args.batch, "file_kb": round(file_bytes / 1000)},
-            "steps_ms": step_times(contestants, args.batch, args.rounds),
-            "loaders": loader_rates(contestants, args.workers, args.rounds),
+            "steps_ms": step_times(pipelines, args.batch, args.rounds),
+            "loaders": loader_rates(pipelines, args.workers, args.rounds),
         }
     make_folder(args.out.parent)
     write_text(args.out, json.dumps(results, indent=2) + "\n")
@@ -87,7 +89,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def ours(cfg: Config) -> Contestant:
+def ours(cfg: Config) -> Pipeline:
+    """Return the pipeline of this package."""
     data, dataset = cfg.data, CocoDataset(cfg.data, "train")
     steps = {
         "decode": lambda path: (read_image(path), BOXES),
@@ -98,10 +101,11 @@ def ours(cfg: Config) -> Contestant:
     def loader(workers: int) -> DataLoader:
         return train_loader(dataset, cfg.model_copy(update={"data": data.model_copy(update={"workers": workers})}))
 
-    return Contestant(dataset, steps, lambda items: collate(items, CLASSES, data.size_divisor).images, loader)
+    return Pipeline(dataset, steps, lambda items: collate(items, CLASSES, data.size_divisor).images, loader)
 
 
-def plain(cfg: Config) -> Contestant:
+def plain(cfg: Config) -> Pipeline:
+    """Return the pipeline of plain torchvision with the same batches."""
     data, dataset = cfg.data, plain_dataset(cfg.data)
     sampler = train_loader(CocoDataset(data, "train"), cfg).batch_sampler
     batches = [[sample.index for sample in batch] for batch in sampler.global_batches()]
@@ -109,42 +113,40 @@ def plain(cfg: Config) -> Contestant:
     def loader(workers: int) -> DataLoader:
         return plain_loader(dataset, data.model_copy(update={"workers": workers}), batches)
 
-    return Contestant(
-        dataset, plain_steps(data, BOXES), lambda items: plain_collate(items, data.size_divisor)[0], loader
-    )
+    return Pipeline(dataset, plain_steps(data, BOXES), lambda items: plain_collate(items, data.size_divisor)[0], loader)
 
 
-def check_same_images(contestants: dict[str, Contestant]) -> None:
-    """Raises UserError unless all make the same first batch, to two levels of 255: each rounds in its own way."""
-    batch, (images, _) = (next(iter(contestant.loader(0))) for contestant in contestants.values())
+def check_same_images(pipelines: dict[str, Pipeline]) -> None:
+    """Raise UserError unless the first batches agree to two levels of 255, which differences in rounding explain."""
+    batch, (images, _) = (next(iter(pipeline.loader(0))) for pipeline in pipelines.values())
     ours = PixelDetector(torch.nn.Identity(), DataConfig()).normalise(batch.images, batch.image_sizes)
     if images.shape != ours.shape or (images - ours).abs().max() * min(DataConfig().std) > 2.01:
         raise UserError("the two loaders make different images; nothing is timed")
 
 
-def step_times(contestants: dict[str, Contestant], batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds an image, by step and contestant."""
-    paths = contestants["dwtriton"].dataset.paths
+def step_times(pipelines: dict[str, Pipeline], batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return CPU milliseconds an image by step and pipeline, of the fastest round of each batch."""
+    paths = pipelines["dwtriton"].dataset.paths
     batches = [range(first, min(first + batch, len(paths))) for first in range(0, len(paths), batch)]
-    seconds = defaultdict(list)  # by step, contestant and batch, one of each round
+    seconds = defaultdict(list)  # by step, pipeline and batch: one entry a round
     for _ in range(rounds):
         for indices in batches:
-            for name, contestant in contestants.items():
-                for step, duration in batch_times(contestant, paths, indices).items():
+            for name, pipeline in pipelines.items():
+                for step, duration in batch_times(pipeline, paths, indices).items():
                     seconds[step, name, indices].append(duration)
-    steps = dict.fromkeys(step for step, name, _ in seconds if name == "torchvision")  # it has them all
+    steps = dict.fromkeys(step for step, name, _ in seconds if name == "torchvision")  # the pipeline with all steps
     return {
         step: {
             name: significant(1e3 / len(paths) * sum(min(seconds[step, name, indices]) for indices in batches))
-            for name in contestants
+            for name in pipelines
             if (step, name, batches[0]) in seconds
         }
         for step in steps
     }
 
 
-def batch_times(contestant: Contestant, paths: list[str], indices: range) -> dict[str, float]:
-    """Seconds of CPU time of every step for one batch, in the order in which a loader takes them."""
+def batch_times(pipeline: Pipeline, paths: list[str], indices: range) -> dict[str, float]:
+    """Return the CPU seconds of every step for one batch, in the order of a loader."""
     seconds = defaultdict(float)
 
     def timed(step: str, function: Callable, *inputs):
@@ -155,24 +157,26 @@ def batch_times(contestant: Contestant, paths: list[str], indices: range) -> dic
 
     for index in indices:
         sample = (paths[index],)
-        for step, function in contestant.steps.items():
+        for step, function in pipeline.steps.items():
             sample = timed(step, function, *sample)
-    items = [timed("all of these, as an item of the data set", contestant.dataset.__getitem__, i) for i in indices]
-    timed("pad and stack", contestant.collate, items)
+    items = [timed("all of these, as an item of the data set", pipeline.dataset.__getitem__, i) for i in indices]
+    timed("pad and stack", pipeline.collate, items)
     return seconds
 
 
-def loader_rates(contestants: dict[str, Contestant], counts: list[int], rounds: int) -> list[dict]:
-    """A row for every number of workers, with the rates of every contestant."""
+def loader_rates(pipelines: dict[str, Pipeline], counts: list[int], rounds: int) -> list[dict]:
+    """Return a row for each number of workers with the rates of each pipeline."""
     epochs = defaultdict(list)
     for _ in range(rounds):
-        for setting in product(counts, contestants):
+        for setting in product(counts, pipelines):
             workers, name = setting
-            epochs[setting].append(time_epoch(contestants[name].loader(workers)))
-    return [{"workers": workers, **{name: rates(epochs[workers, name]) for name in contestants}} for workers in counts]
+            epochs[setting].append(time_epoch(pipelines[name].loader(workers)))
+    return [{"workers": workers, **{name: rates(epochs[workers, name]) for name in pipelines}} for workers in counts]
 
 
 class Epoch(NamedTuple):
+    """Times of one epoch."""
+
     images: int
     seconds: float
     loading_seconds: float  # CPU time of all loading processes
@@ -181,7 +185,7 @@ class Epoch(NamedTuple):
 
 
 def rates(epochs: list[Epoch]) -> dict[str, float]:
-    """What is recorded of several epochs of one loader."""
+    """Return the recorded figures of several epochs of one loader."""
     images = sum(epoch.images for epoch in epochs)
     return {
         "images_s": significant(max(epoch.images / epoch.seconds for epoch in epochs)),
@@ -192,7 +196,7 @@ def rates(epochs: list[Epoch]) -> dict[str, float]:
 
 
 def time_epoch(loader: DataLoader) -> Epoch:
-    """The second epoch of a loader: the first one starts the workers."""
+    """Time the second epoch of a loader; the first one starts the workers."""
     others = multiprocessing.active_children()
     for _ in loader:
         pass
@@ -210,14 +214,14 @@ def time_epoch(loader: DataLoader) -> Epoch:
     return Epoch(
         images=sum(len(batch) for batch in loader.batch_sampler),
         seconds=seconds,
-        loading_seconds=sum(map(sum, used)) / TICKS,
+        loading_seconds=sum(map(sum, used)) / TICKS_PER_SECOND,
         main_seconds=main_seconds,
         busy_threads=max(sum(ticks > 0.05 * sum(threads) for ticks in threads) for threads in used),
     )
 
 
 def thread_ticks(process: int) -> dict[str, int]:
-    """CPU time so far of every thread of a process."""
+    """Return the CPU time so far of every thread of a process."""
     ticks = {}
     for thread in Path(f"/proc/{process}/task").iterdir():
         fields = (thread / "stat").read_text().rpartition(")")[2].split()
@@ -226,7 +230,7 @@ def thread_ticks(process: int) -> dict[str, int]:
 
 
 def markdown(results: dict) -> str:
-    """A line on the machine, a table of the steps and one of the loaders, each with how many times ours is faster."""
+    """Return a line on the machine, a table of the steps and one of the loaders, with speed-ups."""
     about, case = results["machine"], results["case"]
     versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "torchvision", "pillow"))
     commit = f"commit {(about['commit'] or 'unknown')[:7]}{' with changes' if about['dirty'] else ''}"

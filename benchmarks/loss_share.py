@@ -1,23 +1,24 @@
-"""Share of loss and assignment in a training step, by PyTorch's profiler."""
+"""Share of the loss in a training step, measured by PyTorch's profiler."""
 
 import os
 from collections.abc import Callable
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or else the profiler reports a missing GPU as an error
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler reports a missing GPU as an error
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-OPERATORS = "dwtriton::dual_weight"  # begins the names of all of them: kernels and reference, forward and backward
+OPERATORS = "dwtriton::dual_weight"  # prefix of their names: kernels and reference, forward and backward
 STEPS = 3
 
 
 def loss_share(step: Callable[[], object], device: torch.device) -> float | None:
-    """What the loss's operators, which call none of each other, take of some steps, forward and backward.
+    """Return the share of the loss's operators, forward and backward, in the time of some steps.
 
-    On a GPU of the device's time: the kernels that they launch over all kernels and copies. On a CPU of the time in
-    operators. None where they cannot be told apart: another loss, or a CUDA graph, which replays kernels alone.
+    On a GPU this is the time of the kernels that they launch over that of all kernels and copies; on a CPU, their time
+    over that of all operators. None where no operator is found: another loss, or a CUDA graph, which replays kernels
+    alone. The operators of the loss do not call each other, so nothing is counted twice.
     """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu

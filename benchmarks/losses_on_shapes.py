@@ -3,11 +3,11 @@
     python -m benchmarks.losses_on_shapes
 
 trains a small FCOS (R-18, FPN, torchvision's head) from scratch on the generated `shapes` data, once for each loss and
-learning rate, and writes benchmarks/results/losses_on_shapes/MACHINE.json and .png after every run: what ends the
-benchmark loses no finished one. Every run has the same initial weights, batches, augmentation, optimiser and schedule;
-each loss is the plain sum of its terms. Both losses and the decoding take the points for the centres of the cells:
-torchvision's own anchors stand on the cells' corners, and the matching gets anchors moved to the centres. Detections
-of both come from `dwtriton.postprocess` and are rated by pycocotools on the validation images.
+learning rate, and writes benchmarks/results/losses_on_shapes/MACHINE.json and .png after each run, so that an
+interrupted benchmark keeps the finished ones. Every run has the same initial weights, batches, augmentation, optimiser
+and schedule; each loss is the plain sum of its terms. Points are the centres of the cells in both losses and in
+decoding: torchvision's own anchors are at the corners of the cells, so its matching gets anchors moved to the centres.
+Detections of both come from `dwtriton.postprocess` and are evaluated by pycocotools on the validation images.
 """
 
 import argparse
@@ -52,12 +52,12 @@ from dwtriton.train.settle import settle_for_device
 Targets = list[dict[str, Tensor]]
 Losses = dict[str, Tensor]
 
-EVALUATIONS = 5  # in a run, evenly spread
-SCORE_THRESHOLD = 0.05**2  # of products of two scores; torchvision has 0.05 for their roots
+EVALUATIONS = 5  # in a run, evenly spaced
+SCORE_THRESHOLD = 0.05**2  # for products of two scores; torchvision's 0.05 is for their square roots
 
 
 class SmallFCOS(nn.Module):
-    """torchvision's FCOS with R-18, its outputs as maps: lists over levels of [B, channels, H, W]."""
+    """torchvision's FCOS with R-18, whose outputs are lists over levels of [B, channels, H, W]."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class SmallFCOS(nn.Module):
         self.dual_weight_loss = DualWeightLoss(STRIDES)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Class logits, distances in cells and objectness, float32 also under autocast."""
+        """Return class logits, distances in strides and objectness; float32 also under autocast."""
         levels = list(self.fcos.backbone(images).values())
         flat = self.fcos.head(levels)  # [B, points of all levels, channels]
         sizes = [level.shape[2:] for level in levels]
@@ -89,7 +89,7 @@ class SmallFCOS(nn.Module):
     def own_losses(
         self, cls_logits: list[Tensor], sides: list[Tensor], ctrness: list[Tensor], targets: Targets
     ) -> Losses:
-        """torchvision's matching and its three losses, for points at the centres of the cells."""
+        """Compute torchvision's three losses with its matching, for points at the centres of the cells."""
         named = {"cls_logits": cls_logits, "bbox_regression": sides, "bbox_ctrness": ctrness}
         flat = {name: torch.cat([level.flatten(2) for level in kind], 2).mT for name, kind in named.items()}
         sizes = [tuple(level.shape[2:]) for level in cls_logits]
@@ -102,12 +102,14 @@ class SmallFCOS(nn.Module):
     def dual_weight_losses(
         self, cls_logits: list[Tensor], sides: list[Tensor], objectness: list[Tensor], targets: Targets
     ) -> Losses:
+        """Compute the three losses of Dual Weighting."""
         return self.dual_weight_loss(cls_logits, in_pixels(sides), objectness, targets)
 
     @torch.inference_mode()
     def predict(
         self, images: Tensor, image_sizes: list[tuple[int, int]], scale_factors: list[tuple[float, float]]
     ) -> list[dict[str, Tensor]]:
+        """Return detections in pixels of the original images."""
         cls_logits, sides, objectness = self(images)
         limits = self.inference_cfg.model_dump(exclude={"short_side", "long_side", "compile"}) | {
             "score_threshold": SCORE_THRESHOLD
@@ -119,6 +121,7 @@ LOSSES = {"torchvision": SmallFCOS.own_losses, "dual weighting": SmallFCOS.dual_
 
 
 def in_pixels(sides: list[Tensor]) -> list[Tensor]:
+    """Convert distances in strides to pixels."""
     return [level * stride for level, stride in zip(sides, STRIDES)]
 
 
@@ -178,12 +181,12 @@ def train(
     data: tuple[CocoDataset, CocoDataset],
     display: ProgressDisplay,
 ) -> dict:
-    """One run: its figures on the validation images at the end and on the way, its losses, its milliseconds a step."""
+    """Train a run; return its final metrics on the validation images, AP curve, losses and milliseconds a step."""
     train_set, val_set = data
     torch.manual_seed(cfg.train.seed)
     model = SmallFCOS(cfg).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, cfg.optimizer.model_copy(update={"lr": lr}), cfg.data.batch_size)
-    schedule = cfg.schedule.model_copy(update={"epochs": 1})  # of so many iterations
+    schedule = cfg.schedule.model_copy(update={"epochs": 1})  # an epoch of `iterations`
     speed, totals, times, curve = Speed(), [], [], []
     for iteration, (epoch, batch) in zip(range(iterations), endless(train_loader(train_set, cfg), speed)):
         began = time.perf_counter()
@@ -197,7 +200,7 @@ def train(
         if (iteration + 1) % cfg.train.log_every == 0:
             speed.reset()
         if (iteration + 1) * EVALUATIONS // iterations > iteration * EVALUATIONS // iterations:
-            figures = rate(model, cfg, val_set, device, display)
+            figures = evaluate_model(model, cfg, val_set, device, display)
             curve.append([iteration + 1, significant(figures["AP"])])
     return {
         **{name: significant(figures[name]) for name in ("AP", "AP50", "AP75")},
@@ -208,7 +211,7 @@ def train(
 
 
 def endless(loader: torch.utils.data.DataLoader, speed: Speed) -> Iterator[tuple[int, Batch]]:
-    """(epoch, batch), one epoch after another."""
+    """Yield (epoch, batch), one epoch after another."""
     epoch = 0
     while True:
         loader.batch_sampler.set_epoch(epoch)
@@ -219,7 +222,7 @@ def endless(loader: torch.utils.data.DataLoader, speed: Speed) -> Iterator[tuple
 def step(
     model: SmallFCOS, loss: str, batch: Batch, optimizer: torch.optim.Optimizer, cfg: Config, device: torch.device
 ) -> dict[str, float]:
-    """Update the weights by a batch; returns the terms of the loss before."""
+    """Update the weights by a batch; return the terms of the loss."""
     model.train()
     images = PixelDetector(model, cfg.data).normalise(batch.images.to(device), batch.image_sizes)
     targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
@@ -232,10 +235,10 @@ def step(
     return {name: value.item() for name, value in terms.items()}
 
 
-def rate(
+def evaluate_model(
     model: SmallFCOS, cfg: Config, val_set: CocoDataset, device: torch.device, display: ProgressDisplay
 ) -> dict[str, float]:
-    """COCO figures of the validation images."""
+    """Return the COCO metrics on the validation images."""
     model.eval()
     loader = eval_loader(val_set, cfg)
     with display.stage("evaluating", len(loader)) as advance:

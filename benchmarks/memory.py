@@ -1,10 +1,10 @@
-"""How much memory the training step of each config keeps, counted without a GPU and without computing anything.
+"""Memory that the training step of each config keeps, counted without a GPU and without computing anything.
 
     python -m benchmarks.memory
 
 prints the table of docs/reproduce.md. The network runs on fake tensors, which have a shape, a dtype and a device but no
-content, and the tensors that autograd keeps for the backward pass are added up. What an allocator adds on a real GPU
-(temporary tensors, cuDNN's work space, fragments, the CUDA context) is not in it.
+content, and the sizes of the tensors that autograd keeps for the backward pass are added up. A real GPU needs more:
+temporary tensors, cuDNN's workspace, fragmentation and the CUDA context are not counted.
 """
 
 import torch
@@ -25,14 +25,14 @@ DEVICE = "cuda"  # its autocast decides the dtypes; nothing is allocated there
 
 
 def kept_bytes(name: str, images: int, precision: torch.dtype | None, recompute: bool) -> int:
-    """Bytes that autograd keeps between the forward and the backward pass of a batch, parameters left out."""
+    """Return the bytes that autograd keeps between the forward and the backward pass, without parameters."""
     checkpointing = f"train.activation_checkpointing={str(recompute).lower()}"
     cfg = load_config(name, [checkpointing, "loss.backend=torch", "backbone.weights=none"])
     with FakeTensorMode(), torch.device(DEVICE):
         detector = build_detector(cfg).train()
         batch = torch.empty(images, 3, *IMAGE).to(memory_format=torch.channels_last)
         parameters = {p.untyped_storage()._cdata for p in detector.parameters()}
-        kept = {}  # storages, held so that none is freed and counted twice
+        kept = {}  # storages; held, since an address that is freed and used again would be counted once
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
@@ -54,20 +54,20 @@ def kept_bytes(name: str, images: int, precision: torch.dtype | None, recompute:
 
 
 def state_bytes(name: str) -> int:
-    """Bytes of weights, gradients and momenta in float32."""
+    """Return the bytes of weights, gradients and momenta in float32."""
     with torch.device("meta"):
         parameters = list(build_detector(load_config(name)).parameters())
     return sum(p.numel() * (STATE_BYTES if p.requires_grad else 4) for p in parameters)
 
 
 def row(name: str) -> list[str]:
-    """Cells of a config in the table, by the order of `COLUMNS`: bytes for each GPU, then for each image on it."""
+    """Return the cells of a config in the order of `COLUMNS`: GB on each GPU, then GB for each image on it."""
     an_image = [kept_bytes(name, 2, *setting) - kept_bytes(name, 1, *setting) for setting in SETTINGS.values()]
     return [f"`{name}`", *(f"{count / 1e9:.2f} GB" for count in (state_bytes(name), *an_image))]
 
 
 def markdown_table() -> str:
-    """A row for every config of COCO."""
+    """Return a table with a row for each config of COCO."""
     names = [name for name in config_names() if load_config(name).data.shapes is None]
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(row, names)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -1,4 +1,4 @@
-"""Generated photographs in COCO layout: sizes, files and noise as in COCO, since it is not at hand everywhere."""
+"""Generated photographs in COCO layout, with image sizes, file sizes and noise like COCO's."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZES = ((480, 640), (480, 640), (427, 640), (640, 480))  # (h, w): COCO's commonest, three quarters of them landscape
+SIZES = (
+    (480, 640),
+    (480, 640),
+    (427, 640),
+    (640, 480),
+)  # (h, w): the most common of COCO, three quarters of them landscape
 BOXES = 7  # an image, the mean of COCO
 CLASSES = 80
 QUALITY = 90  # of the JPEG files
-SLOPE = 1.1  # amplitude of a spatial frequency f is f**-SLOPE, near that of natural scenes
+SLOPE = 1.1  # the amplitude of spatial frequency f is f**-SLOPE, about as in natural scenes
 
 
 def write_photos(root: Path, count: int, seed: int = 0) -> int:
-    """Write `count` training images with boxes in COCO layout below `root`; returns the mean size of a file in bytes.
+    """Write `count` training images with boxes in COCO layout below `root`; return the mean size of a file in bytes.
 
     An image is noise with the falling spectrum of natural scenes, its channels correlated as brightness and faint
-    colour: neither flat nor white, and its file about as large as COCO's, whose mean is 160 kB.
+    colour. Its file is about as large as COCO's, whose mean is 160 kB.
     """
     rng = np.random.default_rng(seed)
     folder = root / "train2017"
@@ -39,7 +44,7 @@ def write_photos(root: Path, count: int, seed: int = 0) -> int:
 
 
 def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3]."""
+    """Return noise with the spectrum of a photograph, uint8 [h, w, 3]."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))  # [h, w // 2 + 1]
     frequency[0, 0] = np.inf  # no constant part
     spectrum = np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency**SLOPE

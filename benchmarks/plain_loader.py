@@ -1,4 +1,4 @@
-"""The loader that one writes with torchvision alone: CocoDetection, PIL images, transforms v2, padded batches."""
+"""A loader written with torchvision alone: CocoDetection, PIL images, transforms v2, padded batches."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from dwtriton.data.transforms import resized_size
 
 
 def plain_steps(cfg: DataConfig, boxes: torch.Tensor) -> dict[str, Callable]:
-    """What happens to a file and then to its image and boxes, xyxy [G, 4], step by step."""
+    """Return the steps from a path to image and boxes, xyxy [G, 4], and from these to the input of a network."""
     mean, std = ([value / 255 for value in values] for values in (cfg.mean, cfg.std))
 
     def decode(path: str) -> tuple[Image.Image, BoundingBoxes]:
@@ -26,7 +26,7 @@ def plain_steps(cfg: DataConfig, boxes: torch.Tensor) -> dict[str, Callable]:
 
     def resize(image: Image.Image, target: BoundingBoxes | dict) -> tuple:
         size = resized_size(image.height, image.width, cfg.short_side[0], cfg.long_side)
-        return v2.Resize(size)(image, target)  # of a short side alone it rounds the long one down
+        return v2.Resize(size)(image, target)  # given a short side alone, it would round the long one down
 
     return {
         "decode": decode,
@@ -37,15 +37,15 @@ def plain_steps(cfg: DataConfig, boxes: torch.Tensor) -> dict[str, Callable]:
 
 
 def plain_dataset(cfg: DataConfig) -> Dataset:
-    """Items are an image, float32 [3, h, w], and its target, in the order of the image ids."""
+    """Return a data set of (image, float32 [3, h, w]; target), in the order of the image ids."""
     _, *transforms = plain_steps(cfg, torch.empty(0, 4)).values()
     files = cfg.root / cfg.train_images, cfg.root / cfg.train_annotations
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
         return wrap_dataset_for_transforms_v2(CocoDetection(*files, transforms=v2.Compose(transforms)))
 
 
 def plain_collate(items: list[tuple], size_divisor: int) -> tuple[torch.Tensor, list[dict]]:
-    """Pad to multiples of `size_divisor` and to the largest of the batch."""
+    """Pad images to the largest of the batch and to multiples of `size_divisor`."""
     images, targets = zip(*items)
     height, width = (-(-max(image.shape[axis] for image in images) // size_divisor) * size_divisor for axis in (1, 2))
     padded = [v2.functional.pad(image, [0, 0, width - image.shape[2], height - image.shape[1]]) for image in images]
@@ -53,6 +53,7 @@ def plain_collate(items: list[tuple], size_divisor: int) -> tuple[torch.Tensor, 
 
 
 def plain_loader(dataset: Dataset, cfg: DataConfig, batches: list[list[int]]) -> DataLoader:
+    """Return a loader of the given batches of indices."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -1,12 +1,11 @@
-"""Inference of whole detectors, from the bytes of a batch in main memory to detections, one image and many at a time.
+"""Inference of whole detectors, from the bytes of a batch in CPU memory to detections, one image and many at a time.
 
     python -m benchmarks.predict
 
 times r50_1x, eager and compiled up to the decoded candidates, against torchvision's FCOS with the same thresholds, and
-writes benchmarks/results/predict/MACHINE.json and .png, again after each measurement. One that fails is recorded with
-its error; if it is ours, the exit code is 1 at the end. Weights are fresh, with the class bias shifted until about a
-tenth of an image's candidates pass the threshold, torchvision's too: about as much is left to select as in a trained
-detector's images.
+writes benchmarks/results/predict/MACHINE.json and .png after each measurement. One that fails is recorded with its
+error; if it is ours, the exit code is 1. Weights are fresh; the class bias of all detectors is shifted so that about a
+tenth of the candidates of an image pass the threshold, about as many as in a trained detector.
 """
 
 import argparse
@@ -18,13 +17,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.detectors import Step, autocast, benchmark_config, make_batch, make_torchvision
-from benchmarks.machine import machine
+from benchmarks.machine import find_device, machine
 from benchmarks.predict_report import draw, markdown_table
 from benchmarks.recording import RESULTS, reason, record, results_file, significant
 from benchmarks.train_step import measure_steps, median_ms, start_afresh, synchronise
 from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
-from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
 from dwtriton.data.batch import Batch
 from dwtriton.model.detector import build_detector
@@ -32,15 +30,13 @@ from dwtriton.model.pixels import PixelDetector, compile_predict
 
 METHODS = ("compiled", "eager", "torchvision", "torchvision compiled")
 OURS = ("compiled", "eager")
-PASSING = 0.1  # of the candidates
+PASSING_SHARE = 0.1  # of the candidates
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
-    torch._logging.set_logs(all=logging.ERROR)  # torchvision's graph breaks fill the console
+    device = find_device(args.device)
+    torch._logging.set_logs(all=logging.ERROR)  # not a line for each graph break of torchvision
     start = time.perf_counter()
     size = (args.height, args.width)
     cfg = benchmark_config(args.cfg, [size], 16, args.precision, "off")
@@ -81,7 +77,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def measure_row(
     method: str, cfg: Config, size: tuple[int, int], images: int, args: argparse.Namespace, device: torch.device
 ) -> dict:
-    """Everything about one contestant and size of batch; if it fails, the error as `skipped`."""
+    """Measure a method with one size of batch; if it fails, the row has the error as `skipped`."""
     print(f"{method}, {images} images ...", flush=True)
     batch = make_batch(size, [0] * images, cfg.head.num_classes, pinned=device.type == "cuda")
     row: dict = {"method": method, "batch": images}
@@ -105,14 +101,12 @@ def measure_row(
 
 
 def own_predict(cfg: Config, batch: Batch, device: torch.device, mode: str) -> tuple[Step, Step]:
-    """Detections of the batch; and their selection among the candidates, alone."""
+    """Return a function that detects in the batch, and one that only selects among its candidates."""
     torch.manual_seed(0)
     detector = build_detector(cfg).to(device, memory_format=torch.channels_last).eval()
     network = PixelDetector(detector, cfg.data)
     predict = compile_predict(network, mode)
-
     images = batch.images.to(device)
-
     with torch.inference_mode():
         scores = network.candidates(images, batch.image_sizes).scores
     shift_scores(detector.head.class_conv.bias, scores, cfg.inference.score_threshold)
@@ -127,6 +121,7 @@ def own_predict(cfg: Config, batch: Batch, device: torch.device, mode: str) -> t
 
 
 def torchvision_predict(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
+    """Return a function that detects in the batch by torchvision's FCOS."""
     torch.manual_seed(0)
     detector = make_torchvision(cfg, size, device).eval()
     forward = torch.compile(detector) if compiled else detector
@@ -150,10 +145,10 @@ def torchvision_predict(cfg: Config, batch: Batch, size: tuple[int, int], device
 
 
 def shift_scores(class_bias: Tensor, scores: Tensor, threshold: float) -> None:
-    """Shift the class logits until about a share of PASSING of the candidates, which now have `scores`, is above."""
+    """Shift the class logits until about PASSING_SHARE of the candidates, which now have `scores`, are above."""
     limit = scores.new_tensor(threshold).logit()
     with torch.no_grad():
-        class_bias += limit - scores.flatten().quantile(1 - PASSING).logit()
+        class_bias += limit - scores.flatten().quantile(1 - PASSING_SHARE).logit()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.recording import caption, save_figure
 
-TABLE_HEAD = "| contestant | images in a batch | images/s |"
+TABLE_HEAD = "| method | images in a batch | images/s |"
 
 
 def markdown_table(results: dict) -> str:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.recording import caption, save_figure
 
-TABLE_HEAD = "| contestant | images/s | times the first | ms a step |"
+TABLE_HEAD = "| method | images/s | times the first | ms a step |"
 PARTS = ("data", "backbone", "fpn", "head", "loss", "backward", "optimiser")
 
 

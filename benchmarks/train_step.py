@@ -1,18 +1,17 @@
-"""Training steps of whole detectors: images a second, milliseconds by part, memory, and what must not happen.
+"""Training steps of whole detectors: images a second, milliseconds by part, memory, recompilations and host syncs.
 
     python -m benchmarks.train_step
 
-times steps of r50_1x from the bytes of a batch in main memory to the updated weights, against the same with other
-losses and torchvision's FCOS (see detectors.py), and writes benchmarks/results/train_step/MACHINE.json and .png,
-again after each contestant. One that fails is recorded with its error; if it is a compiled or a Triton one of ours, the
-exit code is 1 at the end.
+times steps of r50_1x from the bytes of a batch in CPU memory to the updated weights, with our losses, the released
+algorithm, and torchvision's FCOS (see detectors.py), and writes benchmarks/results/train_step/MACHINE.json and .png
+after each method. A method that fails is recorded with its error; if one of MUST_RUN fails, the exit code is 1.
 
-Steps follow each other without waiting; images/s come from the wall clock over all of them. Parts are differences
-between forward passes that end earlier and later, each compiled for itself (in the mode default) where the contestant
-is compiled; the loader has a benchmark of its own. The share of the loss is the profiler's (loss_share.py). Memory is
-the peak of all that the contestant holds on a GPU, and on a CPU of what a step holds beyond weights and momenta.
-`varied` are steps of compiled training on batches of all buckets with 0 to 100 boxes an image and some without any, in
-which graphs, graph breaks and waits of the host are counted.
+Steps are queued without waiting for the device; images/s are wall-clock rates over all of them. Times of parts are
+differences between forward passes that end after one part and after the next, each compiled alone (in the mode default)
+where the method is compiled; the loader has a benchmark of its own. The share of the loss is measured by the profiler
+(loss_share.py). Memory is, on a GPU, the peak of everything allocated; on a CPU, the peak of a step beyond weights and
+momenta. `varied` counts graphs, graph breaks and host syncs of compiled steps on batches of all buckets with 0 to 100
+boxes an image, some of them without any.
 """
 
 import argparse
@@ -28,8 +27,8 @@ from statistics import median
 import torch
 
 from benchmarks.detectors import (
-    OURS,
-    TRAINING,
+    OUR_DETECTOR,
+    TRAIN_METHODS,
     Step,
     autocast,
     benchmark_config,
@@ -41,12 +40,12 @@ from benchmarks.detectors import (
 )
 from benchmarks.flops import image_flops, peak_flops
 from benchmarks.loss_share import loss_share
-from benchmarks.machine import machine
+from benchmarks.machine import find_device, machine
+from benchmarks.methods import graph_breaks
 from benchmarks.recording import RESULTS, reason, record, results_file, significant
 from benchmarks.train_report import draw, markdown_table
 from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
-from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import to_device
 from dwtriton.model.pixels import PixelDetector
@@ -54,17 +53,15 @@ from dwtriton.train.compile import GraphWatch
 from dwtriton.train.step import TrainStep
 from tests.support.peak import peak_bytes
 
-MUST_RUN = ("compiled", "triton")  # the others are baselines
-BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, in turn; the mean of COCO is 7
-WARM_UP = 3  # steps
+MUST_RUN = ("compiled", "triton")  # if these fail, the benchmark fails
+BOXES = (7, 3, 0, 12, 1, 20, 5, 8)  # of the images of a batch, repeated; the mean of COCO is 7
+WARM_UP_STEPS = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
-    torch._logging.set_logs(all=logging.ERROR)  # torchvision's graph breaks fill the console
+    device = find_device(args.device)
+    torch._logging.set_logs(all=logging.ERROR)  # not a line for each graph break of torchvision
     start = time.perf_counter()
     size = (args.height, args.width)
     cfg = benchmark_config(args.cfg, [size, size[::-1]], args.images, args.precision, args.mode)
@@ -79,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     peak = peak_flops(results["machine"]["name"]) if args.precision == "bfloat16" else None
     for method in args.methods:
         row = measure_row(method, cfg, size, device, args.seconds)
-        if peak and method in OURS and "images_s" in row:
+        if peak and method in OUR_DETECTOR and "images_s" in row:
             row["mfu"] = significant(results["flops_image"] * row["images_s"] / peak)
         results["rows"].append(row)
         record(results, args.out, draw)
@@ -97,19 +94,19 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--cfg", default="r50_1x", help="config (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", choices=TRAINING, help="default: all; triton only on a GPU")
+    parser.add_argument("--methods", nargs="+", choices=TRAIN_METHODS, help="default: all; triton only on a GPU")
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1344)
     parser.add_argument("--images", type=int, help="in a step (default: 16 on a GPU, 2 on a CPU)")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--mode", default="default", help="of torch.compile (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each contestant, at least three steps")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each method, at least three steps")
     parser.add_argument("--varied", type=int, help="steps of varied batches, 0: none (default: 2000, 10 on a CPU)")
-    parser.add_argument("--varied-seconds", type=float, default=240.0, help="at most for these")
+    parser.add_argument("--varied-seconds", type=float, default=240.0, help="limit for them")
     parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
     args = parser.parse_args(arguments)
     cuda = args.device == "cuda"
-    args.methods = args.methods or [method for method in TRAINING if cuda or method != "triton"]
+    args.methods = args.methods or [method for method in TRAIN_METHODS if cuda or method != "triton"]
     args.images = args.images or (16 if cuda else 2)
     args.precision = args.precision or ("bfloat16" if cuda else "float32")
     args.varied = (2000 if cuda else 10) if args.varied is None else args.varied
@@ -118,21 +115,21 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure_row(method: str, cfg: Config, size: tuple[int, int], device: torch.device, seconds: float) -> dict:
-    """Everything about one contestant; if it fails, what was measured before, and the error as `skipped`."""
-    print(f"{TRAINING[method]} ...", flush=True)
+    """Measure a method; if it fails, the row has what was measured before, and the error as `skipped`."""
+    print(f"{TRAIN_METHODS[method]} ...", flush=True)
     start_afresh(device)
     count = cfg.data.batch_size
     boxes = [BOXES[i % len(BOXES)] for i in range(count)]
     batch = make_batch(size, boxes, cfg.head.num_classes, pinned=device.type == "cuda")
     row: dict = {"method": method}
     try:
-        if method in OURS:
+        if method in OUR_DETECTOR:
             train_step = make_train_step(method, cfg, device, capacity=100 * count)
             step = partial(train_step, [batch], 1.0)
         else:
             step = torchvision_step(cfg, batch, size, device, compiled=method.endswith("compiled"))
         row |= measure_steps(step, count, device, seconds)
-        if method in OURS:
+        if method in OUR_DETECTOR:
             if share := loss_share(step, device):
                 row["loss_share"] = significant(share)
             row["parts_ms"] = measure_parts(train_step, batch, row["ms"], device, seconds / 4)
@@ -143,7 +140,7 @@ def measure_row(method: str, cfg: Config, size: tuple[int, int], device: torch.d
 
 
 def attempt(measure: Callable[[], dict]) -> dict:
-    """What `measure` returns, or its error as `skipped`."""
+    """Return what `measure` returns, or its error as `skipped`."""
     try:
         return measure()
     except Exception as error:
@@ -151,7 +148,7 @@ def attempt(measure: Callable[[], dict]) -> dict:
 
 
 def start_afresh(device: torch.device) -> None:
-    """Without the graphs and the memory of whoever came before."""
+    """Free the graphs and the memory of the method before."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -159,9 +156,9 @@ def start_afresh(device: torch.device) -> None:
 
 
 def measure_steps(step: Step, images: int, device: torch.device, seconds: float) -> dict:
-    """Rate and peak of the memory of steps one after another; the first ones, which may compile, are told apart."""
+    """Return rate and peak memory of consecutive steps; the warm-up, which may compile, is timed separately."""
     began = time.perf_counter()
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP_STEPS):
         step()
     synchronise(device)
     warm_up = time.perf_counter() - began
@@ -186,7 +183,7 @@ def measure_steps(step: Step, images: int, device: torch.device, seconds: float)
 def measure_parts(
     train_step: TrainStep, batch, step_ms: float, device: torch.device, seconds: float
 ) -> dict[str, float]:
-    """Milliseconds of each part of a step; forward parts are measured by themselves, the optimiser too."""
+    """Return the milliseconds of each part of a step; the backward pass is what the other parts leave of `step_ms`."""
     cfg, detector = train_step.cfg, train_step.detector
     network = PixelDetector(detector, cfg.data)
 
@@ -211,6 +208,7 @@ def measure_parts(
 
 
 def median_ms(step: Step, device: torch.device, seconds: float) -> float:
+    """Return the median ms of a call, each waiting for the device."""
     step()
     synchronise(device)
     times, stop = [], time.perf_counter() + seconds
@@ -223,7 +221,7 @@ def median_ms(step: Step, device: torch.device, seconds: float) -> float:
 
 
 def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) -> dict:
-    """Graphs, graph breaks and waits of the host in steps whose batches differ in size and numbers of boxes."""
+    """Count graphs, graph breaks and host syncs of steps whose batches differ in size and numbers of boxes."""
     images, pinned = cfg.data.batch_size, device.type == "cuda"
     train_step = make_train_step("compiled", cfg, device, capacity=100 * images)
     expected = len(cfg.data.buckets)
@@ -253,7 +251,7 @@ def varied_steps(cfg: Config, device: torch.device, count: int, seconds: float) 
 
 
 def count_syncs(step: Step, device: torch.device) -> int:
-    """How often the host waits for the device in a step."""
+    """Run a step and return how often the host waits for the device in it."""
     if device.type != "cuda":
         step()
         return 0
@@ -267,11 +265,8 @@ def count_syncs(step: Step, device: torch.device) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def graph_breaks() -> int:
-    return sum(torch._dynamo.utils.counters["graph_break"].values())
-
-
 def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""The benchmarks of training steps and inference: fair contestants, and each failure recorded."""
+"""The benchmarks of training steps and inference: fair comparisons, and each failure recorded."""
 
 import json
 from collections import Counter
@@ -72,7 +72,7 @@ def fail(*_arguments, **_options):
     raise RuntimeError("no such luck\nat all")
 
 
-def test_a_contestant_that_fails_is_recorded_and_the_others_go_on(quick, tmp_path, monkeypatch, capsys):
+def test_a_method_that_fails_is_recorded_and_the_others_go_on(quick, tmp_path, monkeypatch, capsys):
     """The exit code tells whether it was one of those that must run."""
     out = tmp_path / "steps.json"
     make = train_step.make_train_step
@@ -143,9 +143,9 @@ def test_torchvisions_detector_trains_the_same_parameters_as_ours():
     meta = torch.device("meta")
     cfg = detectors.benchmark_config("r50_1x", [(64, 96)], 2, "float32", "off")
     with meta:
-        contestants = [detectors.build_detector(cfg).train(), detectors.make_torchvision(cfg, (64, 96), meta).train()]
+        pair = [detectors.build_detector(cfg).train(), detectors.make_torchvision(cfg, (64, 96), meta).train()]
     groups = []
-    for detector in contestants:
+    for detector in pair:
         optimizer = detectors.build_optimizer(detector, cfg.optimizer, 2)
         groups.append([Counter(p.shape for p in group["params"]) for group in optimizer.param_groups])
         norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -236,12 +236,12 @@ def test_operations_of_a_network_are_counted():
 
 @pytest.mark.gpu
 @needs_gpu
-def test_steps_and_inference_of_all_contestants_are_measured_on_a_gpu(tmp_path):
+def test_steps_and_inference_of_all_methods_are_measured_on_a_gpu(tmp_path):
     small = ["--device", "cuda", *SMALL[2:], "--precision", "bfloat16"]
     assert train_step.main([*small, "--images", "2", "--varied", "8", "--out", str(tmp_path / "steps.json")]) == 0
     results = json.loads((tmp_path / "steps.json").read_text())
     rows = {row["method"]: row for row in results["rows"]}
-    assert rows.keys() == detectors.TRAINING.keys()
+    assert rows.keys() == detectors.TRAIN_METHODS.keys()
     assert not [row for row in rows.values() if "skipped" in row]
     assert {method for method, row in rows.items() if "loss_share" in row} == {"compiled", "triton", "eager"}
     assert results["varied"]["steps"] == 8

@@ -1,4 +1,4 @@
-"""The benchmark of the loss: each contestant computes what it should, and a wrong result is refused."""
+"""The benchmark of the loss: each method computes what it should, and a wrong result is refused."""
 
 import json
 

@@ -95,7 +95,7 @@ def test_finished_runs_are_kept_whatever_happens_to_the_next(tiny, shapes_root, 
     assert out.with_suffix(".png").exists()
     assert {line.count("|") for line in losses_report.markdown_table(results).splitlines()} == {7}
 
-    monkeypatch.setattr(losses_on_shapes, "rate", lambda *_: {"AP": 0.1, "AP50": 0.3, "AP75": 0.05})
+    monkeypatch.setattr(losses_on_shapes, "evaluate_model", lambda *_: {"AP": 0.1, "AP50": 0.3, "AP75": 0.05})
     with pytest.raises(KeyboardInterrupt):
         runs(torchvision=losses_on_shapes.SmallFCOS.own_losses, dual_weighting=cut_off)
     results = json.loads(out.read_text())
