@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dwtriton.core.files import write_text
-from dwtriton.evaluate.coco_metrics import Evaluation
 
 
 class MetricsFile:
@@ -19,26 +18,13 @@ class MetricsFile:
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8", buffering=1)  # by lines: a killed process loses no row
 
-    def close(self) -> None:
-        self._file.close()
-
-    def step(self, iteration: int, epoch: int, lr: float, losses: dict[str, float]) -> None:
-        """Write the row of an iteration; it and the epoch count from 1."""
-        self._write(kind="step", iteration=iteration, epoch=epoch, lr=lr, **losses)
-
-    def evaluation(self, iteration: int, epoch: int, evaluation: Evaluation) -> None:
-        """Write the row of an evaluation."""
-        self._write(
-            kind="evaluation", iteration=iteration, epoch=epoch, **evaluation.metrics, class_ap=evaluation.class_ap
-        )
-
-    def evaluations(self) -> list[dict]:
-        """Return the rows of all evaluations so far."""
-        return [row for row in self.rows if row["kind"] == "evaluation"]
-
-    def _write(self, **row) -> None:
+    def write(self, row: dict) -> None:
+        """Append a row: `kind` ("step" or "evaluation"), `iteration` and `epoch`, both from 1, then the figures."""
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -62,8 +48,7 @@ class Speed:
         """Yield the batches and measure how long each was waited for."""
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
+            if (batch := next(batches, None)) is None:
                 return
             self.waited += time.perf_counter() - asked
             self.images += len(batch.images) * self.world_size
@@ -75,8 +60,7 @@ class Speed:
         return self.images / elapsed, self.waited / elapsed
 
     def __str__(self) -> str:
-        images_per_second, waited = self.read()
-        return f"{images_per_second:.1f} images/s  data wait {waited:.0%}"
+        return "{:.1f} images/s  data wait {:.0%}".format(*self.read())
 
 
 def losses_line(losses: dict[str, float]) -> str:

@@ -219,11 +219,11 @@ class Trainer:
         pending, self.pending = self.pending, None
         losses = pending.read(self.last_checkpoint)
         if self.folder:
-            self.folder.step(pending.iteration, pending.epoch, pending.lr, losses)
+            self.folder.record("step", pending.iteration, pending.epoch, lr=pending.lr, **losses)
         self.display.advance(what=f"epoch {pending.epoch}", figures=f"{losses_line(losses)}  {self.speed}")
         if pending.iteration % self.cfg.train.log_every == 0:
             if self.folder:
-                self.folder.speed(pending.iteration, self.speed)
+                self.folder.record_speed(pending.iteration, self.speed)
             self.speed.reset()
 
     def save(self) -> None:
@@ -252,7 +252,7 @@ class Trainer:
             results, broken = gathered
             self._report_broken(broken)
             evaluation = evaluate(self.val_set.coco, results)
-            self.folder.evaluation(self.iteration, epoch, evaluation, self.val_set, results)
+            self.folder.record_evaluation(self.iteration, epoch, evaluation, self.val_set, results)
         metrics = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         print_line(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {metrics}")
         return evaluation

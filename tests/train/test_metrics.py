@@ -6,17 +6,19 @@ import pytest
 
 from dwtriton.train.metrics import MetricsFile, Speed, read_metrics
 
-LOSSES = {"loss": 1.5}
+
+def row(iteration, lr=0.1):
+    return {"kind": "step", "iteration": iteration, "epoch": 1, "lr": lr, "loss": 1.5}
 
 
 def test_rows_are_on_disk_at_once_through_a_file_that_stays_open(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
     for iteration in (1, 2):
-        metrics.step(iteration, 1, 0.1, LOSSES)
+        metrics.write(row(iteration))
         assert read_metrics(path) == metrics.rows  # a process killed now would lose nothing
     path.rename(tmp_path / "moved")
-    metrics.step(3, 1, 0.1, LOSSES)
+    metrics.write(row(3))
     metrics.close()
     assert not path.exists()  # nor was it opened again
     assert [row["iteration"] for row in read_metrics(tmp_path / "moved")] == [1, 2, 3]
@@ -26,10 +28,10 @@ def test_a_resumed_run_drops_the_rows_that_it_will_write_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
     for iteration in (1, 2, 3):
-        metrics.step(iteration, 1, 0.1, LOSSES)
+        metrics.write(row(iteration))
     metrics.close()
     resumed = MetricsFile(path, iteration=2)
-    resumed.step(3, 1, 0.2, LOSSES)
+    resumed.write(row(3, lr=0.2))
     resumed.close()
     assert [(row["iteration"], row["lr"]) for row in read_metrics(path)] == [(1, 0.1), (2, 0.1), (3, 0.2)]
 

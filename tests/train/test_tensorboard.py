@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dwtriton.core.errors import UserError
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
-from dwtriton.train.tensorboard import TensorBoard
+from dwtriton.train.tensorboard import open_writer, write_row
 from dwtriton.train.trainer import Trainer
 
 STEP_FIGURES = ("loss", "loss_cls_pos", "loss_loc", "loss_cls_neg", "lr")
@@ -71,8 +71,8 @@ def test_event_files_hold_curves_and_pictures_and_go_on_after_a_resume(tiny, tmp
     assert min(picture.width, picture.height) > 300
 
     again = Trainer(tiny("train.tensorboard=true"), out, console, resume=True)
-    again.folder.tensorboard.writer.add_scalar("train/loss", 99, 1 + last)  # as of a run that died after its checkpoint
-    again.folder.tensorboard.close()
+    again.folder.events.add_scalar("train/loss", 99, 1 + last)  # as of a run that died after its checkpoint
+    again.folder.events.close()
     again = Trainer(tiny("train.tensorboard=true"), out, console, resume=True)
     again.fit()
     events, steps, evaluations = assert_events_hold_the_metrics(out)
@@ -83,16 +83,16 @@ def test_event_files_hold_curves_and_pictures_and_go_on_after_a_resume(tiny, tmp
 def test_a_run_resumed_with_the_key_gets_its_whole_history(finished, tmp_path):
     shutil.copyfile(finished[0] / "metrics.jsonl", tmp_path / "metrics.jsonl")
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    TensorBoard(tmp_path, rows[-1]["iteration"], rows).close()
+    open_writer(tmp_path, rows[-1]["iteration"], rows).close()
     assert_events_hold_the_metrics(tmp_path)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_leaves_nothing_in_the_curves(tmp_path):
     for losses in ([9.0, 8.0, 7.0], [5.0, 4.0]):
-        tensorboard = TensorBoard(tmp_path, 0, [])
+        writer = open_writer(tmp_path, 0, [])
         for iteration, loss in enumerate(losses, 1):
-            tensorboard.row({"kind": "step", "iteration": iteration, "epoch": 1, "loss": loss})
-        tensorboard.close()
+            write_row(writer, {"kind": "step", "iteration": iteration, "epoch": 1, "loss": loss})
+        writer.close()
     assert scalars(read_events(tmp_path), "train/loss") == [(1, 5.0), (2, 4.0)]
 
 
