@@ -3,20 +3,10 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from dwtriton.core.files import write_atomically
-
-
-@dataclass
-class _Run:
-    """Records of consecutive image ids, one after another in the temporary file."""
-
-    first_id: int
-    offset: int  # bytes
-    count: int = 1
 
 
 class DetectionsWriter:
@@ -30,8 +20,8 @@ class DetectionsWriter:
     def __init__(self, folder: Path) -> None:
         """Open the temporary file in `folder`, where the COCO file will need as much space."""
         self._records = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- closed in __exit__
-        self._runs: list[_Run] = []
-        self._drawn: dict[str, str] = {}
+        self._runs: list[list[int]] = []  # of ids that follow each other: begin, end and offset in bytes
+        self._drawn: dict[str, dict[str, str]] = {}  # by file name
         self.images = self.frames = self.detections = self.last_id = 0
 
     def __enter__(self) -> Self:
@@ -44,10 +34,10 @@ class DetectionsWriter:
         """Add one image, a frame if it has a `frame_id`, and its annotations; image ids may come in any order."""
         offset = self._records.tell()
         self._records.write(json.dumps([image, annotations]).encode() + b"\n")
-        if self._runs and self._runs[-1].first_id + self._runs[-1].count == image["id"]:
-            self._runs[-1].count += 1
+        if self._runs and self._runs[-1][1] == image["id"]:
+            self._runs[-1][1] += 1
         else:
-            self._runs.append(_Run(image["id"], offset))
+            self._runs.append([image["id"], image["id"] + 1, offset])
         self.last_id = max(self.last_id, image["id"])
         self.frames += "frame_id" in image
         self.images += "frame_id" not in image
@@ -55,13 +45,13 @@ class DetectionsWriter:
 
     def set_drawn(self, file_name: str, picture: str) -> None:
         """Note the picture or video that was drawn of the images with this `file_name`."""
-        self._drawn[file_name] = picture
+        self._drawn[file_name] = {"drawn": picture}
 
     def write(self, path: Path, info: dict[str, Any], categories: list[dict[str, Any]]) -> None:
         """Write the COCO file, whole or not at all: images by id, annotations numbered in the same order."""
 
         def write_coco(file: Path) -> None:
-            images = (image | self._drawn_as(image) for image, _ in self._read())
+            images = (image | self._drawn.get(image["file_name"], {}) for image, _ in self._read())
             annotations = (annotation for _, annotations in self._read() for annotation in annotations)
             with file.open("w", encoding="utf-8") as out:
                 out.write(f'{{"info": {json.dumps(info)}, "images": [')
@@ -72,15 +62,11 @@ class DetectionsWriter:
 
         write_atomically(path, write_coco)
 
-    def _drawn_as(self, image: dict[str, Any]) -> dict[str, str]:
-        picture = self._drawn.get(image["file_name"])
-        return {"drawn": picture} if picture else {}
-
     def _read(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Yield images and their annotations by image id."""
-        for run in sorted(self._runs, key=lambda run: run.first_id):
-            self._records.seek(run.offset)
-            for _ in range(run.count):
+        for begin, end, offset in sorted(self._runs):
+            self._records.seek(offset)
+            for _ in range(begin, end):
                 yield json.loads(self._records.readline())
 
 

@@ -97,4 +97,4 @@ def test_only_runs_of_ids_are_kept(frames, tmp_path):
     with DetectionsWriter(tmp_path) as writer:
         for number in (3, 1, 2, *range(4, 4 + frames)):
             writer.add({"id": number, "file_name": ""}, [])
-        assert [(run.first_id, run.count) for run in writer._runs] == [(3, 1), (1, 2), (4, frames)]
+        assert [run[:2] for run in writer._runs] == [[3, 4], [1, 3], [4, 4 + frames]]
