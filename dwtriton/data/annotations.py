@@ -32,6 +32,11 @@ class Records(NamedTuple):
     annotations: dict[int, dict[str, Any]]
     fatal: list[str]
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the categories by id, in the order of the ids, which is that of the labels."""
+        return {id_: str(self.categories[id_]["name"]) for id_ in sorted(self.categories)}
+
 
 def read_valid_records(path: Path) -> Records:
     """Read a COCO detection file. Raises DataError if it cannot be read or if anything in it is fatal."""

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from dwtriton.config.schema import DataConfig, InferenceConfig
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.layout import SplitName, layout_error, split_paths
 from dwtriton.data.problems import DataProblems
-from dwtriton.data.transforms import draw_augmentation, resized_size, transform
-from dwtriton.data.usable import MissingImagesError, choose_usable
+from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size
+from dwtriton.data.usable import choose_usable
+
+SplitName = Literal["train", "val"]
 
 
 class SampleRequest(NamedTuple):
@@ -64,28 +65,32 @@ class CocoDataset(Dataset):
     def __init__(
         self, cfg: DataConfig, split: SplitName, keep_crowd: bool = False, inference: InferenceConfig | None = None
     ) -> None:
-        self.cfg, self.inference = cfg, inference or InferenceConfig()
         self.training = split == "train"
+        if not self.training:
+            test = inference or InferenceConfig()
+            fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side, "flip": 0.0}
+            cfg = cfg.model_copy(update=fixed)
+        self.cfg = cfg  # with the sizes of this split
         self.problems = DataProblems()
-        paths = split_paths(cfg, split)
-        records = read_valid_records(paths.annotations)
-        try:
-            usable = choose_usable(records, paths.images, self.training, self.problems)
-        except MissingImagesError as error:
-            raise layout_error(cfg, str(error), (split,)) from None
+        folder = cfg.root / getattr(cfg, f"{split}_images")
+        records = read_valid_records(cfg.root / getattr(cfg, f"{split}_annotations"))
+        usable = choose_usable(records, folder, self.training, self.problems)
         self.info = records.info
         if not self.training:
             self.coco = _ground_truth(records, usable.annotations)
-        self.category_ids = sorted(records.categories)
-        self.class_names: list[str] = [str(records.categories[id_]["name"]) for id_ in self.category_ids]
+        self.category_ids, self.class_names = list(records.class_names), list(records.class_names.values())
         self.image_ids: list[int] = [image["id"] for image in usable.images]
-        self.paths = [str(paths.images / image["file_name"]) for image in usable.images]
+        self.paths = [str(folder / image["file_name"]) for image in usable.images]
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
         self._targets = [_to_target(usable.boxes[image_id], label_of, keep_crowd) for image_id in self.image_ids]
         self._sizes = np.array([(image["height"], image["width"]) for image in usable.images])  # [N, 2]
         self.landscape = self._sizes[:, 1] > self._sizes[:, 0]
         self.aspects = self._sizes[:, 0] / self._sizes[:, 1]
-        self.fingerprint = self._fingerprint()
+        digest = hashlib.sha256(repr((self.image_ids, self._sizes.tolist())).encode())
+        for target in self._targets:
+            for array in target.values():
+                digest.update(array.tobytes())
+        self.fingerprint = digest.hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -104,8 +109,8 @@ class CocoDataset(Dataset):
 
     def network_size(self, request: SampleRequest) -> Size:
         """(h, w) of an item in the network, before padding."""
-        short_side, long_side, _ = self._augmentation(request)
-        return resized_size(*self._sizes[request.index].tolist(), short_side, long_side)
+        short_side, _ = draw_augmentation(self.cfg, request.seed)
+        return resized_size(*self._sizes[request.index].tolist(), short_side, self.cfg.long_side)
 
     def padded_size(self, requests: Iterable[SampleRequest]) -> Size:
         """(h, w) that a batch of these requests needs: the smallest multiples of the divisor that hold its images."""
@@ -113,14 +118,10 @@ class CocoDataset(Dataset):
 
     def largest_sizes(self) -> list[Size]:
         """The largest (h, w) that batches of either orientation can need."""
-        short, long = (
-            (self.cfg.short_side[1], self.cfg.long_side)
-            if self.training
-            else (self.inference.short_side, self.inference.long_side)
-        )
+        limits = self.cfg.short_side[1], self.cfg.long_side
         groups = [self._sizes[self.landscape == wide].tolist() for wide in (False, True)]
         return [
-            padded_size((resized_size(*size, short, long) for size in group), self.cfg.size_divisor)
+            padded_size((resized_size(*size, *limits) for size in group), self.cfg.size_divisor)
             for group in groups
             if group
         ]
@@ -135,13 +136,6 @@ class CocoDataset(Dataset):
         All may be the same image: a small group of one orientation repeats, and so do replacements of broken files.
         """
         return images * max(map(self.box_count, range(len(self))))
-
-    def _augmentation(self, request: SampleRequest) -> tuple[int, int, bool]:
-        """Limits of the short and of the long side in pixels, and whether to flip."""
-        if not self.training:
-            return self.inference.short_side, self.inference.long_side, False
-        short_side, flipped = draw_augmentation(self.cfg, request.seed)
-        return short_side, self.cfg.long_side, flipped
 
     def _candidates(self, request: SampleRequest) -> Iterator[SampleRequest]:
         """The request itself; in training, then the following items of its orientation that fit into its batch."""
@@ -159,16 +153,11 @@ class CocoDataset(Dataset):
         height, width = self._sizes[index].tolist()
         image = read_image(Path(self.paths[index]), (height, width))
         target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
-        image, target["boxes"], scale_factor = transform(image, target["boxes"], *self._augmentation(request))
+        short_side, flipped = draw_augmentation(self.cfg, request.seed)
+        image, target["boxes"], scale_factor = resize(image, target["boxes"], short_side, self.cfg.long_side)
+        if flipped:
+            image, target["boxes"] = flip(image, target["boxes"])
         return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
-
-    def _fingerprint(self) -> str:
-        """Hash of the images, their order and sizes, and the targets."""
-        digest = hashlib.sha256(repr((self.image_ids, self._sizes.tolist())).encode())
-        for target in self._targets:
-            for array in target.values():
-                digest.update(array.tobytes())
-        return digest.hexdigest()[:12]
 
 
 def _to_target(boxes: list[dict[str, Any]], label_of: dict[int, int], keep_crowd: bool) -> dict[str, np.ndarray]:

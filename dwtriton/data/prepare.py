@@ -1,13 +1,18 @@
 """The data sets of a config; the generated `shapes` are drawn where they are missing."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from dwtriton.config.schema import Config, DataConfig
-from dwtriton.data.coco import CocoDataset
-from dwtriton.data.layout import SplitName, check_layout
+from dwtriton.core.text import listed
+from dwtriton.data.coco import CocoDataset, SplitName
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.generate import check_shapes, generate_shapes, is_vacant
-from dwtriton.data.usable import different_categories
+from dwtriton.data.usable import MissingImagesError, different_categories
+
+BOTH: tuple[SplitName, ...] = ("train", "val")
+MAX_NAMES = 12  # of files in an error
 
 
 def draw_missing_shapes(cfg: DataConfig, console: Console | None = None) -> None:
@@ -25,7 +30,7 @@ def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDatas
     Raises DataError if the files are absent or unusable, if the two splits have different categories, or if these are
     not `cfg.head.num_classes`.
     """
-    train, val = _prepare(cfg, ("train", "val"), console)
+    train, val = _prepare(cfg, BOTH, console)
     if len(train.class_names) != cfg.head.num_classes:
         raise DataError(
             f"the data in {cfg.data.root} has {len(train.class_names)} categories, but head.num_classes is "
@@ -46,11 +51,51 @@ def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDatas
     return _prepare(cfg, ("val",), console)[0]
 
 
+def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
+    """Raise one DataError, with the layout expected and what was found, unless every path of `splits` exists."""
+    if cfg.root is None:
+        raise DataError(f"this config needs COCO data: pass --data DIR.\n{_expected(cfg, splits)}")
+    folders, files = _paths(cfg, splits)
+    missing = [name for name in folders if not (cfg.root / name).is_dir()]
+    missing += [name for name in files if not (cfg.root / name).is_file()]
+    if missing:
+        raise _layout_error(cfg, f"the data folder {cfg.root} lacks {', '.join(missing)}", splits)
+
+
 def _prepare(cfg: Config, splits: tuple[SplitName, ...], console: Console | None) -> list[CocoDataset]:
     draw_missing_shapes(cfg.data, console)
     check_layout(cfg.data, splits)
-    datasets = [CocoDataset(cfg.data, split, cfg.loss.ignore_crowd, cfg.inference) for split in splits]
+    try:
+        datasets = [CocoDataset(cfg.data, split, cfg.loss.ignore_crowd, cfg.inference) for split in splits]
+    except MissingImagesError as error:
+        raise _layout_error(cfg.data, str(error), splits) from None
     if cfg.data.shapes is not None:
         for dataset in datasets:
             check_shapes(dataset.info, cfg.data.root, cfg.data.shapes)
     return datasets
+
+
+def _paths(cfg: DataConfig, splits: tuple[SplitName, ...]) -> tuple[list[str], list[str]]:
+    """Folders of images and annotation files of the splits, below the root."""
+    return tuple([getattr(cfg, f"{split}_{part}") for split in splits] for part in ("images", "annotations"))
+
+
+def _layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) -> DataError:
+    return DataError(
+        f"{problem}.\n{_expected(cfg, splits)}\nFound: {_found(cfg.root)}\n"
+        "Point --data at the right folder, or rename its parts with --set data.train_images=NAME (train_annotations, "
+        "val_images, val_annotations)."
+    )
+
+
+def _expected(cfg: DataConfig, splits: tuple[SplitName, ...]) -> str:
+    folders, files = _paths(cfg, splits)
+    lines = [f"    {folder}/  folder of {split} images" for folder, split in zip(folders, splits)]
+    return "\n".join(["Expected:", f"  {cfg.root or 'DIR'}/", *lines, *(f"    {file}  COCO JSON" for file in files)])
+
+
+def _found(root: Path) -> str:
+    if not root.is_dir():
+        return f"{root} is a file" if root.exists() else f"{root} does not exist"
+    names = sorted(p.name + "/" * p.is_dir() for p in (*root.iterdir(), *(root / "annotations").glob("*.json")))
+    return listed(names, MAX_NAMES) or "an empty folder"

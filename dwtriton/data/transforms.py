@@ -19,16 +19,6 @@ def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
     return int(rng.integers(low, high, endpoint=True)), bool(rng.random() < cfg.flip)
 
 
-def transform(
-    image: Tensor, boxes: Tensor, short_side: int, long_side: int, flipped: bool = False
-) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Resize, then flip if `flipped`; arguments and results as in `resize`."""
-    image, boxes, scale_factor = resize(image, boxes, short_side, long_side)
-    if flipped:
-        image, boxes = flip(image, boxes)
-    return image, boxes, scale_factor
-
-
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
     """(h, w) of the same aspect ratio with neither side over its limit: `int(side * scale + 0.5)`."""
     scale = min(long_side / max(height, width), short_side / min(height, width))

@@ -11,9 +11,8 @@ from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import CocoDataset, Sample
 from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.layout import check_layout
 from dwtriton.data.loaders import eval_loader, train_loader
-from dwtriton.data.prepare import prepare_data
+from dwtriton.data.prepare import check_layout, prepare_data
 from dwtriton.data.problems import DataError, DataProblems
 
 
@@ -177,7 +176,7 @@ def test_all_images_missing_stops_with_the_layout(tiny):
     for image in tiny.content["images"]:
         tiny.image_path("train", image["file_name"]).rename(tiny.root / image["file_name"])
     with pytest.raises(DataError, match=r"none of the images of .* is in .*train2017") as error:
-        CocoDataset(cfg, "train")
+        prepare_data(Config(data=cfg, head={"num_classes": 3}))
     assert "Expected" in str(error.value)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
-from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size, transform
+from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size
 from dwtriton.model.pixels import PixelDetector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -26,6 +26,12 @@ def golden(request):
 
 def tensors(golden):
     return torch.from_numpy(golden["image_rgb"]).permute(2, 0, 1).contiguous(), torch.from_numpy(golden["boxes_in"])
+
+
+def transform(image, boxes, short_side, long_side, flipped=False):
+    """Resize, then flip, as the data set does."""
+    image, boxes, scale_factor = resize(image, boxes, short_side, long_side)
+    return (*flip(image, boxes), scale_factor) if flipped else (image, boxes, scale_factor)
 
 
 def test_golden_files_are_there():
