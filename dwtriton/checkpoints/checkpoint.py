@@ -1,4 +1,4 @@
-"""Checkpoints: one file with everything a run needs to resume, written whole or not at all.
+"""Checkpoints: one file with everything a run needs to resume.
 
 A file is a dict of the fields of `Checkpoint`, its config as TOML text, and "format". A new field needs a default, for
 older files. Any other change, such as a renamed key, makes a new format and adds a step to `upgrade`.
@@ -78,28 +78,23 @@ def upgrade(state: dict[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(version, int):
         raise CheckpointError(f"{source} is not a checkpoint of `python -m dwtriton.train`")
     if version > FORMAT:
-        raise CheckpointError(
-            f"{source} has format {version}, and this version of dwtriton reads formats up to {FORMAT}: update dwtriton"
-        )
+        reads = f"this version of dwtriton reads formats up to {FORMAT}"
+        raise CheckpointError(f"{source} has format {version}, and {reads}: update dwtriton")
     lacking = set(Checkpoint._fields) - Checkpoint._field_defaults.keys() - state.keys()
     unknown = state.keys() - set(Checkpoint._fields)
     if lacking or unknown:
+        lacking, unknown = sorted(lacking) or "nothing", sorted(unknown) or "nothing"
         raise CheckpointError(
-            f"{source} is damaged or of a newer version: it lacks {sorted(lacking) or 'nothing'} and has "
-            f"{sorted(unknown) or 'nothing'} besides"
+            f"{source} is damaged or of a newer version: it lacks {lacking} and has {unknown} besides"
         )
     config = tomllib.loads(state["config"])
-    if version < 2:
-        config = upgrade_keys(config)
-    return state | {"config": config}
+    return state | {"config": upgrade_keys(config) if version < 2 else config}
 
 
 def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names: list[str]) -> None:
     """Raise CheckpointError unless resuming with `cfg` and these classes gives what an uninterrupted run would."""
     if checkpoint.optimizer is None:
-        raise CheckpointError(
-            f"{path} holds weights alone and cannot be resumed; --weights {path} starts a run from it"
-        )
+        raise CheckpointError(f"{path} holds weights alone and cannot be resumed; --weights FILE starts from it")
     old, new = (flatten(config, fixed_only=True) for config in (checkpoint.config, cfg))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
@@ -131,10 +126,11 @@ def start_from(detector: DualWeightDetector, path: Path, class_names: list[str])
     no checkpoint, and for any other tensor that does not fit.
     """
     checkpoint = load_checkpoint(path)
-    weights, note = checkpoint.weights, ""
+    weights, note = checkpoint.weights, str(path)
     if len(checkpoint.category_ids) != len(class_names):
-        own = detector.state_dict()
-        weights = weights | {name: own[name] for name in own if name.startswith("head.class_conv.")}
-        note = f" except the class convolution ({len(checkpoint.category_ids)} classes there, {len(class_names)} here)"
+        weights = weights | {
+            f"head.class_conv.{key}": own for key, own in detector.head.class_conv.state_dict().items()
+        }
+        note += f" except the class convolution ({len(checkpoint.category_ids)} classes there, {len(class_names)} here)"
     load_weights(detector, weights, str(path))
-    return f"{path}{note}"
+    return note

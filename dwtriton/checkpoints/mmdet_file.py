@@ -25,7 +25,7 @@ NOT_NEEDED = {
 
 
 class Skipped:
-    """Placeholder for an object that is not needed: takes every value while a file is read and keeps none."""
+    """Stands for an object that is not needed; keeps none of its values."""
 
     def __init__(self, *values: object) -> None: ...
 
@@ -55,8 +55,7 @@ class MmdetFile(NamedTuple):
     @property
     def class_names(self) -> list[str] | None:
         """Names of label 0, 1, ..., if the file has them: `CLASSES` in 2.x, within `dataset_meta` in 3.x."""
-        dataset = self.meta.get("dataset_meta")
-        dataset = dataset if isinstance(dataset, dict) else {}
+        dataset = self.meta.get("dataset_meta") or {}
         names = self.meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
         return [names] if isinstance(names, str) else names and list(names)
 
@@ -68,8 +67,7 @@ class MmdetFile(NamedTuple):
     @property
     def iteration(self) -> int:
         """Iterations trained; 0 if the file does not say."""
-        iteration = self.meta.get("iter")
-        return iteration if isinstance(iteration, int) else 0
+        return self.meta.get("iter", 0)
 
     def fitting_configs(self) -> str:
         """Return the shipped configs that have just these tensors, as options: "--cfg r50_1x or --cfg NAME"."""
@@ -91,7 +89,7 @@ def read_checkpoint_file(path: Path) -> dict:
             raise
         raise UserError(
             f"{path} holds an object {refused[1]}: reading it could run code, so the file is refused. If you trust it, "
-            f"save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+            "save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}, not a dict")
@@ -114,15 +112,14 @@ def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
     weights = _tensors(parts.pop("state_dict"), f"state_dict of {source}")
     if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    buffers = [name for name in weights if name.startswith(EMA_BUFFER)]
-    if buffers:
+    if buffers := [name for name in weights if name.startswith(EMA_BUFFER)]:
         raise UserError(
             f"{source} holds two sets of weights, from an EMA hook ({len(buffers)} tensors such as {buffers[0]}), and "
             f"does not say which is the EMA: save the set to convert alone, under the model's own names"
         )
     counts = {str(name): _count(part) for name, part in parts.items()}
     if unknown := [f"{name}: {count} tensors" for name, count in counts.items() if count and name not in NOT_NEEDED]:
-        raise UserError(f"{source} has unknown parts:\n  " + "\n  ".join(sorted(unknown)))
+        raise UserError("\n  ".join([f"{source} has unknown parts:", *sorted(unknown)]))
     left_out = {
         name: f"{count} tensors: " * bool(count) + NOT_NEEDED.get(name, "not part of the model")
         for name, count in counts.items()
@@ -133,22 +130,20 @@ def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
 
 def config_misfits(weights: Mapping[str, Tensor], num_classes: int | None) -> dict[str, int]:
     """Count the tensors that do not fit, for each shipped config; `num_classes` replaces its number of classes."""
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    overrides = [] if num_classes is None else [f"head.num_classes={num_classes}"]
+    given = {(name, tensor.shape) for name, tensor in weights.items()}
+    overrides = [f"head.num_classes={num_classes}"] if num_classes else []
     misfits = {}
     for config in config_names():
         with torch.device("meta"):
             own = build_detector(load_config(config, overrides)).mmdet_state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        misfits[config] = sum(shapes.get(name) != given.get(name) for name in shapes.keys() | given.keys())
+        misfits[config] = len({name for name, _ in given ^ {(name, tensor.shape) for name, tensor in own.items()}})
     return misfits
 
 
 def _tensors(state: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise UserError(f"the {source} is not a dict of tensors")
-    others = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
+    if others := [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]:
         raise UserError(f"the {source} should hold tensors alone, but has {', '.join(others)}")
     return dict(state)
 

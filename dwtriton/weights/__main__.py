@@ -7,11 +7,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dwtriton.checkpoints.mmdet_file import MmdetFile, is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.config.load import dump_config, load_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
@@ -60,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    """Print facts about a checkpoint and its parts; return the facts."""
+    """Print facts about a file and a table of its parts; return the facts."""
     facts, parts = summarise(arguments.file)
     table = Table(show_header=False)
     for key, value in facts.items():
@@ -71,7 +70,10 @@ def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
 
 
 def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    """Write a checkpoint with the weights of an MMDetection file; print what was converted and what was left out."""
+    """Write a checkpoint with the weights of an MMDetection file; print what was converted and what was left out.
+
+    Raises UserError that lists all tensors that do not fit the config, and the configs that they do fit.
+    """
     cfg = load_config(arguments.cfg, arguments.set)
     content = read_checkpoint_file(arguments.file)
     if not is_mmdet(content):
@@ -83,43 +85,32 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[
             f"{cfg.head.num_classes}: add --set head.num_classes={file.num_classes}"
         )
     names, ids = class_list(cfg, file.class_names, arguments.classes, console)
-    model = rename(file, cfg, str(arguments.file))
-    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model))
-    print_line(console, f"converted: {len(model)} tensors")
-    print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
-    for name, reason in file.left_out.items():
-        print_line(console, f"left out: {name}, {reason}")
-    print_line(console, f"checkpoint: {arguments.out}")
-    return {"checkpoint": str(arguments.out)}
-
-
-def rename(file: MmdetFile, cfg: Config, source: str) -> dict[str, Tensor]:
-    """Return copies of the weights of an MMDetection file under our names.
-
-    Raises UserError that lists all tensors that do not fit `cfg`, and the configs that they do fit.
-    """
     with torch.device("meta"):
         own = build_detector(cfg).state_dict()
     try:
         renamed = from_mmdet(file.weights, own)
     except UserError as error:
-        raise UserError(f"{source}, with names and shapes of {file.fitting_configs()}: {error}") from None
-    return {name: tensor.clone() for name, tensor in renamed.items()}  # torch.save writes the whole memory under a view
+        fitting = file.fitting_configs()
+        raise UserError(f"{arguments.file}, with names and shapes of {fitting}: {error}") from None
+    model = {name: tensor.clone() for name, tensor in renamed.items()}  # torch.save writes all memory under a view
+    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model))
+    print_line(console, f"converted: {len(model)} tensors")
+    print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
+    for name, reason in file.left_out.items():
+        print_line(console, f"left out: {name}, {reason}")
+    return written(arguments, console)
 
 
 def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     """Write the weights that detection uses as a checkpoint that MMDetection loads."""
     checkpoint = load_checkpoint(arguments.file)
-    meta = {
-        "CLASSES": tuple(checkpoint.class_names),
-        "iter": checkpoint.iteration,
-        "dwtriton_config": dump_config(checkpoint.config),
-    }
-    state = {"meta": meta, "state_dict": to_mmdet(checkpoint.weights)}
-    write_atomically(arguments.out, lambda file: torch.save(state, file))
+    meta = {"CLASSES": tuple(checkpoint.class_names), "iter": checkpoint.iteration}
+    meta["dwtriton_config"] = dump_config(checkpoint.config)
+    state = to_mmdet(checkpoint.weights)
+    write_atomically(arguments.out, lambda file: torch.save({"meta": meta, "state_dict": state}, file))
     which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
-    print_line(console, f"{len(state['state_dict'])} tensors of the {which}: {arguments.out}")
-    return {"checkpoint": str(arguments.out)}
+    print_line(console, f"converted: {len(state)} tensors of the {which}")
+    return written(arguments, console)
 
 
 def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
@@ -132,14 +123,16 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
     detector = build_detector(cfg)
     loaded, fresh, ignored = load_backbone_weights(detector.backbone, str(arguments.file))
     save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, 0, detector.state_dict()))
-    print_line(
-        console,
-        f"backbone: {len(loaded)} tensors of {arguments.file}, pyramid and head are fresh, seed {cfg.train.seed}",
-    )
+    print_line(console, f"backbone: {len(loaded)} tensors of {arguments.file}")
+    print_line(console, f"pyramid and head: fresh, seed {cfg.train.seed}")
     if fresh:
         print_line(console, f"not in the file, so fresh too: {listed(fresh, LISTED)}")
     if ignored:
         print_line(console, f"left out: {', '.join(ignored)} (the classifier)")
+    return written(arguments, console)
+
+
+def written(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     print_line(console, f"checkpoint: {arguments.out}")
     return {"checkpoint": str(arguments.out)}
 
@@ -147,10 +140,9 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
 def class_list(
     cfg: Config, names: list[str] | None, annotations: Path | None, console: Console
 ) -> tuple[list[str], list[int]]:
-    """Return (names, category ids) by label, and print where they come from.
+    """Return (names, category ids) by label: of `annotations`, else `names`, else COCO's; print where they come from.
 
-    They are those of `annotations` if given. Otherwise `names`, numbered from 1, or COCO's 80 if `names` are these or
-    None. Raises UserError if `annotations` and `names` differ, or if they are not `cfg.head.num_classes`.
+    Raises UserError if `annotations` and `names` differ, or if they are not `cfg.head.num_classes`.
     """
     coco = coco_categories()
     if annotations:
@@ -166,7 +158,7 @@ def class_list(
     if len(given) != cfg.head.num_classes:
         raise UserError(
             f"the classes ({source}) are {len(given)}, but head.num_classes is {cfg.head.num_classes}: "
-            f"--classes FILE takes a COCO JSON with the right ones, --set head.num_classes=N another number"
+            f"give others with --classes FILE, or another number with --set head.num_classes=N"
         )
     print_line(console, f"classes: {len(given)}, {source}")
     return list(given.values()), list(given)

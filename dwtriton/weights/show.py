@@ -35,13 +35,13 @@ def summarise(path: Path) -> tuple[dict[str, str], Table]:
 
 
 def _ours(checkpoint: Checkpoint) -> tuple[dict[str, str], Table]:
-    published = flatten(Config())
-    changes = [f"{key} = {value}" for key, value in flatten(checkpoint.config).items() if value != published.get(key)]
+    published, config = flatten(Config()), flatten(checkpoint.config)
+    changes = "; ".join(f"{key} = {value}" for key, value in config.items() if value != published.get(key))
     facts = {
         "kind": "checkpoint of dwtriton",
         "iteration": str(checkpoint.iteration),
         "classes": f"{len(checkpoint.category_ids)}: {listed(checkpoint.labels, LISTED)}",
-        "config": "r50_1x" + f" with {'; '.join(changes)}" * bool(changes),
+        "config": f"r50_1x with {changes or 'no changes'}",
         "optimizer": "included" if checkpoint.optimizer else "none: the run cannot be resumed",
         "EMA": "none" if checkpoint.ema is None else "included: detection uses it",
         "not finite": _not_finite(checkpoint.weights),
