@@ -1,20 +1,87 @@
-"""The loaders of training and evaluation, and the buckets that training batches are padded to."""
+"""Which images form a batch, on which rank and in which micro-batch, and the loaders of training and evaluation."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.batch import collate
 from dwtriton.data.buckets import Size, choose_buckets, fits, padded_size, smallest_bucket
 from dwtriton.data.coco import CocoDataset, SampleRequest
-from dwtriton.data.sampler import OrientedBatchSampler
 from dwtriton.data.workers import outlive_sigterm
+
+
+class OrientedBatchSampler(Sampler[list[SampleRequest]]):
+    """Micro-batches of one rank, in an order drawn from (seed, epoch).
+
+    The images of a batch are either all landscape or all not. An epoch has every index at least once; the last batch of
+    an orientation is filled up from that orientation's beginning. The seed of a request depends on (seed, epoch,
+    position) alone: not on workers, nor on where a run was resumed.
+
+    Each batch is split over `world_size` ranks and `accumulate` micro-batches; together they always form the same
+    batch. `padded_size` gives the (h, w) that all parts of a batch are padded to.
+    Raises UserError if the batch does not divide into equal parts.
+    """
+
+    def __init__(
+        self,
+        landscape: Sequence[bool] | np.ndarray,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        padded_size: Callable[[list[SampleRequest]], Size] | None = None,
+    ) -> None:
+        if batch_size % (world_size * accumulate):
+            raise UserError(
+                f"data.batch_size = {batch_size} (images in one optimiser step, over all ranks) does not divide "
+                f"into {world_size} ranks x train.accumulate = {accumulate}: change one of the three"
+            )
+        self.groups = [np.flatnonzero(np.asarray(landscape) == wide) for wide in (False, True)]
+        self.batch_size, self.seed, self.padded_size = batch_size, seed, padded_size
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch to iterate, and its optimiser step to start with."""
+        self.epoch, self.start = epoch, start
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in a whole epoch, wherever it is started."""
+        return sum(-(-len(group) // self.batch_size) for group in self.groups)
+
+    def __len__(self) -> int:
+        """Micro-batches of this rank in a whole epoch, wherever it is started."""
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
+        size = self.batch_size // (self.world_size * self.accumulate)
+        for batch in self.global_batches():
+            if self.padded_size is not None:
+                padded = self.padded_size(batch)
+                batch = [request._replace(padded=padded) for request in batch]
+            for begin in range(self.rank * size, self.batch_size, self.world_size * size):
+                yield batch[begin : begin + size]
+
+    def global_batches(self) -> Iterator[list[SampleRequest]]:
+        """Batches of all ranks together, from the chosen step of the epoch on."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        filled = [  # from the group's beginning
+            np.resize(rng.permutation(group), (-(-len(group) // self.batch_size), self.batch_size))
+            for group in self.groups
+        ]
+        batches = rng.permutation(np.concatenate(filled))  # [N, B]
+        seeds = rng.integers(2**63, size=batches.shape)  # [N, B]
+        for batch in np.stack([batches, seeds], -1)[self.start :]:  # [B, 2]
+            yield [SampleRequest(index, seed) for index, seed in batch.tolist()]
 
 
 def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:

@@ -33,11 +33,24 @@ def choose_usable(records: Records, folder: Path, training: bool, problems: Data
     annotations = [a for a in records.annotations.values() if _is_ground_truth(a, records, problems)]
     boxes: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in records.images}
     for annotation in annotations:
-        _complete(annotation)
-        if _is_target(annotation, records, problems):
+        annotation.pop("segmentation", None)
+        annotation.setdefault("iscrowd", 0)
+        width, height = annotation["bbox"][2:]
+        if not _is_finite(annotation.get("area")):
+            annotation["area"] = width * height
+        if annotation["area"] > 0 and min(width, height) >= MIN_BOX_SIDE:
             boxes[annotation["image_id"]].append(annotation)
+        else:
+            kind = f"box without area or under {MIN_BOX_SIDE} pixel, not used as a target"
+            problems.add(kind, annotation_name(annotation, records))
 
-    images = [image for image in records.images.values() if _has_file(image, folder, training, problems)]
+    images = []
+    for image in records.images.values():
+        if (folder / image["file_name"]).is_file():
+            images.append(image)
+        else:
+            kind = "image file missing, image skipped" + ("" if training else ", but its ground truth still counts")
+            problems.add(kind, str(folder / image["file_name"]))
     if not images:
         raise MissingImagesError(f"none of the images of {records.path} is in {folder}")
     if training:
@@ -76,30 +89,6 @@ def _is_ground_truth(annotation: dict[str, Any], records: Records, problems: Dat
     if outside:
         problems.add("box outside the image, annotation skipped", name)
     return not outside
-
-
-def _complete(annotation: dict[str, Any]) -> None:
-    annotation.pop("segmentation", None)
-    annotation.setdefault("iscrowd", 0)
-    if not _is_finite(annotation.get("area")):
-        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-
-
-def _is_target(annotation: dict[str, Any], records: Records, problems: DataProblems) -> bool:
-    usable = annotation["area"] > 0 and min(annotation["bbox"][2:]) >= MIN_BOX_SIDE
-    if not usable:
-        kind = f"box without area or under {MIN_BOX_SIDE} pixel, not used as a target"
-        problems.add(kind, annotation_name(annotation, records))
-    return usable
-
-
-def _has_file(image: dict[str, Any], folder: Path, training: bool, problems: DataProblems) -> bool:
-    path = folder / image["file_name"]
-    exists = path.is_file()
-    if not exists:
-        kind = "image file missing, image skipped"
-        problems.add(kind if training else f"{kind}, but its ground truth still counts", str(path))
-    return exists
 
 
 def _is_trainable(image: dict[str, Any], boxes: list[dict[str, Any]], problems: DataProblems) -> bool:

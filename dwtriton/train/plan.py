@@ -9,8 +9,7 @@ from rich.table import Table
 from dwtriton.config.schema import Config
 from dwtriton.data.buckets import Size, area, choose_buckets, mean_area, smallest_bucket
 from dwtriton.data.coco import CocoDataset
-from dwtriton.data.loaders import training_buckets
-from dwtriton.data.sampler import OrientedBatchSampler
+from dwtriton.data.loaders import OrientedBatchSampler, training_buckets
 
 BUCKET_COUNTS = (1, 2, 3, 4, 6, 8, 12)  # compared in the second table
 
@@ -51,10 +50,9 @@ def _padding_table(by_bucket: dict[Size, list[int]], images: int) -> Table:
     table = Table("batches of height x width", "steps", "padding", title="padding, as configured", title_justify="left")
     rows = {f"{size[0]} x {size[1]}": [size] for size in sorted(by_bucket)} | {"all": list(by_bucket)}
     for name, sizes in rows.items():
-        steps = sum(len(by_bucket[size]) for size in sizes)
-        inside = sum(sum(by_bucket[size]) for size in sizes)
-        whole = sum(area(size) * images * len(by_bucket[size]) for size in sizes)
-        table.add_row(name, str(steps), f"{1 - inside / whole:.1%}")
+        batches = [(area(size) * images, inside) for size in sizes for inside in by_bucket[size]]
+        whole, inside = map(sum, zip(*batches))
+        table.add_row(name, str(len(batches)), f"{1 - inside / whole:.1%}")
     return table
 
 

@@ -11,8 +11,7 @@ from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.batch import Batch, collate
 from dwtriton.data.coco import CocoDataset, Sample
-from dwtriton.data.loaders import eval_loader, train_loader
-from dwtriton.data.sampler import OrientedBatchSampler
+from dwtriton.data.loaders import OrientedBatchSampler, eval_loader, train_loader
 
 ORIENTATIONS = [True] * 11 + [False] * 6 + [True] * 2
 

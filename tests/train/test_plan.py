@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 
 from dwtriton.config.load import dump_config
-from dwtriton.data.loaders import train_loader
+from dwtriton.data.loaders import OrientedBatchSampler, train_loader
 from dwtriton.data.prepare import prepare_data
-from dwtriton.data.sampler import OrientedBatchSampler
 from dwtriton.train import __main__ as train_command
 
 MANY_SIZES = ["data.short_side=[64, 96]", "data.long_side=160"]
