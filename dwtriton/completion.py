@@ -23,10 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def completion_script(shell: str) -> str:
-    """Return the script that shtab writes. The metavar of an option decides what its value completes to.
-
-    Raises UserError if shtab, an optional dependency, is not installed.
-    """
+    """Return the script that shtab writes; the metavar of an option decides what its value completes to."""
     try:
         import shtab
     except ModuleNotFoundError:
@@ -49,11 +46,10 @@ def completion_script(shell: str) -> str:
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """Yield the arguments of a parser and of its subcommands."""
     for action in parser._actions:
+        yield action
         if isinstance(action, argparse._SubParsersAction):
             for subcommand in action.choices.values():
                 yield from _arguments(subcommand)
-        else:
-            yield action
 
 
 def main() -> int:

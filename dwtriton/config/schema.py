@@ -94,9 +94,7 @@ class BackboneConfig(Section):
         "none", description="groups x width of ResNeXt; torchvision has 32x4d for depth 50, 32x8d and 64x4d for 101"
     )
     deformable: bool = Field(False, description="DCNv2 in layer2, layer3 and layer4; needs depth 50 or 101")
-    weights: str = Field(
-        "IMAGENET1K_V1", description="IMAGENET1K_V1 (downloaded), a torchvision state-dict file, or none"
-    )
+    weights: str = Field("IMAGENET1K_V1", description="that (downloaded), a torchvision state-dict file, or none")
     frozen_stages: int = Field(1, ge=0, le=4, description="0: nothing; 1: conv1, bn1, layer1; n: up to layer n")
     frozen_statistics: bool = Field(True, description="batch norms use their running statistics in training too")
 
@@ -147,21 +145,19 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    """How a run computes, and how often it logs, saves and evaluates. An iteration is one optimiser step."""
+    """How a run computes, and how often it logs, saves and evaluates. An iteration is one optimiser step.
+
+    Each epoch ends with a checkpoint, the last one with an evaluation.
+    """
 
     seed: NonNegativeInt = 0
-    weights: Path | None = Field(
-        None, description="checkpoint to start from instead of backbone.weights; --weights sets it"
-    )
+    weights: Path | None = Field(None, description="checkpoint to start from, not backbone.weights; --weights sets it")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="autocast of backbone, pyramid and towers; auto: bfloat16 where the hardware supports it, "
-        "else float32",
+        description="autocast of backbone, pyramid and towers; auto: bfloat16 if the hardware has it, or float32",
     )
     compile: MayChange[Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH]] = Field(
-        "auto",
-        description="mode of torch.compile for the network and its loss, or off; true: default; "
-        "auto: default on a GPU, off on a CPU",
+        "auto", description="mode of torch.compile; true: default; auto: default on a GPU, off on a CPU"
     )
     compile_ahead: MayChange[bool] = Field(
         True, description="compile for every bucket before the first step; false: when its first batch comes"
@@ -172,18 +168,10 @@ class TrainConfig(Section):
     )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of an EMA of the weights, to evaluate; 0: no EMA")
     log_every: MayChange[PositiveInt] = Field(50, description="iterations per line, if the console is not a terminal")
-    checkpoint_every: MayChange[PositiveInt] = Field(
-        1000, description="iterations between checkpoints; each epoch also ends with one"
-    )
-    keep_every: MayChange[NonNegativeInt] = Field(
-        0, description="epochs between checkpoints that are kept as epoch-N.pt; 0: none is kept"
-    )
-    evaluate_every: MayChange[PositiveInt] = Field(
-        1, description="epochs between evaluations; the last epoch always has one"
-    )
-    tensorboard: MayChange[bool] = Field(
-        False, description="write event files for TensorBoard into the run folder; needs the package tensorboard"
-    )
+    checkpoint_every: MayChange[PositiveInt] = Field(1000, description="iterations between checkpoints")
+    keep_every: MayChange[NonNegativeInt] = Field(0, description="epochs between those kept as epoch-N.pt; 0: none")
+    evaluate_every: MayChange[PositiveInt] = Field(1, description="epochs between evaluations")
+    tensorboard: MayChange[bool] = Field(False, description="write event files; needs the package tensorboard")
 
 
 class InferenceConfig(Section):
@@ -204,9 +192,7 @@ class Config(Section):
     """A whole run. Every default is the value of the published `r50_1x`."""
 
     description: MayChange[str] = ""
-    published_ap: MayChange[float | None] = Field(
-        None, description="COCO val2017 box AP of the paper's release; not measured here"
-    )
+    published_ap: MayChange[float | None] = Field(None, description="COCO val2017 box AP of the paper's release")
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()

@@ -16,12 +16,7 @@ EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad input; 130 interrupted
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--cfg": {"metavar": "NAME|FILE", "required": True, "help": "config, by name or as a TOML file"},
     "--set": {"metavar": "KEY=VALUE", "action": "append", "default": [], "help": "change a config key; repeatable"},
-    "--weights": {
-        "metavar": "FILE",
-        "type": Path,
-        "required": True,
-        "help": "checkpoint of a training run, or a converted one",
-    },
+    "--weights": {"metavar": "FILE", "type": Path, "required": True, "help": "checkpoint of a run, or a converted one"},
     "--data": {"metavar": "DIR", "type": Path, "help": "folder in COCO layout (default: the data of the run)"},
     "--size": {"metavar": "HxW", "help": "image size, multiples of 32 (default: that of inference, landscape)"},
     "--out": {"metavar": "FILE", "type": Path, "required": True, "help": "file to write"},

@@ -24,7 +24,9 @@ def progress(console: Console, what: str, total: int | None) -> Iterator[Callabl
 class ProgressDisplay:
     """Progress of work that also has figures to show, stages between its steps, or limited time.
 
-    The ETA follows from the mean pace since `with`; the time of stages does not count.
+    `done` steps were done before a resume. Lines, where there is no terminal, are `SECONDS_BETWEEN_LINES` apart, or
+    `steps_between_lines`. The work ends after `time_limit` seconds even if steps are left. The ETA follows from the
+    mean pace since `with`; the time of stages does not count.
     """
 
     def __init__(
@@ -38,18 +40,11 @@ class ProgressDisplay:
         time_limit: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        Args:
-            what: name of the work.
-            done: steps done before a resume.
-            steps_between_lines: where there is no terminal; by default lines are `SECONDS_BETWEEN_LINES` apart.
-            time_limit: seconds after which the work ends even if steps are left.
-        """
         self.console, self.resumed_at, self.clock = console, done, clock
         self.steps_between_lines, self.time_limit = steps_between_lines, time_limit
-        columns = TextColumn("{task.description}", markup=False), BarColumn(None), MofNCompleteColumn()
-        eta, silent = TextColumn("{task.fields[eta]}"), not console.is_terminal
-        self.bars = _Bars(*columns, eta, console=console, transient=True, expand=True, disable=silent, get_time=clock)
+        name, eta = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[eta]}")
+        options = {"transient": True, "expand": True, "disable": not console.is_terminal, "get_time": clock}
+        self.bars = _Bars(name, BarColumn(None), MofNCompleteColumn(), eta, console=console, **options)
         self.bars.add_task(what, start=False, total=total, completed=done, eta="")
         [self.task] = self.bars.tasks
         self.seconds_in_stages = 0.0
@@ -74,16 +69,15 @@ class ProgressDisplay:
             eta = f"ETA {clock_time(max(0, left))}"
         self.bars.figures = figures
         self.bars.update(task.id, completed=done, description=what, eta=eta)
-        if not self.console.is_terminal and self._line_is_due():
+        if self.steps_between_lines:
+            line_is_due = done % self.steps_between_lines == 0
+        else:
+            line_is_due = self.clock() - self.last_line >= SECONDS_BETWEEN_LINES
+        if line_is_due and not self.console.is_terminal:
             self.last_line = self.clock()
             count = f"{done}" if task.total is None else f"{done}/{task.total}"
             parts = task.description, count, figures or f"{pace:.1f}/s", eta
             print_line(self.console, "  ".join(filter(None, parts)))
-
-    def _line_is_due(self) -> bool:
-        if self.steps_between_lines:
-            return self.task.completed % self.steps_between_lines == 0
-        return self.clock() - self.last_line >= SECONDS_BETWEEN_LINES
 
     @contextmanager
     def stage(self, what: str, total: int) -> Iterator[Callable[[], None]]:

@@ -18,7 +18,7 @@ from dwtriton.core.files import check_absent, make_folder, write_text
 from dwtriton.data.batch import Batch
 from dwtriton.data.loaders import eval_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_validation
-from dwtriton.evaluate.coco_metrics import Evaluation, evaluate, gather_results
+from dwtriton.evaluate.coco_metrics import evaluate, gather_results
 from dwtriton.evaluate.report import report_html
 from dwtriton.inference.detect import detect
 from dwtriton.inference.ready import load_detector
@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     metrics = {**evaluation.metrics, "class_ap": evaluation.class_ap}
     write_text(out / "metrics.json", json.dumps(metrics))
 
-    weights = "weights" if checkpoint.ema is None else "EMA weights"
-    notes = [f"{arguments.weights}: {weights} after iteration {checkpoint.iteration}"]
+    kind = "weights" if checkpoint.ema is None else "EMA weights"
+    notes = [f"{arguments.weights}: {kind} after iteration {checkpoint.iteration}"]
     if not checkpoint.class_names:
         notes.append(f"{arguments.weights} has no class names; those of the data are shown")
     notes += [f"validation data: {line}" for line in data.problems.summary()]
@@ -95,19 +95,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title, notes))
     for line in notes:
         print_line(console, line)
-    console.print(class_table(evaluation))
+    table = Table("class", "AP")
+    for name, ap in evaluation.class_ap.items():
+        table.add_row(Text(name), "-" if ap < 0 else f"{ap:.3f}")
+    console.print(table)
     print_line(console, evaluation.table)
     print_line(console, f"metrics in {out / 'metrics.json'}, report in {out / 'report.html'}")
     cli.print_result(arguments, {"out": str(out), **metrics})
     return 0
-
-
-def class_table(evaluation: Evaluation) -> Table:
-    """Return the AP of each class; a dash for classes without ground truth."""
-    table = Table("class", "AP")
-    for name, ap in evaluation.class_ap.items():
-        table.add_row(Text(name), "-" if ap < 0 else f"{ap:.3f}")
-    return table
 
 
 if __name__ == "__main__":
