@@ -14,9 +14,8 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
 from dwtriton.core.text import first_of, listed_lines
 from dwtriton.data.formats.check import Findings, check_split
-from dwtriton.data.formats.convert import convert, counted
+from dwtriton.data.formats.convert import Source, convert, counted
 from dwtriton.data.formats.sheet import draw_sheet
-from dwtriton.data.formats.source import Source
 from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
 from dwtriton.data.formats.voc import is_voc, read_voc
 from dwtriton.data.formats.yolo import read_yolo
@@ -73,24 +72,22 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     make_folder(out)
     for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
         print_line(console, line)
-    findings = {split.name: check_split(split, waiting) for split in splits}
+    train, val = choose_splits(splits)
+    findings = {split.name: check_split(split, waiting, training=split is train) for split in splits}
     for name, found in findings.items():
         show_findings(found, console)
         if not found.fatal:
             sheet = draw_sheet(found.split, found.boxes)
             write_atomically(sheets[name], lambda path, sheet=sheet: sheet.savefig(path, dpi=110))
             print_line(console, f"samples: {sheets[name]}")
-    train, val = choose_splits(splits)
     fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
-    differing = [] if fatal else different_categories(train.categories, val.categories)
+    differing = [] if fatal else different_categories(train.records.class_names, val.records.class_names)
     if differing:
         names = f"{train.name} and {val.name}"
         fatal = [f"{names} have different categories: {', '.join(differing)} in one of them alone"]
     command = None if fatal else training_command(train, val, root)
-    cli.print_result(
-        arguments,
-        {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command},
-    )
+    result = {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command}
+    cli.print_result(arguments, result)
     if fatal:
         raise UserError(f"{root} cannot be trained on as it is: {first_of(fatal)}")
     if train is val:
@@ -101,7 +98,7 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
 
 def show_findings(found: Findings, console: Console) -> None:
     """Print the findings of a split as text and tables."""
-    print_line(console, f"{found.split.name}: {found.split.annotations}, images in {found.split.images}")
+    print_line(console, f"{found.split.name}: {found.split.records.path}, images in {found.split.images}")
     for line in listed_lines([f"cannot be trained on: {line}" for line in found.fatal], MAX_LINES):
         print_line(console, line, "red")
     if found.fatal:
@@ -126,7 +123,7 @@ def as_json(found: Findings) -> dict:
     counts, examples = found.problems.counts, found.problems.examples
     return {
         "split": found.split.name,
-        "annotations": str(found.split.annotations),
+        "annotations": str(found.split.records.path),
         "image_folder": str(found.split.images),
         "fatal": found.fatal,
         "problems": {kind: {"count": count, "examples": examples[kind]} for kind, count in counts.items()},
@@ -141,11 +138,8 @@ def run_convert(arguments: argparse.Namespace, console: Console, waiting: Consol
     converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
     if converted.left_out:
         print_line(console, f"left out: {counted(converted.left_out)}", "yellow")
-    print_line(
-        console,
-        f"{out}: {converted.images} images, {converted.background} of them without a box, {converted.boxes} boxes, "
-        f"{len(converted.classes)} classes",
-    )
+    images = f"{converted.images} images, {converted.background} of them without a box"
+    print_line(console, f"{out}: {images}, {converted.boxes} boxes, {len(converted.classes)} classes")
     print_line(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
     cli.print_result(arguments, {"out": str(out), **converted._asdict()})
     return 0

@@ -1,9 +1,8 @@
 """Looking through a data set in COCO format before training on it: its figures, and everything wrong with it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -39,7 +38,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a split holds. If `fatal` gives reasons for which a training refuses it, the rest is empty."""
+    """What a split holds. If `fatal` gives reasons for which a run refuses it, the rest is empty."""
 
     split: FoundSplit
     fatal: list[str]
@@ -48,65 +47,60 @@ class Findings:
     figures: Figures = Figures()
 
 
-def check_split(split: FoundSplit, console: Console) -> Findings:
-    """Look through a split as a training would. Image files are opened for their size and not decoded."""
+def check_split(split: FoundSplit, console: Console, training: bool = True) -> Findings:
+    """Look through a split as training would, or evaluation. Image files are opened for their size and not decoded."""
     records, problems = split.records, DataProblems()
     if records.fatal:
         return Findings(split, records.fatal)
     try:
-        boxes = choose_usable(records, split.images, training=True, problems=problems).boxes
+        boxes = choose_usable(records, split.images, training, problems).boxes
     except DataError as error:
         return Findings(split, [str(error)])
+    fate = "replaced by another in training" if training else "but its ground truth still counts"
     with progress(console, f"opening images of {split.name}", len(records.images)) as advance:
         for image in records.images.values():
-            _check_file(split.images / image["file_name"], (image["width"], image["height"]), problems)
+            path, size = split.images / image["file_name"], (image["width"], image["height"])
+            try:
+                found = upright_size(path) if path.is_file() else size  # `choose_usable` has reported missing files
+                if found != size:
+                    example = "{} ({}x{}, annotated {}x{})".format(path, *found, *size)
+                    problems.add(f"image of another size than annotated, {fate}", example)
+            except BrokenImageError as error:
+                problems.add(f"image file that cannot be used, {fate}", str(error))
             advance()
     for name, times in Counter(image["file_name"] for image in records.images.values()).items():
         if times > 1:
             problems.add("file of several images", f"{name} ({times})")
     _check_boxes(boxes, records, problems)
-    figures = measure(boxes, split)
+    figures = measure(boxes, records)
     for name, count in figures.classes.items():
         if not count:
             problems.add("category without a box", name)
     return Findings(split, [], problems, boxes, figures)
 
 
-def measure(boxes: dict[int, list[dict]], split: FoundSplit) -> Figures:
+def measure(boxes: dict[int, list[dict]], records: Records) -> Figures:
     """Return the figures of usable boxes, by image id, and of all images of a split."""
-    records = split.records
     every = [box for of_image in boxes.values() for box in of_image]
     used = Counter(box["category_id"] for box in every)
     xywh = np.array([box["bbox"] for box in every], dtype=float).reshape(-1, 4)
     images = [records.images[box["image_id"]] for box in every]
     limits = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2)
     sizes = np.minimum(xywh[:, :2] + xywh[:, 2:], limits) - np.maximum(xywh[:, :2], 0)  # [N, 2] inside the image
-    sides = np.array([image[side] for image in records.images.values() for side in ("width", "height")])
+    areas = sizes.prod(1)
+    small, large = areas < SMALL_AREA, areas > LARGE_AREA
+    shares = {"small": small, "medium": ~(small | large), "large": large}
     return Figures(
         images=len(records.images),
         boxes=len(every),
         crowds=sum(bool(box["iscrowd"]) for box in every),
-        classes={name: used[id_] for id_, name in split.categories.items()},
-        image_sides=_range(sides, np.median),
-        boxes_per_image=_range(np.array(list(map(len, boxes.values()))), np.mean),
-        box_sides=_range(np.sqrt(sizes.prod(1)), np.median),
-        box_aspects=_range(sizes[:, 0] / sizes[:, 1], np.median),
-        box_sizes=_shares(sizes.prod(1)),
+        classes={name: used[id_] for id_, name in records.class_names.items()},
+        image_sides=_range([image[side] for image in records.images.values() for side in ("width", "height")]),
+        boxes_per_image=_range(list(map(len, boxes.values())), np.mean),
+        box_sides=_range(np.sqrt(areas)),
+        box_aspects=_range(sizes[:, 0] / sizes[:, 1]),
+        box_sizes={name: round(float(chosen.sum()) / max(len(every), 1), 4) for name, chosen in shares.items()},
     )
-
-
-def _check_file(path: Path, size: tuple[int, int], problems: DataProblems) -> None:
-    """Report a file that cannot be opened, or whose upright (width, height) is not the annotated one."""
-    if not path.is_file():
-        return  # `choose_usable` has reported it
-    try:
-        found = upright_size(path)
-    except BrokenImageError as error:
-        problems.add("image file that cannot be used, replaced by another in training", str(error))
-        return
-    if found != size:
-        sizes = "{}x{}, annotated {}x{}".format(*found, *size)
-        problems.add("image of another size than annotated, replaced by another in training", f"{path} ({sizes})")
 
 
 def _check_boxes(boxes: dict[int, list[dict]], records: Records, problems: DataProblems) -> None:
@@ -125,10 +119,5 @@ def _check_boxes(boxes: dict[int, list[dict]], records: Records, problems: DataP
             seen.add(key)
 
 
-def _range(values: np.ndarray, middle: Callable) -> Range:
-    return tuple(round(float(f(values)), 2) for f in (np.min, middle, np.max)) if values.size else EMPTY
-
-
-def _shares(areas: np.ndarray) -> dict[str, float]:
-    small, large = (float(part.mean()) if areas.size else 0.0 for part in (areas < SMALL_AREA, areas > LARGE_AREA))
-    return {"small": round(small, 4), "medium": round(1 - small - large, 4), "large": round(large, 4)}
+def _range(values: Sequence[float] | np.ndarray, middle: Callable = np.median) -> Range:
+    return tuple(round(float(f(values)), 2) for f in (np.min, middle, np.max)) if len(values) else EMPTY

@@ -1,27 +1,49 @@
-"""Writing a data set of another layout in COCO's."""
+"""A labelled data set in any layout, as `yolo.py` and `voc.py` read it, and its conversion to COCO's."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.core.text import listed_lines
-from dwtriton.data.formats.source import SPLITS, Box, Source
-from dwtriton.data.images import BrokenImageError, upright_size
+from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, upright_size
 from dwtriton.data.problems import DataError
 
+SPLITS = ("train", "val")
 ANNOTATIONS = "annotations/instances_{}2017.json"
 WRITTEN = {"annotations", *(f"{split}2017" for split in SPLITS)}  # COCO's names, the defaults of a config
 INFO = {"description": "converted by dwtriton.data"}  # in the JSON files, by which --force knows what it may replace
 MAX_LINES = 20  # of broken places in one error
+
+
+class Box(NamedTuple):
+    """A labelled box."""
+
+    name: str  # of its class
+    xyxy: tuple[float, float, float, float]  # pixels, from 0, exclusive at the right and bottom
+    crowd: bool = False
+
+
+class Source(NamedTuple):
+    """A data set whose labels are read image by image: `read(image, height, width, problems)` returns its boxes.
+
+    It adds "FILE:LINE: reason" to `problems` for each box that cannot be used, and raises DataError if the whole image
+    cannot.
+    """
+
+    images: dict[str, list[Path]]  # of each split
+    names: list[str] | None  # of the classes in order; None: those that occur, in alphabetical order
+    read: Callable[[Path, int, int, list[str]], list[Box]]
+    problems: list[str]  # found in lists of images
 
 
 class LabelledImage(NamedTuple):
@@ -43,6 +65,32 @@ class Converted(NamedTuple):
     left_out: list[str]  # "FILE:LINE: reason"
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and below. Raises DataError if there is none."""
+    images = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise DataError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
+
+
+def clip(xyxy: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
+    """Clip a box to its image. Raises ValueError if nothing is left."""
+    x1, y1, x2, y2 = np.clip(xyxy, 0.0, [width, height] * 2).tolist()
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError("the box has no area inside the image")
+    return x1, y1, x2, y2
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, with or without a byte order mark. Raises DataError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text: {error}") from None
+
+
 def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: Console) -> Converted:
     """Write `source` in COCO's layout to `out`: a folder absent or empty, or with `force` an earlier conversion.
 
@@ -62,16 +110,15 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     for split, images in found.items():
         if not images:
             raise DataError(f"nothing was written: no image of {split} is left. {counted(problems)}")
-    images = [image for split in SPLITS for image in found[split]]
-    boxes = [box for image in images for box in image.boxes]
-    names = sorted({box.name for box in boxes}) if source.names is None else source.names
+    boxes = [image.boxes for images in found.values() for image in images]
+    names = sorted({box.name for of_image in boxes for box in of_image}) if source.names is None else source.names
     if not names:
         raise DataError("nothing was written: no box names a class")
     try:
         _write(found, names, out.resolve(), console)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}") from None
-    return Converted(len(images), len(boxes), sum(not image.boxes for image in images), names, problems)
+    return Converted(len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems)
 
 
 def counted(problems: Sequence[str]) -> str:
@@ -80,11 +127,9 @@ def counted(problems: Sequence[str]) -> str:
 
 
 def _check_vacant(out: Path, force: bool) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-    names = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
     if names - WRITTEN:
         raise UserError(f"{out} holds {min(names - WRITTEN)}, which no conversion wrote: choose another --out")
     if names and not force:
@@ -144,26 +189,15 @@ def _link_images(paths: list[Path], folder: Path, console: Console) -> list[str]
 
 
 def _coco_content(images: list[LabelledImage], files: list[str], names: list[str]) -> dict:
-    """The content of a COCO file; categories are numbered from 1 in the order of `names`."""
+    """Return the content of a COCO file; categories are numbered from 1 in the order of `names`."""
     category_of = {name: number for number, name in enumerate(names, 1)}
-    boxes = [(image_id, box) for image_id, image in enumerate(images, 1) for box in image.boxes]
-    return {
-        "info": INFO,
-        "images": [
-            {"id": image_id, "file_name": name, "width": image.width, "height": image.height}
-            for image_id, (image, name) in enumerate(zip(images, files), 1)
-        ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": category_of[box.name],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": int(box.crowd),
-            }
-            for number, (image_id, box) in enumerate(boxes, 1)
-            for x1, y1, x2, y2 in [box.xyxy]
-        ],
-        "categories": [{"id": id_, "name": name} for name, id_ in category_of.items()],
-    }
+    records, annotations = [], []
+    for image_id, (image, file) in enumerate(zip(images, files), 1):
+        records.append({"id": image_id, "file_name": file, "width": image.width, "height": image.height})
+        for box in image.boxes:
+            x1, y1, x2, y2 = box.xyxy
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[box.name]}
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            annotations.append({**ids, "bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": int(box.crowd)})
+    categories = [{"id": number, "name": name} for name, number in category_of.items()]
+    return {"info": INFO, "images": records, "annotations": annotations, "categories": categories}

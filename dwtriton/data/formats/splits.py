@@ -16,17 +16,11 @@ PROBED_IMAGES = 20  # of a split, by which its folder is found
 
 
 class FoundSplit(NamedTuple):
-    """A COCO JSON file, its records and the folder that holds its images."""
+    """The records of a COCO JSON file, and the folder that holds its images."""
 
     name: str
-    annotations: Path
     images: Path
     records: Records
-
-    @property
-    def categories(self) -> dict[int, str]:
-        """Names by id, in the order of the ids, which is that of the labels."""
-        return {id_: str(self.records.categories[id_]["name"]) for id_ in sorted(self.records.categories)}
 
 
 def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
@@ -47,11 +41,10 @@ def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
             except DataError as error:
                 found[path] = Records(path, {}, {}, {}, {}, [str(error)])
         if found:
-            named = zip(found.items(), _names(list(found)))
-            return [FoundSplit(name, path, _image_folder(root, name, r), r) for (path, r), name in named], others
-    raise DataError(
-        f"{root} has no COCO detection JSON, in annotations/ or elsewhere{f': {others[0]}' if others else ''}"
-    )
+            named = zip(_names(list(found)), found.values())
+            return [FoundSplit(name, _image_folder(root, name, records), records) for name, records in named], others
+    reason = f": {others[0]}" if others else ""
+    raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{reason}")
 
 
 def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]:
@@ -67,15 +60,13 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
 
 def training_command(train: FoundSplit, val: FoundSplit, root: Path) -> str:
     """The shell command that trains on these splits of `root`, with `--set` for everything that is not a default."""
-    settings = {
-        f"{name}_{part}": getattr(split, part).relative_to(root).as_posix()
-        for name, split in (("train", train), ("val", val))
-        for part in ("images", "annotations")
-    }
-    changed = [f"data.{key}={_toml(text)}" for key, text in settings.items() if text != getattr(DataConfig(), key)]
-    classes = len(train.categories)
-    if classes != HeadConfig().num_classes:
-        changed.append(f"head.num_classes={classes}")
+    changed = []
+    for name, split in (("train", train), ("val", val)):
+        for part, path in (("images", split.images), ("annotations", split.records.path)):
+            text, default = path.relative_to(root).as_posix(), getattr(DataConfig(), f"{name}_{part}")
+            changed += [f"data.{name}_{part}={_toml(text)}"] if text != default else []
+    classes = len(train.records.categories)
+    changed += [f"head.num_classes={classes}"] if classes != HeadConfig().num_classes else []
     words = ["python", "-m", "dwtriton.train", "--cfg", "r50_1x", "--data", str(root)]
     return shlex.join([*words, *(word for setting in changed for word in ("--set", setting))])
 

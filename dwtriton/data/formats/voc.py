@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dwtriton.core.text import listed
-from dwtriton.data.formats.source import Box, Source, clip, image_files, read_text
+from dwtriton.data.formats.convert import Box, Source, clip, image_files, read_text
 from dwtriton.data.problems import DataError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")

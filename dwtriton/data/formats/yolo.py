@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dwtriton.data.formats.source import SPLITS, Box, Source, clip, image_files, read_text
+from dwtriton.data.formats.convert import SPLITS, Box, Source, clip, image_files, read_text
 from dwtriton.data.problems import DataError
 
 BORDER_TOLERANCE = 0.01  # of the image: rounding may carry a coordinate this far past its border

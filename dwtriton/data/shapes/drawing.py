@@ -48,56 +48,44 @@ OUTLINES: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
 
 
 class Stamp:
-    """One object on its own small canvas.
+    """One object, cut off at the borders of its image.
 
-    `alpha` float32 [h, w] is the coverage of each pixel, `edge` that of the border line, `fine` the shape at
-    SUPERSAMPLING resolution; `left`, `top` is the canvas' position in the image (pixels, may be negative).
+    `window` is its place in the image, as rows and columns; in it, `alpha` float32 [h, w] is the coverage of each pixel
+    and `edge` that of the border line. `mask` bool [H, W] are the pixels of the image that the shape covers at least by
+    half; `area` is that of the whole shape, in pixels.
     """
 
-    def __init__(self, name: str, centre: np.ndarray, diameter: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, name: str, centre: np.ndarray, diameter: float, image: np.ndarray, rng: np.random.Generator
+    ) -> None:
         angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
         cos, sin = np.cos(angle), np.sin(angle)
         matrix = np.array([[cos, -sin], [sin, cos]]) * diameter / 2 @ np.diag([stretch**0.5, stretch**-0.5])
         outline, hole = OUTLINES[name]
         points = outline @ matrix.T + centre
-        self.left, self.top = np.floor(points.min(0)).astype(int)
-        right, bottom = np.ceil(points.max(0)).astype(int)
-        self.width, self.height = right - self.left, bottom - self.top
-
-        self.fine, edge = self._canvas(), self._canvas()
+        corner, end = np.floor(points.min(0)).astype(int), np.ceil(points.max(0)).astype(int)  # of the canvas, (x, y)
+        canvas, edge = (Image.new("L", tuple((end - corner) * SUPERSAMPLING)) for _ in range(2))
         line = SUPERSAMPLING * max(1, round(diameter / 24))
         for ring, value in ((outline, 255), (hole, 0)):
             if ring is None:
                 continue
-            points = [tuple(p) for p in (ring @ matrix.T + centre - (self.left, self.top)) * SUPERSAMPLING]
-            ImageDraw.Draw(self.fine).polygon(points, fill=value)
+            points = [tuple(p) for p in (ring @ matrix.T + centre - corner) * SUPERSAMPLING]
+            ImageDraw.Draw(canvas).polygon(points, fill=value)
             ImageDraw.Draw(edge).line([*points, points[0]], fill=255, width=2 * line)
+
+        self.area = _shrink(canvas).sum()
+        self.begin, end = np.maximum(corner, 0), np.minimum(end, image.shape[1::-1])
+        self.window = slice(self.begin[1], end[1]), slice(self.begin[0], end[0])
+        inside = np.concatenate([self.begin - corner, end - corner]) * SUPERSAMPLING
+        self.fine = canvas.crop(inside.tolist())  # at SUPERSAMPLING resolution
         self.alpha = _shrink(self.fine)
-        self.edge = np.minimum(_shrink(edge), self.alpha)
+        self.edge = np.minimum(_shrink(edge.crop(inside.tolist())), self.alpha)
+        self.mask = np.zeros(image.shape[:2], dtype=bool)
+        self.mask[self.window] = self.alpha >= 0.5
 
-    def windows(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The part of the canvas inside an image of this size: as rows and columns of the image, and of the canvas."""
-        x1, y1 = max(self.left, 0), max(self.top, 0)
-        x2, y2 = min(self.left + self.width, width), min(self.top + self.height, height)
-        own = slice(y1 - self.top, y2 - self.top), slice(x1 - self.left, x2 - self.left)
-        return (slice(y1, y2), slice(x1, x2)), own
-
-    def coverage(self, height: int, width: int) -> np.ndarray:
-        """Pixels of an image of this size that the shape covers at least by half, bool [h, w]."""
-        mask = np.zeros((height, width), dtype=bool)
-        window, own = self.windows(height, width)
-        mask[window] = self.alpha[own] >= 0.5
-        return mask
-
-    def box(self, height: int, width: int) -> np.ndarray:
-        """Box xyxy, float64 [4], around the part of the shape inside an image of this size, covered or not."""
-        (rows, columns), (own_rows, own_columns) = self.windows(height, width)
-        sides = (own_columns.start, own_rows.start, own_columns.stop, own_rows.stop)
-        extent = self.fine.crop([side * SUPERSAMPLING for side in sides]).getbbox()
-        return np.array(extent) / SUPERSAMPLING + [columns.start, rows.start] * 2
-
-    def _canvas(self) -> Image.Image:
-        return Image.new("L", (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING))
+    def box(self) -> np.ndarray:
+        """Return the box xyxy, float64 [4], around the part inside the image, covered or not."""
+        return np.array(self.fine.getbbox()) / SUPERSAMPLING + np.tile(self.begin, 2)
 
 
 def _shrink(canvas: Image.Image) -> np.ndarray:
@@ -106,16 +94,14 @@ def _shrink(canvas: Image.Image) -> np.ndarray:
 
 def paint(image: np.ndarray, stamp: Stamp, plain: bool, rng: np.random.Generator) -> None:
     """Blend an object into `image` float32 [H, W, 3] (0..255) in colours that stand out from what lies below."""
-    window, own = stamp.windows(*image.shape[:2])
-    alpha, edge = stamp.alpha[own], stamp.edge[own]
-    below = image[window].reshape(-1, 3)
+    below = image[stamp.window].reshape(-1, 3)
     colour = contrasting(below.mean(0), rng)
-    fill = colour if plain else _texture(colour, contrasting(below.mean(0), rng), *alpha.shape, rng)
-    fill = np.broadcast_to(fill, (*alpha.shape, 3))
+    fill = colour if plain else _texture(colour, contrasting(below.mean(0), rng), *stamp.alpha.shape, rng)
+    fill = np.broadcast_to(fill, (*stamp.alpha.shape, 3))
     if rng.random() < 0.5:  # a border line in a darker or lighter tone
         tone = colour * 0.45 if colour.mean() > 110 else colour * 0.4 + 150
-        fill = fill + (tone - fill) * edge[..., None]
-    image[window] += (fill - image[window]) * alpha[..., None]
+        fill = fill + (tone - fill) * stamp.edge[..., None]
+    image[stamp.window] += (fill - image[stamp.window]) * stamp.alpha[..., None]
 
 
 def contrasting(background: np.ndarray, rng: np.random.Generator, candidates: int = 6) -> np.ndarray:

@@ -21,6 +21,7 @@ from dwtriton.data.workers import leave_signals_to_main
 VERSION = 1  # raise it with every change of what is drawn
 FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 JPEG_QUALITY = 90
+CATEGORIES = [{"id": id_, "name": name, "supercategory": "shape"} for name, id_ in CATEGORY_IDS.items()]
 
 
 def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, console: Console | None = None) -> None:
@@ -42,17 +43,14 @@ def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, c
                 for split, count in (("train", train_images), ("val", val_images)):
                     (folder / split).mkdir()
                     drawn = pool.imap(partial(_draw_file, folder / split, seed, split), range(count), chunksize=8)
-                    content = {"info": info, "licenses": [], "images": [], "annotations": []}
+                    images, annotations = [], []
                     with progress(console or Console(quiet=True), f"drawing {split} shapes", count) as advance:
                         for image, objects in drawn:
-                            content["images"].append(image)
-                            content["annotations"] += objects
+                            images.append(image)
+                            annotations += [{"id": n, **box} for n, box in enumerate(objects, len(annotations) + 1)]
                             advance()
-                    for number, annotation in enumerate(content["annotations"], 1):
-                        annotation["id"] = number
-                    content["categories"] = [
-                        {"id": id_, "name": name, "supercategory": "shape"} for name, id_ in CATEGORY_IDS.items()
-                    ]
+                    content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+                    content["categories"] = CATEGORIES
                     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
             os.replace(folder, root)
     except OSError as error:
@@ -87,5 +85,5 @@ def _draw_file(folder: Path, seed: int, split: str, index: int) -> tuple[dict[st
     Image.fromarray(pixels).save(folder / name, "JPEG", quality=JPEG_QUALITY)
     return (
         {"id": image_id, "file_name": name, "width": width, "height": height},
-        [{"id": 0, "image_id": image_id, **annotation} for annotation in annotations],
+        [{"image_id": image_id, **annotation} for annotation in annotations],
     )

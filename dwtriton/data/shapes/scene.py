@@ -42,7 +42,7 @@ class Scene:
 
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.height, self.width = height, width
+        self.size = np.array([width, height])
         self.image = draw_background(height, width, rng)
         self.annotations: list[dict[str, Any]] = []
         self.visible: list[np.ndarray] = []
@@ -50,7 +50,7 @@ class Scene:
 
     def add_objects(self, count: int, largest: float) -> None:
         """Place up to `count` objects, with diameters up to `largest` times the short side, mostly large ones first."""
-        short = min(self.height, self.width)
+        short = self.size.min()
         smallest = max(MIN_DIAMETER, 0.1 * short)
         diameters = np.exp(self.rng.uniform(np.log(smallest), np.log(largest * short / count**0.15), count))
         for diameter in sorted(diameters, key=lambda d: -d * self.rng.uniform(0.6, 1.6)):
@@ -61,38 +61,36 @@ class Scene:
     def add_crowd(self) -> None:
         """Draw a heap of tiny shapes of one class, annotated as one crowd region."""
         name = CLASSES[self.rng.integers(len(CLASSES))]
-        spread = self.rng.uniform(0.1, 0.16) * min(self.height, self.width)
-        middle = self.rng.uniform(0.25, 0.75, 2) * (self.width, self.height)
-        heap = np.zeros((self.height, self.width), dtype=bool)
+        spread = self.rng.uniform(0.1, 0.16) * self.size.min()
+        middle = self.rng.uniform(0.25, 0.75, 2) * self.size
+        heap = np.zeros(self.image.shape[:2], dtype=bool)
         for _ in range(self.rng.integers(14, 26)):
             offset = self.rng.uniform(-1, 1, 2) * spread
-            stamp = Stamp(name, middle + offset, self.rng.uniform(7, 10), self.rng)
-            heap |= stamp.coverage(self.height, self.width)
+            stamp = Stamp(name, middle + offset, self.rng.uniform(7, 10), self.image, self.rng)
+            heap |= stamp.mask
             paint(self.image, stamp, True, self.rng)
         self._add(name, heap, _extent(heap), MIN_VISIBLE * heap.sum(), crowd=True)
 
     def _try_object(self, diameter: float) -> bool:
         """Place one object of a random class at random, unless it would hide another or leave the image too far."""
         name = CLASSES[self.rng.integers(len(CLASSES))]
-        centre = self.rng.uniform(0, 1, 2) * (self.width, self.height)
+        centre = self.rng.uniform(0, 1, 2) * self.size
         if self.annotations and self.rng.random() < 0.25:  # beside or upon another one of its class
             neighbour = self.annotations[self.rng.integers(len(self.annotations))]
             name = CLASSES[list(CATEGORY_IDS.values()).index(neighbour["category_id"])]
             x, y, w, h = neighbour["bbox"]
-            centre = np.clip((x, y) + self.rng.uniform(-0.2, 1.2, 2) * (w, h), 0, (self.width, self.height))
-        stamp = Stamp(name, centre, diameter, self.rng)
-        mask = stamp.coverage(self.height, self.width)
+            centre = np.clip((x, y) + self.rng.uniform(-0.2, 1.2, 2) * (w, h), 0, self.size)
+        stamp = Stamp(name, centre, diameter, self.image, self.rng)
         small = diameter < PLAIN_BELOW
-        needed = stamp.alpha.sum() * (MIN_VISIBLE_SMALL if small else MIN_VISIBLE)
-        still_visible = [seen & ~mask for seen in self.visible]
-        if mask.sum() < needed or any(seen.sum() < least for seen, least in zip(still_visible, self.needed)):
+        needed = stamp.area * (MIN_VISIBLE_SMALL if small else MIN_VISIBLE)
+        still_visible = [seen & ~stamp.mask for seen in self.visible]
+        if stamp.mask.sum() < needed or any(seen.sum() < least for seen, least in zip(still_visible, self.needed)):
             return False
-        box = stamp.box(self.height, self.width)
-        if np.abs(box - _extent(mask)).max() > MAX_FAINT:
+        if np.abs(stamp.box() - _extent(stamp.mask)).max() > MAX_FAINT:
             return False
         paint(self.image, stamp, small, self.rng)
         self.visible = still_visible
-        self._add(name, mask, box, needed, crowd=False)
+        self._add(name, stamp.mask, stamp.box(), needed, crowd=False)
         return True
 
     def _add(self, name: str, mask: np.ndarray, box: np.ndarray, needed: float, crowd: bool) -> None:

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dwtriton.config.schema import Config
 from dwtriton.console.drawing import COLOURS
 from dwtriton.data import __main__ as command
 from dwtriton.data.formats.check import check_split
@@ -207,6 +208,39 @@ def test_images_that_are_nowhere_make_a_set_unusable(tiny, check):
     assert "none of the images of" in error
 
 
+def test_validation_needs_no_usable_box_as_in_training(tiny, check):
+    cfg = tiny.write()
+    for annotation in tiny.content["annotations"]:
+        annotation["area"] = 0
+    tiny.write_json("val", json.dumps(tiny.content))
+    code, result, error = check(tiny.root)
+    assert (code, result["usable"], error) == (0, True, "")
+    assert kinds(result, 1)["box without area or under 1 pixel, not used as a target"][0] == 5
+    assert not any("not trained on" in kind for kind in kinds(result, 1))
+    assert result["splits"][1]["box_sizes"] == {"small": 0, "medium": 0, "large": 0}
+    train, val = prepare_data(Config(data=cfg, head={"num_classes": 3}))
+    assert (len(train), len(val)) == (4, 4)
+
+
+def test_files_that_cannot_be_used_have_another_fate_in_validation(tiny, check):
+    tiny.write()
+    for name in ("train", "val"):
+        tiny.image_path(name, "tall.jpg").write_text("no image")
+        tiny.draw(tiny.image_path(name, "square.jpg"), 30, 50)
+        tiny.image_path(name, "wide_two.jpg").unlink()
+    _, result, _ = check(tiny.root)
+    assert list(kinds(result, 0)) == [
+        "image file missing, image skipped",
+        "image file that cannot be used, replaced by another in training",
+        "image of another size than annotated, replaced by another in training",
+    ]
+    assert list(kinds(result, 1)) == [
+        "image file missing, image skipped, but its ground truth still counts",
+        "image file that cannot be used, but its ground truth still counts",
+        "image of another size than annotated, but its ground truth still counts",
+    ]
+
+
 def test_splits_of_different_categories_make_a_set_unusable(tiny, check):
     tiny.write()
     tiny.content["categories"][0]["name"] = "horse"
@@ -304,7 +338,7 @@ def test_other_json_files_are_ignored_and_reported(tiny):
     (tiny.root / "annotations").rename(tiny.root / "inside")
     (tiny.root / "index.json").write_text("[]")
     splits, others = find_splits(tiny.root)
-    assert [split.annotations.parent.name for split in splits] == ["inside", "inside"]
+    assert [split.records.path.parent.name for split in splits] == ["inside", "inside"]
     assert "index.json" in others[0]
 
 
