@@ -18,16 +18,9 @@ from dwtriton.console.cli import print_line
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder
+from dwtriton.kernels import tuning
 from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, kernel_calls, make_case
-from dwtriton.kernels.tuning import (
-    Config,
-    KernelConfigs,
-    cache_table,
-    default_configs,
-    read_table,
-    search_space,
-    write_table,
-)
+from dwtriton.kernels.tuning import Config, KernelConfigs
 
 EXAMPLES = """\
   python -m dwtriton.tune                                      80 classes, images of 800x1344; under a minute
@@ -118,7 +111,7 @@ def read_entries(path: Path, gpu: str) -> dict[str, dict]:
     """Return the entries of the table to extend, if there is one. Raises UserError if it is broken or another GPU's."""
     if not path.exists():
         return {}
-    table = read_table(path)
+    table = tuning.read_table(path)
     if table["gpu"] != gpu:
         raise UserError(f"{path} is the table of {table['gpu']}, and this GPU is {gpu}; give another --out")
     return table["entries"]
@@ -126,7 +119,7 @@ def read_entries(path: Path, gpu: str) -> dict[str, dict]:
 
 def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[dict[str, SearchResult]]:
     """Search the configs of each kernel for each setting; each search gets an equal share of the time left."""
-    spaces = [search_space(setting.classes) for setting in settings]
+    spaces = [tuning.search_space(setting.classes) for setting in settings]
     searches_left = sum(map(len, spaces))
     total = sum(len(candidates) for space in spaces for candidates in space.values())
     deadline = time.perf_counter() + seconds
@@ -147,7 +140,7 @@ def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[
 
 def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
     """Return for each kernel the function from a config to its device time, on one generated batch."""
-    calls = kernel_calls(make_case(setting, "cuda"), default_configs(setting.classes))
+    calls = kernel_calls(make_case(setting, "cuda"), tuning.default_configs(setting.classes))
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 
@@ -187,7 +180,7 @@ def list_candidates(arguments: argparse.Namespace, settings: Sequence[Setting], 
     """Print what a search would try."""
     for setting in settings:
         print_line(console, f"key {setting.key().name}: {setting}")
-    space = search_space(arguments.classes)
+    space = tuning.search_space(arguments.classes)
     for kernel, configs in space.items():
         print_line(console, f"{kernel}: {len(configs)} configs, the default first")
         for config in configs:
@@ -204,10 +197,10 @@ def main() -> int:
         list_candidates(arguments, settings, console)
         return 0
     gpu = require_gpu()
-    out = arguments.out or cache_table(gpu)
+    out = arguments.out or tuning.cache_table(gpu)
     entries = read_entries(out, gpu)
     make_folder(out.parent)
-    defaults = [default_configs(setting.classes) for setting in settings]
+    defaults = [tuning.default_configs(setting.classes) for setting in settings]
     try:
         if arguments.check and (problem := check(settings, defaults)):
             return cli.report_failure(problem)
@@ -219,9 +212,10 @@ def main() -> int:
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"{gpu} has too little memory for {settings[0]}; lower --batch") from None
     new = {setting.key().name: table_entry(setting, found) for setting, found in zip(settings, results)}
-    write_table(out, gpu, {**entries, **new})
+    tuning.write_table(out, gpu, {**entries, **new})
     cli.print_result(arguments, {"table": str(out), "entries": new})
-    print_line(console, f"table: {out}" + ("" if out == cache_table(gpu) else f"; to use it, set DWTRITON_TABLE={out}"))
+    use = "" if out == tuning.cache_table(gpu) else f"; to use it, set DWTRITON_TABLE={out}"
+    print_line(console, f"table: {out}{use}")
     return 0
 
 

@@ -24,20 +24,8 @@ from torchvision.transforms.v2.functional import resize
 
 from dwtriton.console.drawing import COLOURS, draw_boxes
 from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.evaluate import tide
 from dwtriton.evaluate.coco_metrics import CLASS_METRICS, Evaluation
-from dwtriton.evaluate.tide import (
-    ERROR_TYPES,
-    RECALLS,
-    SPECIAL_ERRORS,
-    Analysis,
-    Detection,
-    Truth,
-    analyse,
-    confusion_matrix,
-    precision_curves,
-    worst_false_positives,
-    worst_misses,
-)
 
 MAX_TILES = 18  # in a gallery
 TILE_HEIGHT, MAX_TILE_WIDTH = 220, 400  # pixels
@@ -77,7 +65,7 @@ def report_html(
     `paths` maps image ids to files; an image without a readable file is shown as a grey square. `title` names what was
     evaluated; each of `notes` becomes a paragraph.
     """
-    analysis = analyse(coco, results)
+    analysis = tide.analyse(coco, results)
     names = {id_: str(coco.cats[id_]["name"]) for id_ in sorted(coco.cats)}
     files = {id_: (Path(path), (coco.imgs[id_]["height"], coco.imgs[id_]["width"])) for id_, path in paths.items()}
     sizes = Params("bbox")
@@ -102,27 +90,26 @@ def report_html(
         sizes=list(zip(sizes.areaRngLbl, sizes.areaRng))[1:],  # without "all"
         ids_by_ap=sorted(names, key=lambda id_: -evaluation.class_ap[names[id_]]),
         objects=Counter(truth.category_id for truth in analysis.truths),
-        error_types=ERROR_TYPES,
-        special_errors=SPECIAL_ERRORS,  # without bars: they contain others
-        largest_cost=max(*(analysis.costs[error] for error in ERROR_TYPES), 1e-9),
+        error_types=tide.ERROR_TYPES,
+        special_errors=tide.SPECIAL_ERRORS,  # without bars: they contain others
+        largest_cost=max(*(analysis.costs[error] for error in tide.ERROR_TYPES), 1e-9),
         min_confusion_score=MIN_CONFUSION_SCORE,
-        misses=[(_tile(files, *pair), *pair) for pair in worst_misses(analysis, MAX_TILES)],
-        false_positives=[(_tile(files, *pair), *pair) for pair in worst_false_positives(analysis, MAX_TILES)],
+        misses=[(_tile(files, *pair), *pair) for pair in tide.worst_misses(analysis, MAX_TILES)],
+        false_positives=[(_tile(files, *pair), *pair) for pair in tide.worst_false_positives(analysis, MAX_TILES)],
         **_curves(analysis, names),
         **_confusions(analysis, list(names)),
     )
 
 
-def _curves(analysis: Analysis, names: dict[int, str]) -> dict[str, Any]:
+def _curves(analysis: tide.Analysis, names: dict[int, str]) -> dict[str, Any]:
     """Precision over recall of the classes with objects: one plot with a key, or one small plot per class."""
     objects = {truth.category_id for truth in analysis.truths}
-    curves = precision_curves(analysis.truths, analysis.detections)
-    curves = {id_: curve for id_, curve in curves.items() if id_ in objects}
-    if not curves:
+    curves = tide.precision_curves(analysis.truths, analysis.detections)
+    named = [(names[id_], curve) for id_, curve in curves.items() if id_ in objects]
+    if not named:
         return {"curve_plot": None, "curve_tiles": []}
-    named = [(names[id_], curve) for id_, curve in curves.items()]
-    mean = ("mean of all classes", np.mean(list(curves.values()), 0))
-    if len(curves) <= MAX_CLASSES_PER_PLOT:
+    mean = ("mean of all classes", np.mean([curve for _, curve in named], 0))
+    if len(named) <= MAX_CLASSES_PER_PLOT:
         lines = [(*line, colour) for line, colour in zip([mean, *named], ["black", *COLOURS])]
         keys = [(name, curve.mean(), colour) for name, curve, colour in lines]
         return {"curve_plot": _large_plot(lines), "curve_keys": keys, "curve_tiles": []}
@@ -131,11 +118,11 @@ def _curves(analysis: Analysis, names: dict[int, str]) -> dict[str, Any]:
 
 
 def _large_plot(lines: Sequence[tuple[str, np.ndarray, str]]) -> str:
-    """Image of (name, curve over RECALLS, colour); the first line is the thickest and on top."""
+    """Image of (name, curve over tide.RECALLS, colour); the first line is the thickest and on top."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for number, (_, curve, colour) in enumerate(lines):
-        axes.plot(RECALLS, curve, color=colour, linewidth=1.3 if number else 2.4, zorder=3 - bool(number))
+        axes.plot(tide.RECALLS, curve, color=colour, linewidth=1.3 if number else 2.4, zorder=3 - bool(number))
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.grid(alpha=0.3)
     return _plot(figure)
@@ -144,27 +131,27 @@ def _large_plot(lines: Sequence[tuple[str, np.ndarray, str]]) -> str:
 def _small_plot(curve: np.ndarray) -> str:
     figure = Figure(figsize=(1.6, 1.2), layout="constrained")
     axes = figure.subplots()
-    axes.fill_between(RECALLS, curve, color=COLOURS[0], alpha=0.3, linewidth=0)
-    axes.plot(RECALLS, curve, color=COLOURS[0], linewidth=1.2)
+    axes.fill_between(tide.RECALLS, curve, color=COLOURS[0], alpha=0.3, linewidth=0)
+    axes.plot(tide.RECALLS, curve, color=COLOURS[0], linewidth=1.2)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[], yticks=[])
     return _plot(figure)
 
 
-def _confusions(analysis: Analysis, categories: list[int]) -> dict[str, Any]:
+def _confusions(analysis: tide.Analysis, categories: list[int]) -> dict[str, Any]:
     """Rows (class, counts) of the confusion matrix, or the most frequent confusions of many classes."""
-    counts = confusion_matrix(analysis, categories, MIN_CONFUSION_SCORE)
+    counts = tide.confusion_matrix(analysis, categories, MIN_CONFUSION_SCORE)
     if len(categories) <= MAX_MATRIX_CLASSES:
         return {"matrix": list(zip([*categories, None], counts))}
-    between = counts[:-1, :-1] * (1 - np.eye(len(categories), dtype=int))
-    order = np.argsort(-between, axis=None, kind="stable")[:MAX_CONFUSIONS]
-    pairs = [(row, column) for row, column in zip(*np.unravel_index(order, between.shape)) if between[row, column]]
-    return {
-        "matrix": None,
-        "confusions": [(categories[row], categories[column], between[row, column]) for row, column in pairs],
+    confusions = {
+        (category, other): count
+        for category, row in zip(categories, counts)
+        for other, count in zip(categories, row)
+        if other != category and count
     }
+    return {"matrix": None, "confusions": Counter(confusions).most_common(MAX_CONFUSIONS)}
 
 
-def _tile(files: dict[int, ImageFile], *boxes: Truth | Detection | None) -> str:
+def _tile(files: dict[int, ImageFile], *boxes: tide.Truth | tide.Detection | None) -> str:
     """Image of what surrounds the first box, with all boxes drawn; empty without a readable file."""
     boxes = [box for box in boxes if box is not None]
     try:
@@ -182,7 +169,7 @@ def _tile(files: dict[int, ImageFile], *boxes: Truth | Detection | None) -> str:
     scale = min(TILE_HEIGHT / crop.shape[1], MAX_TILE_WIDTH / crop.shape[2])
     crop = resize(crop, [max(1, round(side * scale)) for side in crop.shape[1:]], antialias=True)
     corners = (corners - torch.tensor([left, top, left, top])) * scale
-    labels = [isinstance(box, Truth) for box in boxes]
+    labels = [isinstance(box, tide.Truth) for box in boxes]
     drawn = draw_boxes(crop, corners, labels, enlarge_to=0, colours=(DETECTION_COLOUR, OBJECT_COLOUR))
     return _data_uri(encode_jpeg(drawn, 85).numpy().tobytes(), "jpeg")
 
