@@ -23,10 +23,6 @@ from dwtriton.model.state_dict import check_tensors
 FORMAT = 2
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read or does not fit; the message names the file, the tensors and the remedy."""
-
-
 class Checkpoint(NamedTuple):
     """State of a run after `iteration` optimiser steps. Tensors are on the CPU once read."""
 
@@ -60,7 +56,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of any format. Raises UserError if the file is missing, damaged or something else."""
     state = read_checkpoint_file(path)
     if is_mmdet(state):
-        raise CheckpointError(
+        raise UserError(
             f"{path} is a checkpoint of MMDetection; convert it first: "
             f"python -m dwtriton.weights from-mmdet {path} --cfg NAME --out OUT.pt"
         )
@@ -71,46 +67,44 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def upgrade(state: dict[str, Any], source: str) -> dict[str, Any]:
     """Return the content of a checkpoint file of any format as fields of `Checkpoint`, the config as nested values.
 
-    Raises CheckpointError, which names `source`, for a newer format and for content that is no checkpoint.
+    Raises UserError, which names `source`, for a newer format and for content that is no checkpoint.
     """
     state = dict(state)
     version = state.pop("format", None)
     if not isinstance(version, int):
-        raise CheckpointError(f"{source} is not a checkpoint of `python -m dwtriton.train`")
+        raise UserError(f"{source} is not a checkpoint of `python -m dwtriton.train`")
     if version > FORMAT:
         reads = f"this version of dwtriton reads formats up to {FORMAT}"
-        raise CheckpointError(f"{source} has format {version}, and {reads}: update dwtriton")
+        raise UserError(f"{source} has format {version}, and {reads}: update dwtriton")
     lacking = set(Checkpoint._fields) - Checkpoint._field_defaults.keys() - state.keys()
     unknown = state.keys() - set(Checkpoint._fields)
     if lacking or unknown:
         lacking, unknown = sorted(lacking) or "nothing", sorted(unknown) or "nothing"
-        raise CheckpointError(
-            f"{source} is damaged or of a newer version: it lacks {lacking} and has {unknown} besides"
-        )
+        raise UserError(f"{source} is damaged or of a newer version: it lacks {lacking} and has {unknown} besides")
     config = tomllib.loads(state["config"])
     return state | {"config": upgrade_keys(config) if version < 2 else config}
 
 
 def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names: list[str]) -> None:
-    """Raise CheckpointError unless resuming with `cfg` and these classes gives what an uninterrupted run would."""
+    """Raise UserError unless resuming with `cfg` and these classes gives what an uninterrupted run would."""
     if checkpoint.optimizer is None:
-        raise CheckpointError(f"{path} holds weights alone and cannot be resumed; --weights FILE starts from it")
+        raise UserError(f"{path} holds weights alone and cannot be resumed; --weights FILE starts from it")
     old, new = (flatten(config, fixed_only=True) for config in (checkpoint.config, cfg))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         changes = "; ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
-        raise CheckpointError(f"{path} belongs to another config: {changes}. Resume without --cfg to use the run's own")
+        raise UserError(f"{path} belongs to another config: {changes}. Resume without --cfg to use the run's own")
     if checkpoint.class_names != class_names:
-        raise CheckpointError(f"{path} was trained on the classes {checkpoint.class_names}, the data has {class_names}")
+        raise UserError(f"{path} was trained on the classes {checkpoint.class_names}, the data has {class_names}")
 
 
 def check_classes(path: Path, checkpoint: Checkpoint, class_names: list[str]) -> None:
-    """Raise CheckpointError unless the classes of a checkpoint are those of the data.
+    """Raise UserError unless the classes of a checkpoint are those of the data.
 
     Names are compared, or only numbers of classes where the checkpoint has no names.
     """
     if len(checkpoint.category_ids) != len(class_names) or checkpoint.class_names not in ([], class_names):
-        raise CheckpointError(f"{path} knows {checkpoint.labels}, the data has {class_names}")
+        raise UserError(f"{path} knows {checkpoint.labels}, the data has {class_names}")
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -109,7 +109,12 @@ def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
     Raises UserError for the buffers of mmcv's EMA and for tensors in unknown parts, listing all of these.
     """
     parts = dict(content) if "state_dict" in content else {"state_dict": content}
-    weights = _tensors(parts.pop("state_dict"), f"state_dict of {source}")
+    weights = parts.pop("state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise UserError(f"the state_dict of {source} is not a dict of tensors")
+    others = [f"{name} ({type(value).__name__})" for name, value in weights.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(f"the state_dict of {source} should hold tensors alone, but has {', '.join(others)}")
     if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     if buffers := [name for name in weights if name.startswith(EMA_BUFFER)]:
@@ -138,14 +143,6 @@ def config_misfits(weights: Mapping[str, Tensor], num_classes: int | None) -> di
             own = build_detector(load_config(config, overrides)).mmdet_state_dict()
         misfits[config] = len({name for name, _ in given ^ {(name, tensor.shape) for name, tensor in own.items()}})
     return misfits
-
-
-def _tensors(state: Any, source: str) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"the {source} is not a dict of tensors")
-    if others := [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"the {source} should hold tensors alone, but has {', '.join(others)}")
-    return dict(state)
 
 
 def _count(part: Any) -> int:

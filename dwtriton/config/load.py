@@ -17,10 +17,6 @@ CONFIG_FOLDER = Path(__file__).parent / "presets"
 MACHINE_KEYS = frozenset({"data.root", "data.workers"})  # may differ between the machines of a job
 
 
-class ConfigError(UserError):
-    """A config that cannot be used; the message names the key or file and the remedy."""
-
-
 def config_names() -> list[str]:
     """Return the names of the shipped configs, sorted."""
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.toml"))
@@ -31,24 +27,24 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path
 
     A file may start from another with `base = "NAME"` (or a path relative to itself) and then holds only what differs.
     Values of overrides are TOML; what is not valid TOML is taken as a string. `data_root` replaces `data.root`.
-    Raises ConfigError for an unknown name or key, naming the nearest valid one, and for a wrong value.
+    Raises UserError for an unknown name or key, naming the nearest valid one, and for a wrong value.
     """
     return _change(_read(_find(name, Path.cwd())), overrides, data_root, str(name))
 
 
 def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
-    """Return a config with some values changed, written as for `load_config`. Raises ConfigError."""
+    """Return a config with some values changed, written as for `load_config`. Raises UserError."""
     return _change(cfg.model_dump(), overrides, data_root, "of the checkpoint")
 
 
 def check_config(values: dict[str, Any], source: str) -> Config:
-    """Return the config of nested values. Raises ConfigError for unknown keys and wrong values; it names `source`."""
+    """Return the config of nested values. Raises UserError for unknown keys and wrong values; it names `source`."""
     if renamed := renamed_keys(values):
-        raise ConfigError(f"config {source}: " + "; ".join(f"{old} is now {new}" for old, new in renamed.items()))
+        raise UserError(f"config {source}: " + "; ".join(f"{old} is now {new}" for old, new in renamed.items()))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"config {source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+        raise UserError(f"config {source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
 
 
 def dump_config(cfg: Config) -> str:
@@ -73,23 +69,23 @@ def _find(name: str | Path, folder: Path) -> Path:
         return CONFIG_FOLDER / f"{name}.toml"
     path = folder / name
     if path.suffix != ".toml":
-        raise ConfigError(
+        raise UserError(
             f"there is no config {str(name)!r}{nearest(str(name), config_names())}; "
             "python -m dwtriton.train --cfg list prints them all"
         )
     if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist")
+        raise UserError(f"config file {path} does not exist")
     return path.resolve()
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the values of a config file merged over those of its base, without the base's published AP."""
     if path in seen:
-        raise ConfigError(f"config {path}: its bases form a cycle")
+        raise UserError(f"config {path}: its bases form a cycle")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not valid TOML: {error}") from None
+        raise UserError(f"config {path} is not valid TOML: {error}") from None
     if "base" not in values:
         return values
     inherited = _read(_find(values.pop("base"), path.parent), (*seen, path))
@@ -116,7 +112,7 @@ def _parse(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+        raise UserError(f"override {override!r} is not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

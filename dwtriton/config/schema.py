@@ -118,9 +118,7 @@ class LossConfig(Section):
     weight_cls_pos: NonNegativeFloat = 1.0
     weight_loc: NonNegativeFloat = 1.0
     weight_cls_neg: NonNegativeFloat = 1.0
-    ignore_crowd: bool = Field(
-        False, description="no negative loss at points inside crowd boxes; false: background, as in the released code"
-    )
+    ignore_crowd: bool = Field(False, description="no negative loss inside crowd boxes; the released code has it there")
 
 
 class OptimizerConfig(Section):
@@ -159,13 +157,9 @@ class TrainConfig(Section):
     compile: MayChange[Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH]] = Field(
         "auto", description="mode of torch.compile; true: default; auto: default on a GPU, off on a CPU"
     )
-    compile_ahead: MayChange[bool] = Field(
-        True, description="compile for every bucket before the first step; false: when its first batch comes"
-    )
+    compile_ahead: MayChange[bool] = Field(True, description="compile for every bucket before the first step")
     accumulate: PositiveInt = Field(1, description="micro-batches per optimiser step; they share data.batch_size")
-    activation_checkpointing: MayChange[bool] = Field(
-        False, description="recompute backbone and towers in the backward pass: less memory, more time"
-    )
+    activation_checkpointing: MayChange[bool] = Field(False, description="less memory, more time in the backward pass")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of an EMA of the weights, to evaluate; 0: no EMA")
     log_every: MayChange[PositiveInt] = Field(50, description="iterations per line, if the console is not a terminal")
     checkpoint_every: MayChange[PositiveInt] = Field(1000, description="iterations between checkpoints")

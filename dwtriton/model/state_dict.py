@@ -25,23 +25,18 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError unless `given` has exactly the names and shapes of `expected`; `source` names it in the error.
+    """Raise UserError unless `given`, named `source`, has exactly the names and shapes of `expected`.
 
-    The error lists every tensor that is missing, unexpected, of another shape, or in half precision: weights are taken
-    as they were trained, not rounded.
+    It lists every tensor that is missing, unexpected, of another shape, or in half precision, which rounds the weights.
     """
     problems = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in given]
     problems += [f"unexpected: {name} {_shape(given[name])}" for name in given if name not in expected]
-    problems += [
-        f"wrong shape: {name} is {_shape(given[name])}, the model has {_shape(expected[name])}"
-        for name in expected
-        if name in given and _shape(given[name]) != _shape(expected[name])
-    ]
-    problems += [
-        f"wrong dtype: {name} is {given[name].dtype}, not {expected[name].dtype}"
-        for name in expected
-        if isinstance(given.get(name), Tensor) and given[name].is_floating_point() and given[name].element_size() < 4
-    ]
+    for name, own in expected.items():
+        tensor = given.get(name, own)
+        if _shape(tensor) != _shape(own):
+            problems.append(f"wrong shape: {name} is {_shape(tensor)}, the model has {_shape(own)}")
+        elif tensor.is_floating_point() and tensor.element_size() < 4:
+            problems.append(f"wrong dtype: {name} is {tensor.dtype}, not {own.dtype}")
     if problems:
         raise UserError(f"{source} does not fit the model ({len(problems)} tensors):\n  " + "\n  ".join(problems))
 

@@ -13,14 +13,14 @@ import torch
 
 from dwtriton.checkpoints.checkpoint import (
     FORMAT,
-    CheckpointError,
     check_continues,
     load_checkpoint,
     save_checkpoint,
     start_from,
     upgrade,
 )
-from dwtriton.config.load import ConfigError, load_config, override_config
+from dwtriton.config.load import load_config, override_config
+from dwtriton.core.errors import UserError
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.model.detector import build_detector
 from dwtriton.predict import __main__ as predict_command
@@ -69,7 +69,7 @@ def test_a_file_of_format_1_has_its_values_under_the_new_keys(format1, tmp_path)
 
 
 def test_its_config_file_is_refused_with_every_new_key():
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         load_config(DATA / "format1.toml")
     assert str(error.value).endswith(
         "data.test_short_side is now inference.short_side; data.test_long_side is now inference.long_side; "
@@ -126,7 +126,7 @@ def test_fields_that_came_later_have_their_defaults(state):
     ],
 )
 def test_what_cannot_be_read_is_one_line(change, message, state):
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         upgrade(state | change, "x.pt")
 
 
@@ -140,5 +140,5 @@ def test_a_run_continues_with_another_description_but_not_with_another_rate(fini
     resume(
         "description=edited", "published_ap=1.5", "data.root=elsewhere", "train.log_every=7", "inference.compile=true"
     )
-    with pytest.raises(CheckpointError, match=r"another config: optimizer\.lr was 0\.003 and is 0\.5\. Resume without"):
+    with pytest.raises(UserError, match=r"another config: optimizer\.lr was 0\.003 and is 0\.5\. Resume without"):
         resume("optimizer.lr=0.5", "description=edited")

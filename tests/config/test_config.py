@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dwtriton.config.load import ConfigError, config_names, dump_config, flatten, load_config, override_config
+from dwtriton.config.load import config_names, dump_config, flatten, load_config, override_config
 from dwtriton.config.renames import RENAMED, upgrade_keys
 from dwtriton.config.schema import Config
+from dwtriton.core.errors import UserError
 from tests.support.golden_cases import RELEASED
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -80,16 +81,16 @@ def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
     ],
 )
 def test_bad_configs_are_named_with_the_nearest_valid_key(name, overrides, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_config(name, overrides)
 
 
 def test_bad_files(tmp_path):
     (tmp_path / "broken.toml").write_text("[optimizer\n")
-    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+    with pytest.raises(UserError, match=r"broken\.toml is not valid TOML"):
         load_config(tmp_path / "broken.toml")
     (tmp_path / "circle.toml").write_text('base = "circle.toml"\n')
-    with pytest.raises(ConfigError, match="its bases form a cycle"):
+    with pytest.raises(UserError, match="its bases form a cycle"):
         load_config(tmp_path / "circle.toml")
 
 
@@ -103,13 +104,13 @@ def test_bad_files(tmp_path):
 )
 def test_a_renamed_key_is_named_with_its_new_name_in_an_override_and_in_a_file(old, new, tmp_path):
     message = f"{old} is now {new}"
-    with pytest.raises(ConfigError, match=f"^config r50_1x: {message}$"):
+    with pytest.raises(UserError, match=f"^config r50_1x: {message}$"):
         load_config("r50_1x", [f"{old}=1"])
-    with pytest.raises(ConfigError, match=f"{message}$"):
+    with pytest.raises(UserError, match=f"{message}$"):
         override_config(Config(), [f"{old}=1"])
     section, key = old.split(".")
     (tmp_path / "old.toml").write_text(f'base = "r50_1x"\n[{section}]\n{key} = 1\n')
-    with pytest.raises(ConfigError, match=rf"old\.toml: {message}$"):
+    with pytest.raises(UserError, match=rf"old\.toml: {message}$"):
         load_config(tmp_path / "old.toml")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dwtriton import build_detector
-from dwtriton.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.config.load import override_config
 from dwtriton.config.schema import DataConfig
 from dwtriton.core.errors import UserError
@@ -223,5 +223,5 @@ def test_checkpoints_that_cannot_be_started_from_or_resumed_say_why(finished, ti
     assert not list(tmp_path.iterdir())
     (tmp_path / "c").mkdir()
     save_checkpoint(tmp_path / "c" / "last.pt", checkpoint._replace(optimizer=None))
-    with pytest.raises(CheckpointError, match="holds weights alone and cannot be resumed"):
+    with pytest.raises(UserError, match="holds weights alone and cannot be resumed"):
         Trainer(override_config(tiny()), tmp_path / "c", console, resume=True)
