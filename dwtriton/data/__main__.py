@@ -13,9 +13,8 @@ from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
 from dwtriton.core.text import first_of, listed_lines
-from dwtriton.data.formats.check import Findings, check_split
+from dwtriton.data.formats.check import Findings, check_split, draw_sheet
 from dwtriton.data.formats.convert import Source, convert, counted
-from dwtriton.data.formats.sheet import draw_sheet
 from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
 from dwtriton.data.formats.voc import is_voc, read_voc
 from dwtriton.data.formats.yolo import read_yolo
@@ -106,12 +105,13 @@ def show_findings(found: Findings, console: Console) -> None:
     figures = found.figures
     table = Table("", "least", "middle", "most", caption="sides in pixels; aspect: width / height")
     for name in ("image_sides", "boxes_per_image", "box_sides", "box_aspects"):
-        table.add_row(name.replace("_", " "), *(f"{value:g}" for value in getattr(figures, name)))
+        table.add_row(name.replace("_", " "), *(f"{value:g}" for value in figures[name]))
     console.print(table)
-    sizes = ", ".join(f"{share:.0%} {name}" for name, share in figures.box_sizes.items())
-    print_line(console, f"{figures.images} images, {figures.boxes} boxes ({sizes}), {figures.crowds} of them crowd")
+    sizes = ", ".join(f"{share:.0%} {name}" for name, share in figures["box_sizes"].items())
+    line = f"{figures['images']} images, {figures['boxes']} boxes ({sizes}), {figures['crowds']} of them crowd"
+    print_line(console, line)
     classes = Table("class", "boxes")
-    for name, count in figures.classes.items():
+    for name, count in figures["classes"].items():
         classes.add_row(Text(name), str(count))
     console.print(classes)
     for line in found.problems.summary() or ["no problems found"]:
@@ -120,15 +120,10 @@ def show_findings(found: Findings, console: Console) -> None:
 
 def as_json(found: Findings) -> dict:
     """Return the findings of a split as plain values."""
-    counts, examples = found.problems.counts, found.problems.examples
-    return {
-        "split": found.split.name,
-        "annotations": str(found.split.records.path),
-        "image_folder": str(found.split.images),
-        "fatal": found.fatal,
-        "problems": {kind: {"count": count, "examples": examples[kind]} for kind, count in counts.items()},
-        **vars(found.figures),
-    }
+    split, counts, examples = found.split, found.problems.counts, found.problems.examples
+    paths = {"annotations": str(split.records.path), "image_folder": str(split.images)}
+    problems = {kind: {"count": count, "examples": examples[kind]} for kind, count in counts.items()}
+    return {"split": split.name, **paths, "fatal": found.fatal, "problems": problems, **found.figures}
 
 
 def run_convert(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:

@@ -48,11 +48,17 @@ def collate(samples: list[Sample], num_classes: int, size_divisor: int) -> Batch
     """
     readable = [sample for sample in samples if sample.image is not None]
     for sample in readable:
-        _check_target(sample, num_classes)
+        try:
+            check_values(concatenate_targets([sample.target]), num_classes)
+        except ValueError as error:
+            problem = str(error).removeprefix("targets, image 0, ")
+            raise ValueError(f"image {sample.image_id} ({sample.path}): {problem}") from None
     sizes = [tuple(sample.image.shape[-2:]) for sample in readable]
-    padded = samples[0].padded or padded_size([*sizes, (1, 1)], size_divisor)
-    return Batch(
-        images=_stack([sample.image for sample in readable], *padded),
+    height, width = samples[0].padded or padded_size([*sizes, (1, 1)], size_divisor)
+    images = [pad(s.image.permute(1, 2, 0), (0, 0, 0, width - w, 0, height - h)) for s, (h, w) in zip(readable, sizes)]
+    stacked = default_collate(images) if images else torch.zeros(0, height, width, 3, dtype=torch.uint8)
+    return Batch(  # `default_collate` stacks in shared memory where it runs in a worker
+        images=stacked.permute(0, 3, 1, 2),
         targets=[sample.target for sample in readable],
         image_ids=[sample.image_id for sample in readable],
         image_sizes=sizes,
@@ -60,19 +66,3 @@ def collate(samples: list[Sample], num_classes: int, size_divisor: int) -> Batch
         paths=[sample.path for sample in readable],
         broken=[line for sample in samples for line in sample.broken],
     )
-
-
-def _stack(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """Pad images [3, h, w] to a batch [B, 3, H, W] in channels_last; in a worker it is made in shared memory."""
-    if not images:
-        return torch.zeros(0, 3, height, width, dtype=torch.uint8)
-    padded = [pad(i.permute(1, 2, 0), (0, 0, 0, width - i.shape[2], 0, height - i.shape[1])) for i in images]
-    return default_collate(padded).permute(0, 3, 1, 2)
-
-
-def _check_target(sample: Sample, num_classes: int) -> None:
-    try:
-        check_values(concatenate_targets([sample.target]), num_classes)
-    except ValueError as error:
-        problem = str(error).removeprefix("targets, image 0, ")
-        raise ValueError(f"image {sample.image_id} ({sample.path}): {problem}") from None

@@ -43,7 +43,7 @@ def test_check_and_data_sets_count_the_same_boxes(tiny, console, seed):
         assert {id_: dataset.box_count(index) for index, id_ in enumerate(dataset.image_ids)} == {
             id_: len(found.boxes[id_]) for id_ in dataset.image_ids
         }
-    assert found.figures.boxes == sum(map(len, found.boxes.values())) >= sum(map(val.box_count, range(len(val))))
+    assert found.figures["boxes"] == sum(map(len, found.boxes.values())) >= sum(map(val.box_count, range(len(val))))
 
 
 def test_nothing_is_left_out_without_a_reason(tiny):

@@ -1,61 +1,52 @@
-"""Looking through a data set in COCO format before training on it: its figures, and everything wrong with it."""
+"""Looking at a data set in COCO format before training on it: figures, everything wrong with it, and sample images."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
+from torchvision.ops import box_convert, clip_boxes_to_image
 
+from dwtriton.console.drawing import draw_boxes
 from dwtriton.console.progress import progress
 from dwtriton.data.annotations import Records
 from dwtriton.data.formats.splits import FoundSplit
-from dwtriton.data.images import BrokenImageError, upright_size
+from dwtriton.data.images import BrokenImageError, read_image, upright_size
 from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.usable import annotation_name, choose_usable
 
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # pixels; COCO's borders between small, medium and large
 TINY_SIDE = 4  # pixels; shorter sides are reported
-
-Range = tuple[float, float, float]  # least, middle, largest
-EMPTY: Range = (0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Counts and sizes of the images and usable boxes of a split, crowd regions included."""
-
-    images: int = 0
-    boxes: int = 0
-    crowds: int = 0
-    classes: dict[str, int] = field(default_factory=dict)  # boxes of each category
-    image_sides: Range = EMPTY  # pixels, middle: median
-    boxes_per_image: Range = EMPTY  # middle: mean
-    box_sides: Range = EMPTY  # square root of the area inside the image, pixels, middle: median
-    box_aspects: Range = EMPTY  # width / height, middle: median
-    box_sizes: dict[str, float] = field(default_factory=dict)  # shares of small, medium and large boxes
+MAX_IMAGES, MAX_COLUMNS = 12, 4  # of the sample images
+MAX_NAMED_BOXES = 25  # of an image; more names would hide what is below
+MAX_NAME_LENGTH, MAX_FILE_LENGTH = 24, 44  # characters
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a split holds. If `fatal` gives reasons for which a run refuses it, the rest is empty."""
+    """What a split holds. If `fatal` gives reasons for which a run refuses it, there are no boxes and figures are 0."""
 
     split: FoundSplit
     fatal: list[str]
-    problems: DataProblems = field(default_factory=DataProblems)
-    boxes: dict[int, list[dict]] = field(default_factory=dict)  # usable ones by image id
-    figures: Figures = Figures()
+    problems: DataProblems
+    boxes: dict[int, list[dict]]  # usable ones by image id
+    figures: dict[str, Any]  # see `measure`
 
 
 def check_split(split: FoundSplit, console: Console, training: bool = True) -> Findings:
     """Look through a split as training would, or evaluation. Image files are opened for their size and not decoded."""
-    records, problems = split.records, DataProblems()
-    if records.fatal:
-        return Findings(split, records.fatal)
+    records, problems, fatal = split.records, DataProblems(), split.records.fatal
     try:
-        boxes = choose_usable(records, split.images, training, problems).boxes
+        boxes = {} if fatal else choose_usable(records, split.images, training, problems).boxes
     except DataError as error:
-        return Findings(split, [str(error)])
+        fatal = [str(error)]
+    if fatal:
+        return Findings(split, fatal, DataProblems(), {}, measure({}, Records(records.path, {}, {}, {}, {}, [])))
     fate = "replaced by another in training" if training else "but its ground truth still counts"
     with progress(console, f"opening images of {split.name}", len(records.images)) as advance:
         for image in records.images.values():
@@ -73,14 +64,17 @@ def check_split(split: FoundSplit, console: Console, training: bool = True) -> F
             problems.add("file of several images", f"{name} ({times})")
     _check_boxes(boxes, records, problems)
     figures = measure(boxes, records)
-    for name, count in figures.classes.items():
+    for name, count in figures["classes"].items():
         if not count:
             problems.add("category without a box", name)
     return Findings(split, [], problems, boxes, figures)
 
 
-def measure(boxes: dict[int, list[dict]], records: Records) -> Figures:
-    """Return the figures of usable boxes, by image id, and of all images of a split."""
+def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
+    """Return counts and sizes of all images of a split and of its usable boxes by image id, crowd regions included.
+
+    Sizes are (least, middle, largest) in pixels; the middle of `boxes_per_image` is the mean, else the median.
+    """
     every = [box for of_image in boxes.values() for box in of_image]
     used = Counter(box["category_id"] for box in every)
     xywh = np.array([box["bbox"] for box in every], dtype=float).reshape(-1, 4)
@@ -90,17 +84,17 @@ def measure(boxes: dict[int, list[dict]], records: Records) -> Figures:
     areas = sizes.prod(1)
     small, large = areas < SMALL_AREA, areas > LARGE_AREA
     shares = {"small": small, "medium": ~(small | large), "large": large}
-    return Figures(
-        images=len(records.images),
-        boxes=len(every),
-        crowds=sum(bool(box["iscrowd"]) for box in every),
-        classes={name: used[id_] for id_, name in records.class_names.items()},
-        image_sides=_range([image[side] for image in records.images.values() for side in ("width", "height")]),
-        boxes_per_image=_range(list(map(len, boxes.values())), np.mean),
-        box_sides=_range(np.sqrt(areas)),
-        box_aspects=_range(sizes[:, 0] / sizes[:, 1]),
-        box_sizes={name: round(float(chosen.sum()) / max(len(every), 1), 4) for name, chosen in shares.items()},
-    )
+    return {
+        "images": len(records.images),
+        "boxes": len(every),
+        "crowds": sum(bool(box["iscrowd"]) for box in every),
+        "classes": {name: used[id_] for id_, name in records.class_names.items()},  # boxes of each
+        "image_sides": _range([image[side] for image in records.images.values() for side in ("width", "height")]),
+        "boxes_per_image": _range(list(map(len, boxes.values())), np.mean),
+        "box_sides": _range(np.sqrt(areas)),
+        "box_aspects": _range(sizes[:, 0] / sizes[:, 1]),
+        "box_sizes": {name: round(float(chosen.sum()) / max(len(every), 1), 4) for name, chosen in shares.items()},
+    }
 
 
 def _check_boxes(boxes: dict[int, list[dict]], records: Records, problems: DataProblems) -> None:
@@ -119,5 +113,38 @@ def _check_boxes(boxes: dict[int, list[dict]], records: Records, problems: DataP
             seen.add(key)
 
 
-def _range(values: Sequence[float] | np.ndarray, middle: Callable = np.median) -> Range:
-    return tuple(round(float(f(values)), 2) for f in (np.min, middle, np.max)) if len(values) else EMPTY
+def _range(values: Sequence[float] | np.ndarray, middle: Callable = np.median) -> tuple[float, float, float]:
+    return tuple(round(float(f(values)), 2) for f in (np.min, middle, np.max)) if len(values) else (0.0, 0.0, 0.0)
+
+
+def draw_sheet(split: FoundSplit, boxes: dict[int, list[dict]]) -> Figure:
+    """Draw images spread evenly over the split with their `boxes`, by image id; unreadable ones become a note."""
+    images, names = list(split.records.images.values()), split.records.class_names
+    label_of = {category_id: label for label, category_id in enumerate(names)}
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int).tolist()
+    columns = min(MAX_COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, index in enumerate(chosen, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.axis("off")
+        shown, file = boxes[images[index]["id"]], images[index]["file_name"]
+        title = file if len(file) <= MAX_FILE_LENGTH else f"...{file[3 - MAX_FILE_LENGTH :]}"
+        axes.set_title(f"{title}: {len(shown)} {'box' if len(shown) == 1 else 'boxes'}", fontsize=7, parse_math=False)
+        try:
+            pixels = read_image(split.images / file)
+        except BrokenImageError:
+            axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", color="#e45756")
+            continue
+        xywh = torch.tensor([box["bbox"] for box in shown], dtype=torch.float32).reshape(-1, 4)
+        xyxy = clip_boxes_to_image(box_convert(xywh, "xywh", "xyxy"), pixels.shape[1:])
+        labels = [label_of[box["category_id"]] for box in shown]
+        texts = [_short(names[box["category_id"]]) + " (crowd)" * bool(box["iscrowd"]) for box in shown]
+        texts = texts if len(texts) <= MAX_NAMED_BOXES else []
+        axes.imshow(draw_boxes(pixels, xyxy, labels, texts).permute(1, 2, 0).numpy())
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3]}..."

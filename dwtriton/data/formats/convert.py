@@ -21,7 +21,8 @@ from dwtriton.data.problems import DataError
 SPLITS = ("train", "val")
 ANNOTATIONS = "annotations/instances_{}2017.json"
 WRITTEN = {"annotations", *(f"{split}2017" for split in SPLITS)}  # COCO's names, the defaults of a config
-INFO = {"description": "converted by dwtriton.data"}  # in the JSON files, by which --force knows what it may replace
+INFO = {"description": "converted by dwtriton.data"}
+BEGINNING = json.dumps({"info": INFO}).encode()[:-1]  # of JSON files, by which --force knows what it may replace
 MAX_LINES = 20  # of broken places in one error
 
 
@@ -134,15 +135,9 @@ def _check_vacant(out: Path, force: bool) -> None:
         raise UserError(f"{out} holds {min(names - WRITTEN)}, which no conversion wrote: choose another --out")
     if names and not force:
         raise UserError(f"{out} already holds a data set: add --force to replace it, or choose another --out")
-    if names and not all(_is_converted(out / ANNOTATIONS.format(split)) for split in SPLITS):
+    files = [out / ANNOTATIONS.format(split) for split in SPLITS]
+    if names and not all(file.is_file() and file.read_bytes().startswith(BEGINNING) for file in files):
         raise UserError(f"{out} holds a data set that no conversion wrote: choose another --out")
-
-
-def _is_converted(annotations: Path) -> bool:
-    try:
-        return json.loads(annotations.read_bytes())["info"] == INFO
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _read_labels(source: Source, split: str, problems: list[str], console: Console) -> list[LabelledImage]:

@@ -11,8 +11,7 @@ from PIL import Image
 from dwtriton.config.schema import Config
 from dwtriton.console.drawing import COLOURS
 from dwtriton.data import __main__ as command
-from dwtriton.data.formats.check import check_split
-from dwtriton.data.formats.sheet import draw_sheet
+from dwtriton.data.formats.check import check_split, draw_sheet
 from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
 from dwtriton.data.images import BrokenImageError, read_image, upright_size
 from dwtriton.data.prepare import prepare_data
