@@ -14,7 +14,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
 from dwtriton.core.text import first_of, listed_lines
 from dwtriton.data.formats.check import Findings, check_split, draw_sheet
-from dwtriton.data.formats.convert import Source, convert, counted
+from dwtriton.data.formats.convert import convert, counted
 from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
 from dwtriton.data.formats.voc import is_voc, read_voc
 from dwtriton.data.formats.yolo import read_yolo
@@ -128,7 +128,17 @@ def as_json(found: Findings) -> dict:
 
 def run_convert(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
     """Convert and print what was written. Raises UserError for options of the other layout, and DataError for data."""
-    source = read_source(arguments.root, arguments.names, arguments.train, arguments.val)
+    root = arguments.root
+    if is_voc(root):
+        if arguments.names:
+            raise UserError(
+                f"--names is for YOLO's layout; {root} holds Pascal VOC's, whose classes are those that occur"
+            )
+        source = read_voc(root, arguments.train or ["train"], arguments.val or ["val"])
+    elif arguments.train or arguments.val:
+        raise UserError(f"--train and --val name lists of Pascal VOC's layout, but {root} holds no ImageSets")
+    else:
+        source = read_yolo(root, arguments.names)
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
     if converted.left_out:
@@ -138,17 +148,6 @@ def run_convert(arguments: argparse.Namespace, console: Console, waiting: Consol
     print_line(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
     cli.print_result(arguments, {"out": str(out), **converted._asdict()})
     return 0
-
-
-def read_source(root: Path, names: Path | None, train: list[str] | None, val: list[str] | None) -> Source:
-    """Read a folder in Pascal VOC's layout if it has ImageSets, else in YOLO's."""
-    if not is_voc(root):
-        if train or val:
-            raise UserError(f"--train and --val name lists of Pascal VOC's layout, but {root} holds no ImageSets")
-        return read_yolo(root, names)
-    if names:
-        raise UserError(f"--names is for YOLO's layout; {root} holds Pascal VOC's, whose classes are those that occur")
-    return read_voc(root, train or ["train"], val or ["val"])
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def label_file(image: Path) -> Path:
 
 
 def _settings(root: Path) -> tuple[dict[str, Any], Path]:
-    """The content of the YAML file, and its folder."""
+    """Return the content of the YAML file, empty if there is none, and its folder."""
     if not root.exists():
         raise DataError(f"{root} does not exist")
-    path = root if root.is_file() else root / "data.yaml"
+    path = root / "data.yaml" if root.is_dir() else root
     if not path.is_file():
         return {}, root
     if path.suffix not in (".yaml", ".yml"):
@@ -96,22 +96,15 @@ def _find(base: Path, entry: str, problems: list[str]) -> list[Path]:
         path = base / entry[3:]
     path = Path(os.path.normpath(path))  # the same file has one name
     if path.is_dir():
-        images = image_files(path)
-        problems += _labels_without_image(path, images)
+        images, labels = image_files(path), label_file(path / "any").parent
+        if labels != path:  # a label file without an image: its format cannot be read, or it has another name
+            known = {label_file(image) for image in images} | {labels / "classes.txt"}
+            orphans = sorted(set(labels.rglob("*.txt")) - known)
+            problems += [f"{file}: has no image (JPEG, PNG, WebP or GIF) of its name in {path}" for file in orphans]
         return images
     if path.suffix == ".txt" and path.is_file():
         return _read_list(path, base, problems)
     raise DataError(f"{path} does not exist; data.yaml may name another folder of images, or a list of them, as .txt")
-
-
-def _labels_without_image(folder: Path, images: list[Path]) -> list[str]:
-    """Report label files without an image: its format cannot be read, or it has another name."""
-    labels = label_file(folder / "any").parent
-    if labels == folder or not labels.is_dir():
-        return []
-    known = {label_file(image) for image in images}
-    orphans = [path for path in sorted(labels.rglob("*.txt")) if path not in known and path.name != "classes.txt"]
-    return [f"{path}: has no image (JPEG, PNG, WebP or GIF) of its name in {folder}" for path in orphans]
 
 
 def _read_list(path: Path, base: Path, problems: list[str]) -> list[Path]:
