@@ -1,12 +1,10 @@
 """`python -m dwtriton.explain`: the positive and negative weights of an image's objects, as pictures."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from dwtriton.checkpoints.checkpoint import check_classes
@@ -15,7 +13,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
-from dwtriton.data.coco import CocoDataset, Sample
+from dwtriton.data.coco import CocoDataset
 from dwtriton.data.images import IMAGE_SUFFIXES
 from dwtriton.data.prepare import prepare_validation
 from dwtriton.explain.explanation import Explanation, explain, objects_of
@@ -45,14 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Step(NamedTuple):
-    """The explanation of the image by one checkpoint."""
-
-    weights: Path
-    iteration: int
-    explained: Explanation
-
-
 def main() -> int:
     arguments = build_parser().parse_args()
     console = cli.open_console(arguments)
@@ -66,7 +56,11 @@ def main() -> int:
     sample = dataset[find_image(dataset, arguments.image)]
     picture = file or arguments.out / picture_name(sample.path, arguments)
     check_absent([picture], arguments.force)
-    numbers = choose_objects(sample, arguments.object)
+    count = int(objects_of(sample).sum())
+    if not count:
+        raise UserError(f"{sample.path} has no objects: choose another image with --image")
+    if arguments.object is not None:
+        check_box(count, arguments.object)
     make_folder(picture.parent)
 
     steps = []
@@ -76,23 +70,28 @@ def main() -> int:
             check_classes(weights, ready.checkpoint, dataset.class_names)
             if not ready.checkpoint.class_names:
                 print_line(console, f"{weights} has no class names; category ids are shown", "yellow")
-            steps.append(Step(weights, ready.checkpoint.iteration, explain(ready, sample)))
+            steps.append((ready.checkpoint.iteration, weights, explain(ready, sample)))
             advance()
-    steps.sort(key=lambda step: step.iteration)  # a shell sorts epoch-10 before epoch-9
+    steps.sort(key=lambda step: step[0])  # a shell sorts epoch-10 before epoch-9
     if len(steps) > 1:
-        titles = [f"{step.weights.stem}\niteration {step.iteration}" for step in steps]
-        figure = draw_strip([(title, step.explained) for title, step in zip(titles, steps)], arguments.object)
+        titled = [(f"{weights.stem}\niteration {iteration}", explained) for iteration, weights, explained in steps]
+        figure = draw_strip(titled, arguments.object)
     else:
-        figure = draw(steps[0].explained, arguments.object)
-    write_atomically(picture, lambda path: save(figure, path))
-    report(steps, numbers, sample, console)
-    print_line(console, f"picture: {picture}")
-    if arguments.object is None and len(numbers) > MAX_OBJECTS:
-        print_line(console, f"it shows the {MAX_OBJECTS} largest objects; --object N draws any")
+        figure = draw(steps[0][2], arguments.object)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # text in a PDF stays text, in fonts that journals accept
+        write_atomically(picture, lambda path: figure.savefig(path, dpi=DPI))
+
+    height, width = sample.image.shape[1:]
+    print_line(console, f"{sample.path}, {width} x {height} pixels in the network")
     checkpoints = []
-    for weights, iteration, explained in steps:
-        objects = [explained.summary(number) for number in numbers]
+    for iteration, weights, explained in steps:
+        print_line(console, f"{weights}, iteration {iteration}")
+        numbers = range(count) if arguments.object is None else [arguments.object]
+        objects = [describe(explained, number, console) for number in numbers]
         checkpoints.append({"weights": str(weights), "iteration": iteration, "objects": objects})
+    print_line(console, f"picture: {picture}")
+    if arguments.object is None and count > MAX_OBJECTS:
+        print_line(console, f"it shows the {MAX_OBJECTS} largest objects; --object N draws any")
     image = {"picture": str(picture), "image": sample.path, "image_id": sample.image_id}
     cli.print_result(arguments, image | {"checkpoints": checkpoints})
     return 0
@@ -142,35 +141,14 @@ def picture_name(image: str, arguments: argparse.Namespace) -> str:
     return f"{name}.{arguments.format or FORMATS[0]}"
 
 
-def choose_objects(sample: Sample, wanted: int | None) -> list[int]:
-    """Return the numbers of the objects to report. Raises UserError if the image has no such object."""
-    count = int(objects_of(sample).sum())
-    if not count:
-        raise UserError(f"{sample.path} has no objects: choose another image with --image")
-    if wanted is None:
-        return list(range(count))
-    check_box(count, wanted)
-    return [wanted]
-
-
-def report(steps: Sequence[Step], numbers: Sequence[int], sample: Sample, console: Console) -> None:
-    """Print the figures of the objects at every checkpoint."""
-    height, width = sample.image.shape[1:]
-    print_line(console, f"{sample.path}, {width} x {height} pixels in the network")
-    for step in steps:
-        print_line(console, f"{step.weights}, iteration {step.iteration}")
-        for number in numbers:
-            summary = step.explained.summary(number)
-            box = ", ".join(f"{side:.0f}" for side in summary["box"])
-            figures = f"box ({box}), {summary['points']} points, sum of positive weights {summary['positive_sum']:.2f}"
-            print_line(console, f"  object {step.explained.title(number)}: {figures}")
-            print_line(console, f"    {describe_strongest(step.explained, number)}")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; text in a PDF stays text, in fonts that journals accept."""
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(path, dpi=DPI)
+def describe(explained: Explanation, number: int, console: Console) -> dict[str, Any]:
+    """Print the figures of an object, and return them for JSON."""
+    found = explained.summary(number)
+    box = ", ".join(f"{side:.0f}" for side in found["box"])
+    figures = f"box ({box}), {found['points']} points, sum of positive weights {found['positive_sum']:.2f}"
+    print_line(console, f"  object {explained.title(number)}: {figures}")
+    print_line(console, f"    {describe_strongest(explained, number)}")
+    return found
 
 
 if __name__ == "__main__":

@@ -53,14 +53,11 @@ class Explanation:
             raise ValueError(f"level_sizes have {cells} cells together, the weights {points} points")
         for (height, width), stride in zip(self.level_sizes, self.strides):
             if height * stride < self.image.shape[0] or width * stride < self.image.shape[1]:
-                raise ValueError(
-                    f"a level of {height} x {width} cells of {stride} pixels does not cover an image of "
-                    f"{self.image.shape[0]} x {self.image.shape[1]}"
-                )
+                level, image = f"{height} x {width} cells of {stride} pixels", "{} x {}".format(*self.image.shape)
+                raise ValueError(f"a level of {level} does not cover an image of {image}")
         if not len(self.boxes) == len(self.labels) == boxes:
-            raise ValueError(
-                f"{len(self.boxes)} boxes and {len(self.labels)} labels, but weights of {boxes} boxes; crowds have none"
-            )
+            found = f"{len(self.boxes)} boxes and {len(self.labels)} labels"
+            raise ValueError(f"{found}, but weights of {boxes} boxes; crowds have none")
 
     def title(self, box: int) -> str:
         """Return "number: class"."""
@@ -78,13 +75,9 @@ class Explanation:
         `score` of the box's class; `iou`, `prior` and `pos`, which are 0 outside the box; `neg`, the paper's negative
         weight N s^2 of the box's class, with the N of the released code; `inside`, 1 at the points inside, else 0.
         """
-        weights, label = self.weights, int(self.labels[box])
-        if quantity == "score":
-            values = weights.score[:, label]
-        elif quantity == "neg":
-            values = weights.neg[:, label] * weights.score[:, label] ** 2
-        else:
-            values = getattr(weights, quantity)[:, box]
+        score, neg = (values[:, int(self.labels[box])] for values in (self.weights.score, self.weights.neg))
+        of_class = {"score": score, "neg": neg * score**2}
+        values = of_class[quantity] if quantity in of_class else getattr(self.weights, quantity)[:, box]
         return values.float().cpu().numpy()
 
     def map(self, quantity: str, box: int, level: int | None = None) -> np.ndarray:
@@ -100,13 +93,12 @@ class Explanation:
 
     def points_inside(self, box: int, level: int | None = None) -> np.ndarray:
         """Return x and y of the points inside a box, of one level or of all, [n, 2]."""
-        chosen = slice(None) if level is None else self._points_of(level)
+        chosen = self._points_of(level)
         return self.weights.points[chosen][self.weights.inside[chosen, box]].cpu().numpy()
 
     def positive_sum(self, box: int, level: int | None = None) -> float:
         """Return the sum of the positive weights of a box, over one level or all."""
-        chosen = slice(None) if level is None else self._points_of(level)
-        return float(self.values("pos", box)[chosen].sum())
+        return float(self.values("pos", box)[self._points_of(level)].sum())
 
     def strongest_point(self, box: int) -> StrongestPoint | None:
         """Return the point with the largest positive weight, or None if no point lies inside the box."""
@@ -143,7 +135,9 @@ class Explanation:
         )
         return left, top, left + side, top + side
 
-    def _points_of(self, level: int) -> slice:
+    def _points_of(self, level: int | None) -> slice:
+        if level is None:
+            return slice(None)
         begin = sum(height * width for height, width in self.level_sizes[:level])
         height, width = self.level_sizes[level]
         return slice(begin, begin + height * width)

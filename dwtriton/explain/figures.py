@@ -1,18 +1,18 @@
 """Figures of a label assignment: where in an image its objects count as positives, and where as negatives."""
 
 from collections.abc import Sequence
-from textwrap import wrap
+from textwrap import fill
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from torchvision.ops import box_area
 
 from dwtriton.core.errors import UserError
 from dwtriton.explain.explanation import Explanation
@@ -32,15 +32,15 @@ class Quantity(NamedTuple):
     name: str
     symbol: str  # on the colour bar
     colours: str  # colour map, light to dark
-    to_one: bool  # the scale ends at 1, otherwise at the largest value shown
+    to_one: bool = True  # the scale ends at 1, otherwise at the largest value shown
 
 
 QUANTITIES = {
-    "score": Quantity("score", "$s$", "Greens", True),
-    "iou": Quantity("IoU", "IoU", "Greens", True),
-    "prior": Quantity("centre prior", "prior", "Greens", True),
-    "pos": Quantity("positive weight", r"$w_\mathrm{pos}$", "Reds", False),
-    "neg": Quantity("negative weight", r"$N\,s^2$", "Blues", False),
+    "score": Quantity("score", "$s$", "Greens"),
+    "iou": Quantity("IoU", "IoU", "Greens"),
+    "prior": Quantity("centre prior", "prior", "Greens"),
+    "pos": Quantity("positive weight", r"$w_\mathrm{pos}$", "Reds", to_one=False),
+    "neg": Quantity("negative weight", r"$N\,s^2$", "Blues", to_one=False),
 }
 
 
@@ -53,33 +53,28 @@ class Column(NamedTuple):
     level: int | None = None
 
 
-class View(NamedTuple):
-    """The part of the image in a panel, every so many pixels."""
-
-    rows: slice
-    columns: slice
-    extent: tuple[int, int, int, int]  # left, right, bottom, top in pixels
-
-
 def draw(explanation: Explanation, box: int | None = None) -> Figure:
-    """Draw the weights of one box of an image level by level, or those of all its boxes side by side.
+    """Draw one box of an image, on all levels combined and on each, or all its boxes, levels combined.
 
+    One box: the image with the points inside, score, IoU, centre prior and weights; a row has one scale. All boxes: the
+    image and the weights around each of the MAX_OBJECTS largest, with a scale for every panel.
     Raises UserError for a box that is not there, and for an image without boxes.
     """
-    return draw_objects(explanation) if box is None else draw_object(explanation, box)
-
-
-def draw_object(explained: Explanation, box: int) -> Figure:
-    """Draw one object on all levels combined and on each: image with points inside, score, IoU, prior and weights.
-
-    Raises UserError for a box that is not there.
-    """
-    check_box(len(explained.boxes), box)
-    levels = range(len(explained.strides))
-    columns = [Column("max over levels", explained, box)]
-    columns += [Column(explained.level_name(level), explained, box, level) for level in levels]
-    title = f"object {explained.title(box)}\n{describe_strongest(explained, box)}"
-    return _draw(columns, ("image", *QUANTITIES), title, shared_scale=True)
+    count = len(explanation.boxes)
+    if box is not None:
+        check_box(count, box)
+        columns = [Column("max over levels", explanation, box)]
+        levels = range(len(explanation.strides))
+        columns += [Column(explanation.level_name(level), explanation, box, level) for level in levels]
+        title = f"object {explanation.title(box)}\n{describe_strongest(explanation, box)}"
+        return _draw(columns, ("image", *QUANTITIES), title, shared_scale=True)
+    if not count:
+        raise UserError("this image has no objects")
+    shown = box_area(explanation.boxes).argsort(descending=True, stable=True)[:MAX_OBJECTS]
+    columns = [Column(explanation.title(box), explanation, box) for box in shown.tolist()]
+    title = f"{count} objects" if count > 1 else "1 object"
+    title += f", the {MAX_OBJECTS} largest shown" if count > MAX_OBJECTS else ""
+    return _draw(columns, ("image", "pos", "neg"), title, shared_scale=False)
 
 
 def draw_strip(steps: Sequence[tuple[str, Explanation]], box: int) -> Figure:
@@ -92,22 +87,6 @@ def draw_strip(steps: Sequence[tuple[str, Explanation]], box: int) -> Figure:
         check_box(len(explained.boxes), box)
     columns = [Column(title, explained, box) for title, explained in steps]
     return _draw(columns, ("score", "iou", "pos", "neg"), f"object {steps[0][1].title(box)}", shared_scale=True)
-
-
-def draw_objects(explained: Explanation) -> Figure:
-    """Draw the largest objects side by side, all levels combined: the image and the weights around each.
-
-    Every panel has its own scale. Raises UserError for an image without objects.
-    """
-    areas = (explained.boxes[:, 2:] - explained.boxes[:, :2]).prod(1)
-    shown = areas.argsort(descending=True, stable=True).tolist()[:MAX_OBJECTS]
-    if not shown:
-        raise UserError("this image has no objects")
-    columns = [Column(explained.title(box), explained, box) for box in shown]
-    count = len(explained.boxes)
-    title = f"{count} objects" if count > 1 else "1 object"
-    title += f", the {MAX_OBJECTS} largest shown" if count > MAX_OBJECTS else ""
-    return _draw(columns, ("image", "pos", "neg"), title, shared_scale=False)
 
 
 def describe_strongest(explained: Explanation, box: int) -> str:
@@ -132,7 +111,6 @@ def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_sca
     with matplotlib.rc_context({"font.size": FONT_SIZE, "axes.linewidth": 0.5, "mathtext.fontset": "dejavusans"}):
         width, height = 0.9 + PANEL_INCHES * len(columns), 0.5 + (PANEL_INCHES + 0.2) * len(rows)
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for row, axes_of_row in zip(rows, grid):
             if row == "image":
@@ -147,9 +125,9 @@ def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_sca
 
 def _draw_images(axes_of_row: Sequence[Axes], columns: Sequence[Column]) -> None:
     """Draw the image around each object, in columns of one level with the points inside its box."""
+    axes_of_row[0].set_ylabel("image")
     for axes, column in zip(axes_of_row, columns):
         explained, box, level = column.explained, column.box, column.level
-        _show_image(axes, column)
         points = explained.points_inside(box, level)
         if level is not None:
             left, _, right, _ = explained.window(box)
@@ -157,8 +135,7 @@ def _draw_images(axes_of_row: Sequence[Axes], columns: Sequence[Column]) -> None
             size = min(2.4, spacing / 2)
             axes.plot(*points.T, "o", color="white", markeredgecolor="black", markersize=size, markeredgewidth=size / 8)
         axes.set_xlabel(f"{len(points)} points inside" if len(points) != 1 else "1 point inside")
-        _mark(axes, column)
-    axes_of_row[0].set_ylabel("image")
+        _draw_panel(axes, column)
 
 
 def _draw_maps(
@@ -166,19 +143,14 @@ def _draw_maps(
 ) -> None:
     """Draw a quantity over the image, and the colour bar of the row."""
     quantity = QUANTITIES[row]
-    views = [_view(column) for column in columns]
-    maps = [c.explained.map(row, c.box, c.level)[view.rows, view.columns] for c, view in zip(columns, views)]
-    largest = [float(pixels.max()) for pixels in maps]
-    for axes, column, view, pixels, value in zip(axes_of_row, columns, views, maps, largest):
-        top = 1.0 if quantity.to_one else max(largest) if shared_scale else value
-        _show_image(axes, column, as_background=True)
-        axes.imshow(_tint(pixels / max(top, 1e-12), quantity.colours), extent=view.extent, interpolation="nearest")
-        text = f"max {_short(value)}"
-        if row == "pos":
-            text += f", Σ {_short(column.explained.positive_sum(column.box, column.level))}"
-        axes.set_xlabel(text)
-        _mark(axes, column)
     axes_of_row[0].set_ylabel(quantity.name)
+    maps = [column.explained.map(row, column.box, column.level)[_crop(column)] for column in columns]
+    largest = [float(pixels.max()) for pixels in maps]
+    for axes, column, pixels, value in zip(axes_of_row, columns, maps, largest):
+        top = 1.0 if quantity.to_one else max(largest) if shared_scale else value
+        total = f", Σ {_short(column.explained.positive_sum(column.box, column.level))}" if row == "pos" else ""
+        axes.set_xlabel(f"max {_short(value)}{total}")
+        _draw_panel(axes, column, _tint(pixels / max(top, 1e-12), quantity.colours))
     tints = _tint(np.linspace(0, 1, 256), quantity.colours)
     colours = ListedColormap(tints[:, :3] * tints[:, 3:] + COLOUR_BAR_GREY * (1 - tints[:, 3:]))
     bar = figure.colorbar(ScalarMappable(cmap=colours), ax=list(axes_of_row), shrink=0.8, pad=0.01, aspect=12)
@@ -187,35 +159,37 @@ def _draw_maps(
     bar.ax.tick_params(length=2, width=0.5)
 
 
-def _show_image(axes: Axes, column: Column, as_background: bool = False) -> None:
-    """Draw the image around an object, unchanged or as a light grey background."""
-    rows, columns, extent = _view(column)
-    part = Image.fromarray(column.explained.image[rows.start : rows.stop, columns.start : columns.stop])
+def _draw_panel(axes: Axes, column: Column, tints: np.ndarray | None = None) -> None:
+    """Draw the image around an object, or a map's `tints` over it in light grey; then the box and its strongest point.
+
+    The point appears in the panels of its level.
+    """
+    explained, (rows, columns) = column.explained, _crop(column)
+    part = Image.fromarray(explained.image[rows.start : rows.stop, columns.start : columns.stop])
     pixels = np.asarray(part.reduce(rows.step)) / 255
-    if as_background:
+    height, width = (rows.step * cells for cells in pixels.shape[:2])
+    extent = (columns.start, columns.start + width, rows.start + height, rows.start)
+    if tints is not None:
         pixels = IMAGE_WHITENING + (1 - IMAGE_WHITENING) * pixels.mean(2, keepdims=True).repeat(3, 2)
     axes.imshow(pixels, extent=extent, interpolation="hanning")
-    left, top, right, bottom = column.explained.window(column.box)
+    if tints is not None:
+        axes.imshow(tints, extent=extent, interpolation="nearest")
+    left, top, right, bottom = explained.window(column.box)
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
-
-
-def _mark(axes: Axes, column: Column) -> None:
-    """Draw the box, and its strongest point in the panels of that level."""
-    x1, y1, x2, y2 = column.explained.boxes[column.box].tolist()
-    point = column.explained.strongest_point(column.box)
+    x1, y1, x2, y2 = explained.boxes[column.box].tolist()
+    point = explained.strongest_point(column.box)
     for colour, width in (("white", 1.8), ("black", 0.8)):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
         if point is not None and column.level in (None, point.level):
             axes.plot(point.x, point.y, "+", color=colour, markersize=5 + width, markeredgewidth=width)
 
 
-def _view(column: Column) -> View:
+def _crop(column: Column) -> tuple[slice, slice]:
+    """Return the rows and columns of the image in a panel, every so many pixels."""
     left, top, right, bottom = column.explained.window(column.box)
     step = -(-(right - left) // MAX_PANEL_PIXELS)
     height, width = column.explained.image.shape[:2]
-    rows, columns = slice(max(top, 0), min(bottom, height), step), slice(max(left, 0), min(right, width), step)
-    sizes = [-(-(part.stop - part.start) // step) * step for part in (rows, columns)]
-    return View(rows, columns, (columns.start, columns.start + sizes[1], rows.start + sizes[0], rows.start))
+    return slice(max(top, 0), min(bottom, height), step), slice(max(left, 0), min(right, width), step)
 
 
 def _tint(values: np.ndarray, colours: str) -> np.ndarray:
@@ -235,4 +209,4 @@ def _short(value: float) -> str:
 
 def _wrapped(text: str, inches: float) -> str:
     """Break a text into lines of at most so many inches."""
-    return "\n".join(line for part in text.splitlines() for line in wrap(part, int(inches * LETTERS_PER_INCH)))
+    return "\n".join(fill(line, int(inches * LETTERS_PER_INCH)) for line in text.splitlines())
