@@ -37,9 +37,8 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import CocoDataset
-from dwtriton.data.images import read_image
+from dwtriton.data.images import flip, read_image, resize
 from dwtriton.data.loaders import train_loader
-from dwtriton.data.transforms import flip, resize
 from dwtriton.model.pixels import PixelDetector
 
 BOXES = torch.tensor([[10.0, 20, 300, 200]]).repeat(7, 1)  # of an image when its steps are timed one by one

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
 from dwtriton.config.schema import DataConfig
-from dwtriton.data.transforms import resized_size
+from dwtriton.data.images import resized_size
 
 
 def plain_steps(cfg: DataConfig, boxes: torch.Tensor) -> dict[str, Callable]:

@@ -17,9 +17,8 @@ from torchvision.ops import box_convert
 from dwtriton.config.schema import DataConfig, InferenceConfig
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
-from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.images import BrokenImageError, draw_augmentation, flip, read_image, resize, resized_size
 from dwtriton.data.problems import DataProblems
-from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size
 from dwtriton.data.usable import choose_usable
 
 SplitName = Literal["train", "val"]
@@ -99,11 +98,18 @@ class CocoDataset(Dataset):
         """Load a sample. In training, the next item of the same orientation that can be read replaces a broken one."""
         request = SampleRequest(*item) if isinstance(item, tuple) else SampleRequest(item)
         broken: list[str] = []
-        for candidate in self._candidates(request):
+        for index in self._candidates(request):
             try:
-                return self._load(candidate, broken)
+                image = read_image(Path(self.paths[index]), tuple(self._sizes[index].tolist()))
             except BrokenImageError as error:
                 broken.append(str(error))
+                continue
+            target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
+            short_side, flipped = draw_augmentation(self.cfg, request.seed)
+            image, target["boxes"], scale_factor = resize(image, target["boxes"], short_side, self.cfg.long_side)
+            if flipped:
+                image, target["boxes"] = flip(image, target["boxes"])
+            return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
         index = request.index
         return Sample(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, request.padded)
 
@@ -120,11 +126,8 @@ class CocoDataset(Dataset):
         """The largest (h, w) that batches of either orientation can need."""
         limits = self.cfg.short_side[1], self.cfg.long_side
         groups = [self._sizes[self.landscape == wide].tolist() for wide in (False, True)]
-        return [
-            padded_size((resized_size(*size, *limits) for size in group), self.cfg.size_divisor)
-            for group in groups
-            if group
-        ]
+        resized = [[resized_size(*size, *limits) for size in group] for group in groups]
+        return [padded_size(sizes, self.cfg.size_divisor) for sizes in resized if sizes]
 
     def box_count(self, index: int) -> int:
         """Boxes in the targets of an item."""
@@ -137,27 +140,15 @@ class CocoDataset(Dataset):
         """
         return images * max(map(self.box_count, range(len(self))))
 
-    def _candidates(self, request: SampleRequest) -> Iterator[SampleRequest]:
-        """The request itself; in training, then the following items of its orientation that fit into its batch."""
-        yield request
+    def _candidates(self, request: SampleRequest) -> Iterator[int]:
+        """Yield the index itself; in training, then the following ones of its orientation that fit into its batch."""
+        yield request.index
         if not self.training:
             return
         following = np.roll(np.arange(len(self)), -request.index)[1:]
         for index in following[self.landscape[following] == self.landscape[request.index]].tolist():
-            candidate = request._replace(index=index)
-            if request.padded is None or fits(self.network_size(candidate), request.padded):
-                yield candidate
-
-    def _load(self, request: SampleRequest, broken: list[str]) -> Sample:
-        index = request.index
-        height, width = self._sizes[index].tolist()
-        image = read_image(Path(self.paths[index]), (height, width))
-        target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
-        short_side, flipped = draw_augmentation(self.cfg, request.seed)
-        image, target["boxes"], scale_factor = resize(image, target["boxes"], short_side, self.cfg.long_side)
-        if flipped:
-            image, target["boxes"] = flip(image, target["boxes"])
-        return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
+            if request.padded is None or fits(self.network_size(request._replace(index=index)), request.padded):
+                yield index
 
 
 def _to_target(boxes: list[dict[str, Any]], label_of: dict[int, int], keep_crowd: bool) -> dict[str, np.ndarray]:

@@ -54,8 +54,8 @@ def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDatas
 def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
     """Raise one DataError, with the layout expected and what was found, unless every path of `splits` exists."""
     if cfg.root is None:
-        raise DataError(f"this config needs COCO data: pass --data DIR.\n{_expected(cfg, splits)}")
-    folders, files = _paths(cfg, splits)
+        raise _layout_error(cfg, "this config needs COCO data: pass --data DIR", splits)
+    folders, files = ([getattr(cfg, f"{split}_{part}") for split in splits] for part in ("images", "annotations"))
     missing = [name for name in folders if not (cfg.root / name).is_dir()]
     missing += [name for name in files if not (cfg.root / name).is_file()]
     if missing:
@@ -75,23 +75,15 @@ def _prepare(cfg: Config, splits: tuple[SplitName, ...], console: Console | None
     return datasets
 
 
-def _paths(cfg: DataConfig, splits: tuple[SplitName, ...]) -> tuple[list[str], list[str]]:
-    """Folders of images and annotation files of the splits, below the root."""
-    return tuple([getattr(cfg, f"{split}_{part}") for split in splits] for part in ("images", "annotations"))
-
-
 def _layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) -> DataError:
-    return DataError(
-        f"{problem}.\n{_expected(cfg, splits)}\nFound: {_found(cfg.root)}\n"
-        "Point --data at the right folder, or rename its parts with --set data.train_images=NAME (train_annotations, "
-        "val_images, val_annotations)."
-    )
-
-
-def _expected(cfg: DataConfig, splits: tuple[SplitName, ...]) -> str:
-    folders, files = _paths(cfg, splits)
-    lines = [f"    {folder}/  folder of {split} images" for folder, split in zip(folders, splits)]
-    return "\n".join(["Expected:", f"  {cfg.root or 'DIR'}/", *lines, *(f"    {file}  COCO JSON" for file in files)])
+    lines = [f"{problem}.", "Expected:", f"  {cfg.root or 'DIR'}/"]
+    lines += [f"    {getattr(cfg, f'{split}_images')}/  folder of {split} images" for split in splits]
+    lines += [f"    {getattr(cfg, f'{split}_annotations')}  COCO JSON" for split in splits]
+    if cfg.root is not None:
+        lines.append(f"Found: {_found(cfg.root)}")
+        rename = "--set data.train_images=NAME (train_annotations, val_images, val_annotations)"
+        lines.append(f"Point --data at the right folder, or rename its parts with {rename}.")
+    return DataError("\n".join(lines))
 
 
 def _found(root: Path) -> str:

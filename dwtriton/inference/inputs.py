@@ -14,8 +14,7 @@ from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.buckets import Size, padded_size
 from dwtriton.data.coco import Sample
-from dwtriton.data.images import BrokenImageError, read_image
-from dwtriton.data.transforms import resize
+from dwtriton.data.images import BrokenImageError, read_image, resize
 
 ImageInput = str | os.PathLike | Image.Image | np.ndarray | Tensor
 

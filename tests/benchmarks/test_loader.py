@@ -13,7 +13,7 @@ from benchmarks import (
 from benchmarks.cases import Size
 from benchmarks.recording import RESULTS
 from dwtriton.core.errors import UserError
-from dwtriton.data.transforms import resized_size
+from dwtriton.data.images import resized_size
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")

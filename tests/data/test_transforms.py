@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
-from dwtriton.data.transforms import draw_augmentation, flip, resize, resized_size
+from dwtriton.data.images import draw_augmentation, flip, resize, resized_size
 from dwtriton.model.pixels import PixelDetector
 
 GOLDEN = Path(__file__).parents[1] / "golden"

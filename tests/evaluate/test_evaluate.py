@@ -12,7 +12,7 @@ from dwtriton import build_detector, load_config, postprocess
 from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.config.schema import DataConfig
 from dwtriton.data.batch import Batch
-from dwtriton.data.transforms import resize
+from dwtriton.data.images import resize
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.inference.detect import detect
 from dwtriton.model.pixels import PixelDetector
