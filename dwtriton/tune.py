@@ -50,11 +50,10 @@ def search(
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[], object] = lambda: None,
 ) -> SearchResult:
-    """Measure candidates in order until the time is up, and choose the fastest.
+    """Measure candidates in order until the time is up, and choose the fastest. Raises UserError if none runs.
 
     The first candidate is the default: it is always measured, and stays unless another is faster by more than `NOISE`.
     `measure` returns microseconds, inf for a config that does not compile or run here; `progress` is called after each.
-    Raises UserError if no candidate runs.
     """
     deadline = clock() + seconds
     times: dict[Config, float] = {}

@@ -103,10 +103,10 @@ def is_mmdet(content: Mapping) -> bool:
 
 
 def sort_mmdet(content: Mapping, source: str) -> MmdetFile:
-    """Sort the parts of an MMDetection checkpoint; `source` names it in errors.
+    """Sort the parts of an MMDetection checkpoint, of 2.x (mmcv) or 3.x (mmengine), or of a bare state dict.
 
-    Accepts bare state dicts, files of mmcv (2.x) and mmengine (3.x), and the prefix `module.` of parallel wrappers.
-    Raises UserError for the buffers of mmcv's EMA and for tensors in unknown parts, listing all of these.
+    Names may have the prefix `module.` of parallel wrappers. Raises UserError, which names `source`, for the buffers of
+    mmcv's EMA and for tensors in unknown parts, listing all of these.
     """
     parts = dict(content) if "state_dict" in content else {"state_dict": content}
     weights = parts.pop("state_dict")

@@ -1,6 +1,6 @@
-"""The HTML report of an evaluation, in one file that loads nothing else. docs/evaluation.md explains what it shows.
+"""The HTML report of an evaluation: a page that loads nothing else, from the template report.html.j2.
 
-The page is the template report.html.j2, which escapes every value; this module computes what the page shows.
+docs/evaluation.md explains what it shows.
 """
 
 import base64

@@ -88,12 +88,10 @@ def analyse(coco: COCO, results: list[dict]) -> Analysis:
     counts["missed"] = sum(not truth.reachable for truth in truths)
     counts["false positives"] = len(detections) - types[None]
     counts["false negatives"] = sum(not truth.found for truth in truths)
-    if not truths:
-        return Analysis(truths, detections, -1.0, dict.fromkeys(counts, 0.0), counts)
     categories = sorted({truth.category_id for truth in truths})
     ap50 = _mean_ap(truths, detections, categories)
     costs = {error: max(0.0, _mean_ap(*_fixed(truths, detections, error), categories) - ap50) for error in counts}
-    return Analysis(truths, detections, ap50, costs, counts)
+    return Analysis(truths, detections, ap50 if truths else -1.0, costs, counts)
 
 
 def confusion_matrix(analysis: Analysis, categories: Sequence[int], threshold: float) -> np.ndarray:
@@ -162,11 +160,7 @@ def _precision_curve(correct: np.ndarray, total: int) -> np.ndarray:
 
 
 def _analyse_image(
-    objects: list[dict],
-    results: list[dict],
-    matches: dict[int, int | None],
-    truths: list[Truth],
-    detections: list[Detection],
+    objects: list[dict], results: list[dict], matches: dict, truths: list[Truth], detections: list[Detection]
 ) -> None:
     """Append the objects and the results, by descending score, of one image to `truths` and `detections`."""
     boxes, others = ([record["bbox"] for record in records] for records in (results, objects))

@@ -45,15 +45,13 @@ def to_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_mmdet(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors `given` under MMDetection's names as a detector's state dict, with the names of `state`.
 
-    Raises UserError that lists every missing, unexpected or mis-shaped tensor, and if the centre prior is another.
+    Raises UserError that lists every missing, unexpected or mis-shaped tensor, or names another centre prior.
     """
     check_tensors(to_mmdet(state), given, "the MMDetection state dict")
     for name, constant in _center_prior(num_classes=len(state["head.class_conv.bias"])).items():
         if not torch.equal(given[name].cpu(), constant):
-            raise UserError(
-                f"{name} is not {constant[0, 0]:.8g} everywhere: the centre prior is a constant here, so a checkpoint "
-                f"with another one cannot be converted"
-            )
+            reason = "the centre prior is a constant here, so a checkpoint with another one cannot be converted"
+            raise UserError(f"{name} is not {constant[0, 0]:.8g} everywhere: {reason}")
     return {name: given[mmdet_name(name)] for name in state}
 
 

@@ -69,7 +69,7 @@ def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     return facts
 
 
-def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     """Write a checkpoint with the weights of an MMDetection file; print what was converted and what was left out.
 
     Raises UserError that lists all tensors that do not fit the config, and the configs that they do fit.
@@ -84,7 +84,7 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[
             f"{arguments.file} detects {file.num_classes} classes, but head.num_classes of {arguments.cfg} is "
             f"{cfg.head.num_classes}: add --set head.num_classes={file.num_classes}"
         )
-    names, ids = class_list(cfg, file.class_names, arguments.classes, console)
+    classes = class_names(cfg, file.class_names, arguments.classes, console)
     with torch.device("meta"):
         own = build_detector(cfg).state_dict()
     try:
@@ -93,15 +93,14 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> dict[
         fitting = file.fitting_configs()
         raise UserError(f"{arguments.file}, with names and shapes of {fitting}: {error}") from None
     model = {name: tensor.clone() for name, tensor in renamed.items()}  # torch.save writes all memory under a view
-    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, file.iteration, model))
+    save_checkpoint(arguments.out, Checkpoint(cfg, list(classes.values()), list(classes), file.iteration, model))
     print_line(console, f"converted: {len(model)} tensors")
     print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
     for name, reason in file.left_out.items():
         print_line(console, f"left out: {name}, {reason}")
-    return written(arguments, console)
 
 
-def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     """Write the weights that detection uses as a checkpoint that MMDetection loads."""
     checkpoint = load_checkpoint(arguments.file)
     meta = {"CLASSES": tuple(checkpoint.class_names), "iter": checkpoint.iteration}
@@ -110,37 +109,28 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> dict[st
     write_atomically(arguments.out, lambda file: torch.save({"meta": meta, "state_dict": state}, file))
     which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
     print_line(console, f"converted: {len(state)} tensors of the {which}")
-    return written(arguments, console)
 
 
-def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
+def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> None:
     """Write a checkpoint to start a run from: this backbone, pyramid and head with fresh weights."""
     if not arguments.file.is_file():
         raise UserError(f"{arguments.file} does not exist")
     cfg = load_config(arguments.cfg, arguments.set)
-    names, ids = class_list(cfg, None, arguments.classes, console)
+    classes = class_names(cfg, None, arguments.classes, console)
     torch.manual_seed(cfg.train.seed)
     detector = build_detector(cfg)
     loaded, fresh, ignored = load_backbone_weights(detector.backbone, str(arguments.file))
-    save_checkpoint(arguments.out, Checkpoint(cfg, names, ids, 0, detector.state_dict()))
+    save_checkpoint(arguments.out, Checkpoint(cfg, list(classes.values()), list(classes), 0, detector.state_dict()))
     print_line(console, f"backbone: {len(loaded)} tensors of {arguments.file}")
     print_line(console, f"pyramid and head: fresh, seed {cfg.train.seed}")
     if fresh:
         print_line(console, f"not in the file, so fresh too: {listed(fresh, LISTED)}")
     if ignored:
         print_line(console, f"left out: {', '.join(ignored)} (the classifier)")
-    return written(arguments, console)
 
 
-def written(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
-    print_line(console, f"checkpoint: {arguments.out}")
-    return {"checkpoint": str(arguments.out)}
-
-
-def class_list(
-    cfg: Config, names: list[str] | None, annotations: Path | None, console: Console
-) -> tuple[list[str], list[int]]:
-    """Return (names, category ids) by label: of `annotations`, else `names`, else COCO's; print where they come from.
+def class_names(cfg: Config, names: list[str] | None, annotations: Path | None, console: Console) -> dict[int, str]:
+    """Return the names of `annotations`, else `names`, else COCO's, by category id; print where they come from.
 
     Raises UserError if `annotations` and `names` differ, or if they are not `cfg.head.num_classes`.
     """
@@ -161,7 +151,7 @@ def class_list(
             f"give others with --classes FILE, or another number with --set head.num_classes=N"
         )
     print_line(console, f"classes: {len(given)}, {source}")
-    return list(given.values()), list(given)
+    return given
 
 
 def coco_categories() -> dict[int, str]:
@@ -172,9 +162,14 @@ def coco_categories() -> dict[int, str]:
 
 def main() -> int:
     arguments = build_parser().parse_args()
+    console = cli.open_console(arguments)
     if "out" in arguments:
         check_new_file(arguments.out, arguments.force)
-    cli.print_result(arguments, arguments.run(arguments, cli.open_console(arguments)))
+    result = arguments.run(arguments, console)
+    if "out" in arguments:
+        result = {"checkpoint": str(arguments.out)}
+        print_line(console, f"checkpoint: {arguments.out}")
+    cli.print_result(arguments, result)
     return 0
 
 
