@@ -117,7 +117,7 @@ def own_predict(cfg: Config, batch: Batch, device: torch.device, mode: str) -> t
 
     with torch.inference_mode():
         candidates = network.candidates(images, batch.image_sizes)
-    return detect, lambda: detector.select(candidates, batch.images, batch.image_sizes)
+    return detect, lambda: detector.predict(images, batch.image_sizes, candidates=lambda _: candidates)
 
 
 def torchvision_predict(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:

@@ -4,13 +4,12 @@ Delete this file and its uses in `train` and `evaluate` when a torch version no 
 """
 
 import os
-import time
 
 from torch import distributed
 
 from dwtriton.core import ranks
 
-REPORT_SECONDS = 10  # torchrun's report blames the process that ended first: let it be the one that failed
+REPORT_SECONDS = 10  # for the rank that failed to end before the others, as torchrun's report blames the first to end
 
 
 def restart_store() -> distributed.Store | None:
@@ -38,11 +37,6 @@ def restarted() -> bool:
     A machine's torchrun counts only if one of its own ranks died, so the counts of all ranks decide.
     """
     return ranks.any_across_ranks(_restarts() > 0)
-
-
-def wait_for_report() -> None:
-    """Give the rank that failed first time to end first, so that torchrun reports it as the cause."""
-    time.sleep(REPORT_SECONDS)
 
 
 def _restarts() -> int:

@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Levels = Sequence[Tensor]  # one tensor per pyramid level, finest first
+
 
 class HeadOutputs(NamedTuple):
     """One tensor per pyramid level in each field, finest level first; any floating dtype and memory format."""
 
-    cls_logits: Sequence[Tensor]  # [B, C, H, W]
-    box_distances: Sequence[
-        Tensor
-    ]  # [B, 4, H, W] left, top, right, bottom, >= 0, from the point to the predicted sides
-    objectness: Sequence[Tensor]  # [B, 1, H, W] logits
+    cls_logits: Levels  # [B, C, H, W]
+    box_distances: Levels  # [B, 4, H, W] left, top, right, bottom, >= 0, from the point to predicted sides
+    objectness: Levels  # [B, 1, H, W] logits
 
     @property
     def levels(self) -> list[Tensor]:
@@ -25,3 +25,30 @@ class HeadOutputs(NamedTuple):
     def arithmetic(self) -> torch.dtype:
         """Dtype to compute in: float64 if any tensor is float64, else float32."""
         return torch.float64 if any(level.dtype == torch.float64 for level in self.levels) else torch.float32
+
+
+def check_levels(strides: Sequence[int], cls_logits: Levels, box_distances: Levels, objectness: Levels | None) -> None:
+    """Raise ValueError unless each field has one floating tensor per stride, of fitting shapes, all on one device."""
+    named = {"cls_logits": cls_logits, "box_distances": box_distances}
+    if objectness is not None:
+        named["objectness"] = objectness
+    for name, levels in named.items():
+        if not isinstance(levels, list | tuple) or not all(isinstance(level, Tensor) for level in levels):
+            raise ValueError(f"{name} must be a list of tensors, one for each level")
+        if not levels or len(levels) != len(strides):
+            raise ValueError(f"{name} has {len(levels)} levels, but the strides are {strides}: one level for each")
+    first = cls_logits[0]
+    if first.ndim != 4 or 0 in first.shape:
+        raise ValueError(f"cls_logits[0] must be (B, C, H, W) and not empty, not {tuple(first.shape)}")
+    batch, num_classes = first.shape[:2]  # not len(), which torch.export takes for a constant
+    for i, logits in enumerate(cls_logits):
+        size = tuple(logits.shape[2:])
+        for (name, levels), channels in zip(named.items(), (num_classes, 4, 1)):
+            level = levels[i]
+            if level.shape != (batch, channels, *size) or len(size) != 2 or 0 in size:
+                expected = f"({batch}, {channels}, H, W)" if name == "cls_logits" else (batch, channels, *size)
+                raise ValueError(f"{name}[{i}] must be {expected} and not empty, not {tuple(level.shape)}")
+            if not level.is_floating_point():
+                raise ValueError(f"{name}[{i}] must be a floating tensor, not {level.dtype}")
+            if level.device != first.device:
+                raise ValueError(f"{name}[{i}] lies on {level.device}, cls_logits[0] on {first.device}")

@@ -1,6 +1,6 @@
 """The point grid of a feature pyramid, and the rectangles of grid cells inside boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,11 +9,7 @@ STRIDES = (8, 16, 32, 64, 128)  # pyramid levels P3 to P7
 
 
 def level_points(
-    height: int,
-    width: int,
-    stride: int,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    height: int, width: int, stride: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return the centres of a level's cells, (height * width, 2) x and y in pixels, row by row.
 
@@ -47,27 +43,14 @@ def inside_rectangles(boxes: Tensor, height: int, width: int, stride: int) -> Te
     ends are exclusive. A box without a point has an empty range in at least one direction.
     """
     x1, y1, x2, y2 = boxes
-    columns = _first_after(x1, width, stride), _first_from(x2, width, stride)
-    rows = _first_after(y1, height, stride), _first_from(y2, height, stride)
+    columns = _first(torch.le, x1, width, stride), _first(torch.lt, x2, width, stride)
+    rows = _first(torch.le, y1, height, stride), _first(torch.lt, y2, height, stride)
     return torch.stack((columns[0], rows[0], torch.maximum(*columns), torch.maximum(*rows)))
 
 
-def _first_after(edge: Tensor, count: int, stride: int) -> Tensor:
-    """Return the first of `count` cells in a line whose centre is > edge (`count` if none), int64."""
-    cell = _division_guess(edge, count, stride)
-    for _ in range(2):  # the guess is at most two too low; only the comparison itself decides
-        cell = cell + ((cell + 0.5) * stride <= edge)
+def _first(before: Callable[[Tensor, Tensor], Tensor], edge: Tensor, count: int, stride: int) -> Tensor:
+    """Return the first of `count` cells in a line whose centre is not `before` the edge (`count` if none), int64."""
+    cell = (edge / stride - 0.5).floor().clamp(-2, count)
+    for _ in range(2):  # by division it is at most two too low; only the comparison itself decides
+        cell = cell + before((cell + 0.5) * stride, edge)
     return cell.clamp(0, count).long()
-
-
-def _first_from(edge: Tensor, count: int, stride: int) -> Tensor:
-    """Return the first of `count` cells in a line whose centre is >= edge (`count` if none), int64."""
-    cell = _division_guess(edge, count, stride)
-    for _ in range(2):
-        cell = cell + ((cell + 0.5) * stride < edge)
-    return cell.clamp(0, count).long()
-
-
-def _division_guess(edge: Tensor, count: int, stride: int) -> Tensor:
-    """Return, as float, the index of the first cell whose centre is not before the edge, or up to two less."""
-    return (edge / stride - 0.5).floor().clamp(-2, count)

@@ -1,6 +1,6 @@
 """The ranks of a job that torchrun started, one for each GPU: process group, collectives, errors of one rank or of all.
 
-Without torchrun there is one rank, and everything here does nothing.
+Without torchrun there is one rank, and everything here does nothing. Some builds of torch lack torch.distributed.
 """
 
 import os
@@ -38,7 +38,7 @@ def under_torchrun() -> bool:
 
 
 @contextmanager
-def process_group(store: distributed.Store | None = None) -> Iterator[None]:
+def process_group(store: "distributed.Store | None" = None) -> Iterator[None]:
     """Join the process group of the job, on this rank's GPU if there is one, and leave it at the end.
 
     `store` replaces torchrun's own for the rendezvous. Raises UserError if a machine has fewer GPUs than ranks.
@@ -80,21 +80,18 @@ def raise_on_all_ranks() -> Iterator[None]:
         yield
     except UserError as raised:
         error = raised
-    failed = [number for number, fails in enumerate(all_gather_object(error is not None)) if fails]
-    if not failed:
-        return
-    if rank() != failed[0]:
-        raise SystemExit(2)
-    if len(failed) == world_size():
-        raise error
-    raise UserError(f"rank {rank()}: {error}") from error
+    fails = all_gather_object(error is not None)
+    if any(fails):
+        if rank() != fails.index(True):
+            raise SystemExit(2)
+        raise error if all(fails) else UserError(f"rank {rank()}: {error}")
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let rank 0 run the body first, then local rank 0 of every other machine, then the rest.
+    """Let rank 0 run the body first, then local rank 0 of every other machine, then the rest: they find its files.
 
-    The later ones find the files that the earlier ones made, whether or not the machines share a disk.
+    The machines need not share a disk.
     """
     turn = 0 if is_main() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
     last_turn = 2 if distributed.is_initialized() else 0
@@ -110,11 +107,11 @@ def main_process_first() -> Iterator[None]:
 def check_same(values: dict[str, Any], ignore: Container[str] = ()) -> None:
     """Raise UserError, reported by rank 0, unless `values` are equal on all ranks but for the keys in `ignore`."""
     everywhere = all_gather_object({key: value for key, value in values.items() if key not in ignore})
-    own = everywhere[0]
+    first = everywhere[0]
     for number, other in enumerate(everywhere):
-        keys = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-        if keys:
-            differences = "; ".join(f"{key} is {own.get(key)} and {other.get(key)}" for key in keys)
+        pairs = {key: (first.get(key), other.get(key)) for key in sorted(first.keys() | other.keys())}
+        differences = "; ".join(f"{key} is {one} and {two}" for key, (one, two) in pairs.items() if one != two)
+        if differences:
             raise_on_main(
                 f"ranks 0 and {number} disagree: {differences}. Start every rank with the same command, config file, "
                 f"code and data, and with --out on a disk that all machines share"
@@ -128,11 +125,6 @@ def all_gather_object(value: Any) -> list[Any]:
     values = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
-
-
-def broadcast_object(value: Any) -> Any:
-    """Return rank 0's value on every rank."""
-    return all_gather_object(value)[0]
 
 
 def gather_object(value: Any) -> list[Any] | None:
@@ -154,8 +146,8 @@ def any_across_ranks(flag: bool) -> bool:
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """Return the mean over all ranks as a new tensor, without waiting for the GPU."""
-    if not distributed.is_initialized():
+    """Return the mean over all ranks, without waiting for the GPU."""
+    if not (distributed.is_available() and distributed.is_initialized()):
         return values
     total = values.clone()
     distributed.all_reduce(total)

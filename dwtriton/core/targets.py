@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dwtriton.core.transfer import to_device
 
+FLOATS = (torch.float32, torch.float64)
+
 
 class PackedTargets(NamedTuple):
     """Boxes of all images of a batch, one after another: image b owns the rows from `offsets[b]` to `offsets[b + 1]`.
@@ -51,7 +53,7 @@ def pack_targets(
 ) -> PackedTargets:
     """Check the targets of a batch on the CPU and pack them on `device`; call it outside of a compiled graph.
 
-    For targets on the CPU the copies are asynchronous: the host does not wait for the device.
+    From the CPU the copies are asynchronous: the host does not wait for the device.
 
     `targets[b]` follows torchvision: `boxes` (G, 4) float32 or float64 xyxy in pixels, `labels` (G,) int64, and
     optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: it is no ground truth, and
@@ -62,18 +64,23 @@ def pack_targets(
     Raises ValueError, naming image and index, for a wrong shape or dtype, a box that is not finite or whose
     x1 > x2 or y1 > y2, a negative label, and for more boxes than `capacity`.
     """
-    packed = concatenate_targets(targets, "cpu")
+    boxes, labels, offsets, iscrowd = packed = concatenate_targets(targets, "cpu")
     check_values(packed)
+    rows = [boxes, labels, iscrowd]
     if capacity is not None:
-        packed = _pad(packed, capacity)
-    packed = PackedTargets(*(to_device(part, device) for part in packed))
-    if capacity is not None:
-        return packed
-    from torch._dynamo.decorators import mark_unbacked  # slow to import; only torch.compile needs it
+        added = capacity - len(labels)
+        if added < 0:
+            raise ValueError(
+                f"{len(labels)} boxes in the batch, but a capacity of {capacity}; raise it to the most a batch holds"
+            )
+        rows = [torch.cat((tensor, tensor.new_zeros(added, *tensor.shape[1:]))) for tensor in rows]
+    boxes, labels, iscrowd = rows = [to_device(tensor, device) for tensor in rows]
+    if capacity is None:
+        from torch._dynamo.decorators import mark_unbacked  # slow to import; only torch.compile needs it
 
-    for tensor in (packed.boxes, packed.labels, packed.iscrowd):
-        mark_unbacked(tensor, 0)
-    return packed
+        for tensor in rows:
+            mark_unbacked(tensor, 0)
+    return PackedTargets(boxes, labels, to_device(offsets, device), iscrowd)
 
 
 def concatenate_targets(
@@ -105,14 +112,13 @@ def concatenate_targets(
 def check_packed(packed: PackedTargets) -> None:
     """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not read."""
     boxes, labels, offsets, iscrowd = packed
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"packed boxes must be (N, 4) float32 or float64, not {_describe(boxes)}")
-    if labels.ndim != 1 or labels.dtype != torch.int64:
-        raise ValueError(f"packed labels must be (N,) int64, not {_describe(labels)}")
-    if offsets.ndim != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int32:
-        raise ValueError(f"packed offsets must be (B + 1,) int32, not {_describe(offsets)}")
-    if iscrowd is not None and (iscrowd.ndim != 1 or iscrowd.dtype != torch.bool):
-        raise ValueError(f"packed iscrowd must be (N,) bool, not {_describe(iscrowd)}")
+    fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
+    _require(fit, "packed boxes", "(N, 4) float32 or float64", boxes)
+    _require(labels.ndim == 1 and labels.dtype == torch.int64, "packed labels", "(N,) int64", labels)
+    fit = offsets.ndim == 1 and offsets.shape[0] > 0 and offsets.dtype == torch.int32
+    _require(fit, "packed offsets", "(B + 1,) int32", offsets)
+    fit = iscrowd is None or (iscrowd.ndim == 1 and iscrowd.dtype == torch.bool)
+    _require(fit, "packed iscrowd", "(N,) bool", iscrowd)
     parts = (boxes, labels) if iscrowd is None else (boxes, labels, iscrowd)
     if torch.compiler.is_compiling():  # numbers of rows are unknown yet: let the graph check them when it runs
         for part in parts:
@@ -131,60 +137,41 @@ def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
         raise ValueError(f"packed offsets must rise from 0 to at most {len(labels)}, not {offsets.tolist()}")
     image = packed.image_index()
     used = image < packed.batch_size
-
-    def refuse(bad: Tensor, problem: str) -> None:
-        rows = (bad & used).nonzero()
-        if len(rows):
-            row = int(rows[0])
+    problems = {
+        "coordinates must be finite": ~boxes.isfinite().all(1),
+        "boxes are x1 y1 x2 y2 in pixels with x1 <= x2 and y1 <= y2": (boxes[:, :2] > boxes[:, 2:]).any(1),
+        "labels start at 0": labels < 0,
+    }
+    if num_classes is not None:
+        problems[f"labels must be below the number of classes, {num_classes}"] = labels >= num_classes
+    for problem, bad in problems.items():
+        if (bad & used).any():
+            row = int((bad & used).nonzero()[0])
             where = f"image {int(image[row])}, box {row - int(offsets[image[row]])}"
             raise ValueError(f"targets, {where}: box {boxes[row].tolist()} label {int(labels[row])}: {problem}")
-
-    refuse(~boxes.isfinite().all(1), "coordinates must be finite")
-    refuse((boxes[:, :2] > boxes[:, 2:]).any(1), "boxes are x1 y1 x2 y2 in pixels with x1 <= x2 and y1 <= y2")
-    refuse(labels < 0, "labels start at 0")
-    if num_classes is not None:
-        refuse(labels >= num_classes, f"labels must be below the number of classes, {num_classes}")
 
 
 def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
     """Raise ValueError, naming the image, for a missing key, a wrong shape or a wrong dtype."""
+    where = f"targets, image {image}: "
     if not isinstance(target, Mapping):
-        raise ValueError(f"targets, image {image}: expected a dict with boxes and labels, not {type(target).__name__}")
+        raise ValueError(f"{where}expected a dict with boxes and labels, not {type(target).__name__}")
     for name in ("boxes", "labels"):
         if not isinstance(target.get(name), Tensor):
-            raise ValueError(f"targets, image {image}: {name!r} is missing or not a tensor")
+            raise ValueError(f"{where}{name!r} is missing or not a tensor")
     boxes, labels = target["boxes"], target["labels"]
     crowd = target.get("iscrowd", labels)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(
-            f"targets, image {image}: boxes must be (G, 4), not {_describe(boxes)}; for no boxes give torch.zeros(0, 4)"
-        )
-    if boxes.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"targets, image {image}: boxes must be float32 or float64 pixels, not {_describe(boxes)}")
-    if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"targets, image {image}: labels must be ({len(boxes)},) int64, not {_describe(labels)}")
-    if not isinstance(crowd, Tensor) or crowd.shape != labels.shape or crowd.is_floating_point():
-        raise ValueError(
-            f"targets, image {image}: iscrowd must be ({len(boxes)},) bool or integer, not {_describe(crowd)}"
-        )
+    fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
+    _require(fit, where + "boxes", "(G, 4) float32 or float64 pixels, torch.zeros(0, 4) if there are none", boxes)
+    fit = labels.shape == boxes.shape[:1] and labels.dtype == torch.int64
+    _require(fit, where + "labels", f"({len(boxes)},) int64", labels)
+    fit = isinstance(crowd, Tensor) and crowd.shape == labels.shape and not crowd.is_floating_point()
+    _require(fit, where + "iscrowd", f"({len(boxes)},) bool or integer", crowd)
 
 
-def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
-    """Return the same targets in `capacity` rows; the added rows are zero. Raises ValueError if they do not fit."""
-    count = len(packed.labels)
-    if count > capacity:
-        raise ValueError(
-            f"{count} boxes in the batch, but a capacity of {capacity}; raise it to the most a batch holds"
-        )
-
-    def pad(tensor: Tensor) -> Tensor:
-        return torch.cat((tensor, tensor.new_zeros(capacity - count, *tensor.shape[1:])))
-
-    return PackedTargets(pad(packed.boxes), pad(packed.labels), packed.offsets, pad(packed.iscrowd))
-
-
-def _describe(value: object) -> str:
-    """Return shape and dtype of a tensor, or the type of anything else, for messages."""
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return type(value).__name__
+def _require(fit: bool, name: str, form: str, value: object) -> None:
+    """Raise ValueError, with shape and dtype of a tensor or the type of anything else, unless `fit`."""
+    if not fit:
+        is_tensor = isinstance(value, Tensor)
+        found = f"{tuple(value.shape)} {value.dtype}" if is_tensor else type(value).__name__
+        raise ValueError(f"{name} must be {form}, not {found.replace('torch.', '')}")

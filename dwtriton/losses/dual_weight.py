@@ -5,11 +5,12 @@ from importlib.util import find_spec
 from types import ModuleType
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from dwtriton import reference
+from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
-from dwtriton.core.head_outputs import HeadOutputs
+from dwtriton.core.head_outputs import HeadOutputs, Levels, check_levels
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets, check_packed, check_values, concatenate_targets
 from dwtriton.reference.dense_weights import DualWeights
@@ -27,26 +28,18 @@ class _DualWeighting(nn.Module):
         self.strides = tuple(strides)
         if not self.strides or not all(stride > 0 for stride in self.strides):
             raise ValueError(f"strides must be positive pixels, one for each level, not {self.strides}")
-        self.soft_prior = soft_prior
-        self.backend = backend
+        self.soft_prior, self.backend = soft_prior, backend
         self._may_use_kernels = _has_kernels(backend)
 
     def extra_repr(self) -> str:
-        """Return the settings, for `repr`."""
+        """Return the settings."""
         return f"strides={self.strides}, soft_prior={self.soft_prior}, backend={self.backend!r}"
 
     def _prepare(
-        self,
-        cls_logits: Sequence[Tensor],
-        box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor] | None,
-        targets: Targets,
+        self, cls_logits: Levels, box_distances: Levels, objectness: Levels | None, targets: Targets
     ) -> tuple[HeadOutputs, PackedTargets]:
-        """Check the arguments of `forward`; return them with objectness filled in and targets on the logits' device.
-
-        Raises ValueError unless everything fits together.
-        """
-        _check_levels(self.strides, cls_logits, box_distances, objectness)
+        """Check the arguments of `forward`; return them with objectness filled in and targets on the logits' device."""
+        check_levels(self.strides, cls_logits, box_distances, objectness)
         batch, num_classes = cls_logits[0].shape[:2]
         device = cls_logits[0].device
         packed = targets if isinstance(targets, PackedTargets) else concatenate_targets(targets)
@@ -63,8 +56,8 @@ class _DualWeighting(nn.Module):
     def _backend_for(self, outputs: HeadOutputs) -> ModuleType:
         """Return `dwtriton.kernels` or `dwtriton.reference`. Raises UserError if the kernels cannot run here."""
         on_cpu = outputs.cls_logits[0].device.type == "cpu"
-        double = outputs.arithmetic == torch.float64
-        if not self._may_use_kernels or (self.backend == "auto" and (on_cpu or double)):
+        unfit = on_cpu or outputs.arithmetic == torch.float64
+        if not self._may_use_kernels or (self.backend == "auto" and unfit):
             return reference
         from dwtriton import kernels  # they need Triton
 
@@ -82,11 +75,7 @@ class DualWeightLoss(_DualWeighting):
     """
 
     def forward(
-        self,
-        cls_logits: Sequence[Tensor],
-        box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor] | None,
-        targets: Targets,
+        self, cls_logits: Levels, box_distances: Levels, objectness: Levels | None, targets: Targets
     ) -> dict[str, Tensor]:
         """Return the losses of a batch: 0-d `loss_cls_pos`, `loss_loc` and `loss_cls_neg`; train on their sum.
 
@@ -115,11 +104,7 @@ class DualWeightAssigner(_DualWeighting):
 
     @torch.no_grad()
     def forward(
-        self,
-        cls_logits: Sequence[Tensor],
-        box_distances: Sequence[Tensor],
-        objectness: Sequence[Tensor] | None,
-        targets: Targets,
+        self, cls_logits: Levels, box_distances: Levels, objectness: Levels | None, targets: Targets
     ) -> list[DualWeights]:
         """Return the weights of each image; inputs and errors are those of `DualWeightLoss`."""
         outputs, packed = self._prepare(cls_logits, box_distances, objectness, targets)
@@ -145,45 +130,9 @@ def _has_kernels(backend: str) -> bool:
 
 def _normalisers(counts: Tensor) -> Tensor:
     """Return N_pos, N_pos and N_neg: means over ranks, then at least 1 (docs/method.md#normalisers)."""
-    if distributed.is_available() and distributed.is_initialized():
-        counts = counts.clone()
-        distributed.all_reduce(counts)
-        counts = counts / distributed.get_world_size()
-    return counts.clamp(min=1)
+    return ranks.all_reduce_mean(counts).clamp(min=1)
 
 
-def constant_objectness(cls_logits: Sequence[Tensor]) -> list[Tensor]:
+def constant_objectness(cls_logits: Levels) -> list[Tensor]:
     """Return objectness logits whose sigmoid is 1, for a head without that branch."""
     return [level.new_full((len(level), 1, *level.shape[2:]), SATURATED_LOGIT) for level in cls_logits]
-
-
-def _check_levels(
-    strides: tuple[int, ...],
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor] | None,
-) -> None:
-    """Raise ValueError unless each kind has one floating tensor per level, of fitting shapes, all on one device."""
-    named = {"cls_logits": cls_logits, "box_distances": box_distances}
-    if objectness is not None:
-        named["objectness"] = objectness
-    for name, levels in named.items():
-        if not isinstance(levels, list | tuple) or not all(isinstance(level, Tensor) for level in levels):
-            raise ValueError(f"{name} must be a list of tensors, one for each level")
-        if len(levels) != len(strides):
-            raise ValueError(f"{name} has {len(levels)} levels, but the strides are {strides}: one level for each")
-    if cls_logits[0].ndim != 4 or 0 in cls_logits[0].shape:
-        raise ValueError(f"cls_logits[0] must be (B, C, H, W) and not empty, not {tuple(cls_logits[0].shape)}")
-    batch, num_classes = cls_logits[0].shape[:2]
-    device = cls_logits[0].device
-    for i, logits in enumerate(cls_logits):
-        size = tuple(logits.shape[2:])
-        for (name, levels), channels in zip(named.items(), (num_classes, 4, 1)):
-            level = levels[i]
-            if level.shape != (batch, channels, *size) or len(size) != 2 or 0 in size:
-                expected = f"({batch}, {channels}, H, W)" if name == "cls_logits" else (batch, channels, *size)
-                raise ValueError(f"{name}[{i}] must be {expected} and not empty, not {tuple(level.shape)}")
-            if not level.is_floating_point():
-                raise ValueError(f"{name}[{i}] must be a floating tensor, not {level.dtype}")
-            if level.device != device:
-                raise ValueError(f"{name}[{i}] lies on {level.device}, cls_logits[0] on {device}")

@@ -42,10 +42,15 @@ class ResNet(nn.Module):
         network = torchvision.models.get_model(_network_name(cfg), weights=None)
         for name in ("conv1", "bn1", "relu", "maxpool", *STAGES):
             setattr(self, name, getattr(network, name))
-        self.cfg = cfg
-        self.checkpointing = checkpointing
-        if cfg.deformable:
-            self._make_deformable()
+        self.cfg, self.checkpointing = cfg, checkpointing
+        for stage in (self.layer2, self.layer3, self.layer4) if cfg.deformable else ():
+            for block in stage:
+                if not isinstance(block, Bottleneck):
+                    raise UserError(
+                        f"backbone.deformable = true needs bottleneck blocks, which backbone.depth = {cfg.depth} "
+                        f"does not have: set backbone.depth to 50 or 101"
+                    )
+                block.conv2 = DeformableConv2d.like(block.conv2)
         self.out_channels = [network.fc.in_features // 4, network.fc.in_features // 2, network.fc.in_features]
         for part in self._frozen_parts():
             part.requires_grad_(False)
@@ -72,20 +77,9 @@ class ResNet(nn.Module):
             x = run(block, x, self.checkpointing and self.training)
         return x
 
-    def _make_deformable(self) -> None:
-        for stage in (self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                if not isinstance(block, Bottleneck):
-                    raise UserError(
-                        f"backbone.deformable = true needs bottleneck blocks, which backbone.depth = {self.cfg.depth} "
-                        f"does not have: set backbone.depth to 50 or 101"
-                    )
-                block.conv2 = DeformableConv2d.like(block.conv2)
-
     def _frozen_parts(self) -> list[nn.Module]:
-        if self.cfg.frozen_stages == 0:
-            return []
-        return [self.conv1, self.bn1, *(getattr(self, stage) for stage in STAGES[: self.cfg.frozen_stages])]
+        frozen = self.cfg.frozen_stages
+        return [self.conv1, self.bn1, *(getattr(self, stage) for stage in STAGES[:frozen])] if frozen else []
 
 
 class LoadedWeights(NamedTuple):
@@ -113,7 +107,10 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> LoadedWeights:
     if weights == "IMAGENET1K_V1":
         state = _download(torchvision.models.get_model_weights(name).IMAGENET1K_V1)
     else:
-        state = _read(Path(weights))
+        state = read_torch_file(Path(weights), "the file of backbone weights", f"; {REMEDY}")
+        if not isinstance(state, dict):
+            found = type(state).__name__
+            raise UserError(f"backbone weights {weights} hold a {found}, not a dict of tensors; {REMEDY}")
     loaded = {key: value for key, value in state.items() if not key.startswith("fc.")}
     fresh = {key: value for key, value in own.items() if OPTIONAL_TENSORS.search(key) and key not in loaded}
     check_tensors(own, loaded | fresh, f"backbone weights {weights} for {name}")
@@ -143,10 +140,3 @@ def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:
             f"backbone weights {weights.name} could not be downloaded ({error}). Fetch {weights.url} by other means "
             f"and put it into {Path(torch.hub.get_dir(), 'checkpoints')}; or {REMEDY}"
         ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    state = read_torch_file(path, "the file of backbone weights", f"; {REMEDY}")
-    if not isinstance(state, dict):
-        raise UserError(f"backbone weights {path} hold a {type(state).__name__}, not a dict of tensors; {REMEDY}")
-    return state

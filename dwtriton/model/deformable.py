@@ -18,14 +18,8 @@ class DeformableConv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.conv_offset = nn.Conv2d(
-            self.in_channels,
-            3 * math.prod(self.kernel_size),
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-        )
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
+        self.conv_offset = nn.Conv2d(self.in_channels, 3 * math.prod(self.kernel_size), *geometry)
         self.reset_parameters()
 
     @classmethod

@@ -1,7 +1,6 @@
 """The detector: backbone, feature pyramid, head, loss and post-processing in one module."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,30 +74,29 @@ class DualWeightDetector(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self, images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **limits: float
+        self,
+        images: Tensor,
+        image_sizes: Pairs,
+        scale_factors: Pairs | None = None,
+        *,
+        candidates: Callable[[Tensor], Candidates] | None = None,
+        **limits: float,
     ) -> Detections:
         """Return the detections of each image, highest-scoring first, computed in evaluation mode.
 
         image_sizes[b] = (height, width) before padding; scale_factors[b] = (sx, sy), network pixels per original pixel:
-        with them boxes are in pixels of the original image. `limits` replace score_threshold, nms_iou or max_detections
-        of the config. The module is left in the mode that it was in.
+        with them boxes are in pixels of the original image. `candidates` is the method, compiled; `limits` replace
+        score_threshold, nms_iou or max_detections of the config. The module is left in the mode that it was in.
         Returns {"boxes": [N, 4] xyxy, "scores": [N], "labels": [N]} for each image.
         """
-        with evaluating(self):
-            candidates = self.candidates(images)
-        return self.select(candidates, images, image_sizes, scale_factors, **limits)
-
-    def select(
-        self,
-        candidates: Candidates,
-        images: Tensor,
-        image_sizes: Pairs,
-        scale_factors: Pairs | None = None,
-        **limits: float,
-    ) -> Detections:
-        """Return the detections among the candidates of `images`; arguments and result are those of `predict`."""
+        training = self.training
+        self.eval()
+        try:
+            found = (candidates or self.candidates)(images)
+        finally:
+            self.train(training)
         limits = self.inference_cfg.model_dump(include={"score_threshold", "nms_iou", "max_detections"}) | limits
-        return select(candidates, tuple(images.shape[2:]), image_sizes, scale_factors, **limits)
+        return select(found, tuple(images.shape[2:]), image_sizes, scale_factors, **limits)
 
     def load_mmdet_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the weights of an MMDetection checkpoint of Dual Weighting (its `state_dict`), in place.
@@ -112,17 +110,6 @@ class DualWeightDetector(nn.Module):
         return to_mmdet(self.state_dict())
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run the body in evaluation mode and restore the mode afterwards."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
-
-
 def _check_images(images: Tensor) -> None:
     """Raise ValueError unless `images` is a batch that the network can take."""
     if images.ndim != 4 or images.shape[1] != 3:
@@ -131,7 +118,5 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images must be floating point and normalised by data.mean and data.std, got {images.dtype}")
     height, width = images.shape[-2:]
     if height % SIZE_DIVISOR or width % SIZE_DIVISOR or not height * width:
-        raise ValueError(
-            f"images are {height} x {width}, but both sides must be multiples of {SIZE_DIVISOR}: pad with zeros at the "
-            f"bottom and right"
-        )
+        multiples = f"both sides must be multiples of {SIZE_DIVISOR}"
+        raise ValueError(f"images are {height} x {width}, but {multiples}: pad with zeros at the bottom and right")

@@ -36,8 +36,7 @@ class DenseHead(nn.Module):
             )
         if cfg.deformable and cfg.convs == 0:
             raise UserError("head.deformable = true needs a convolution in the towers: set head.convs to 1 or more")
-        self.strides = strides
-        self.checkpointing = checkpointing
+        self.strides, self.checkpointing = strides, checkpointing
         self.class_tower = _tower(cfg)
         self.box_tower = _tower(cfg)
         conv = partial(nn.Conv2d, cfg.channels, kernel_size=3, padding=1)

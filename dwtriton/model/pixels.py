@@ -1,13 +1,15 @@
 """The detector with its preprocessing: uint8 pixels in, losses or detections out."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dwtriton.config.schema import DataConfig
 from dwtriton.core.targets import PackedTargets
-from dwtriton.model.detector import Detections, DualWeightDetector, evaluating
+from dwtriton.model.detector import Detections, DualWeightDetector
 from dwtriton.model.postprocess import Candidates, Pairs
 
 INFERENCE_GRAPHS = 32  # for batches of one image, of several, and with levels of a single row or column
@@ -59,11 +61,11 @@ class PixelDetector(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self, images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **limits: float
+        self, images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **options: Any
     ) -> Detections:
         """Return the detections of each image, as `detector.predict` does. Images may lie on any device."""
         images = self.normalise(images.to(self.mean.device), image_sizes)
-        return self.detector.predict(images, image_sizes, scale_factors, **limits)
+        return self.detector.predict(images, image_sizes, scale_factors, **options)
 
 
 def compile_predict(network: PixelDetector, mode: str = "default") -> Callable[..., Detections]:
@@ -75,14 +77,5 @@ def compile_predict(network: PixelDetector, mode: str = "default") -> Callable[.
     if mode == "off":
         return network.predict
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, INFERENCE_GRAPHS)
-    detector = network.detector
-    candidates = torch.compile(detector.candidates, fullgraph=True, dynamic=True, mode=mode)
-
-    @torch.inference_mode()
-    def predict(images: Tensor, image_sizes: Pairs, scale_factors: Pairs | None = None, **limits: float) -> Detections:
-        images = network.normalise(images.to(network.mean.device), image_sizes)
-        with evaluating(detector):
-            found = candidates(images)
-        return detector.select(found, images, image_sizes, scale_factors, **limits)
-
-    return predict
+    candidates = torch.compile(network.detector.candidates, fullgraph=True, dynamic=True, mode=mode)
+    return partial(network.predict, candidates=candidates)

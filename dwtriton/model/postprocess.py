@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from dwtriton.core.head_outputs import Levels, check_levels
 from dwtriton.core.points import STRIDES, level_points
 
 Pairs = Sequence[tuple[float, float]] | Tensor  # one pair for each image, [B, 2]
@@ -21,9 +22,9 @@ class Candidates(NamedTuple):
 
 
 def postprocess(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor] | None,
+    cls_logits: Levels,
+    box_distances: Levels,
+    objectness: Levels | None,
     image_sizes: Pairs,
     scale_factors: Pairs | None = None,
     strides: Sequence[int] = STRIDES,
@@ -50,9 +51,9 @@ def postprocess(
 
 
 def best_candidates(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor] | None,
+    cls_logits: Levels,
+    box_distances: Levels,
+    objectness: Levels | None,
     strides: Sequence[int] = STRIDES,
     candidates_per_level: int = 1000,
 ) -> Candidates:
@@ -60,7 +61,7 @@ def best_candidates(
 
     The shapes of outputs depend on the shapes of inputs alone, so it compiles as one graph.
     """
-    _check_levels(cls_logits, box_distances, objectness, strides)
+    check_levels(strides, cls_logits, box_distances, objectness)
     levels = [
         _level_candidates(*maps, stride, candidates_per_level)
         for *maps, stride in zip(cls_logits, box_distances, objectness or [None] * len(strides), strides)
@@ -80,24 +81,21 @@ def select(
     """Return the detections among the candidates of a batch of `padded_size` (h, w), as `postprocess` does."""
     boxes, scores, labels = candidates
     image_sizes = _per_image("image_sizes", image_sizes, len(boxes))
-    if scale_factors is not None:
-        scale_factors = _per_image("scale_factors", scale_factors, len(boxes))
     for index, (height, width) in enumerate(image_sizes):
         if height > padded_size[0] or width > padded_size[1]:
-            raise ValueError(
-                f"image_sizes[{index}] = {height:g} x {width:g} is larger than the padded batch, {padded_size}"
-            )
-    limits = boxes.new_tensor([(width, height, width, height) for height, width in image_sizes])  # [B, 4]
-    boxes = boxes.clamp(min=0).minimum(limits[:, None])
+            size = f"image_sizes[{index}] = {height:g} x {width:g}"
+            raise ValueError(f"{size} is larger than the padded batch, {padded_size}")
+    limits = boxes.new_tensor(image_sizes).flip(1)  # [B, 2] width, height
+    boxes = boxes.clamp(min=0).minimum(limits.repeat(1, 2)[:, None])
     if scale_factors is not None:
-        boxes = boxes / boxes.new_tensor([(sx, sy, sx, sy) for sx, sy in scale_factors])[:, None]
+        factors = boxes.new_tensor(_per_image("scale_factors", scale_factors, len(boxes)))  # [B, 2]
+        boxes = boxes / factors.repeat(1, 2)[:, None]
 
     detections = []
     for image in zip(boxes, scores, labels):
-        kept = image[1] > score_threshold
-        image_boxes, image_scores, image_labels = (values[kept] for values in image)
-        best = batched_nms(image_boxes, image_scores, image_labels, nms_iou)[:max_detections]
-        detections.append({"boxes": image_boxes[best], "scores": image_scores[best], "labels": image_labels[best]})
+        image = [values[image[1] > score_threshold] for values in image]
+        best = batched_nms(*image, nms_iou)[:max_detections]
+        detections.append(dict(zip(("boxes", "scores", "labels"), (values[best] for values in image))))
     return detections
 
 
@@ -119,30 +117,6 @@ def _level_candidates(
     distances = distances.to(dtype).flatten(2).transpose(1, 2)  # [B, H*W, 4]
     distances = distances.gather(1, point[..., None].expand(-1, -1, 4))  # [B, K, 4]
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1), scores, labels
-
-
-def _check_levels(
-    cls_logits: Sequence[Tensor],
-    box_distances: Sequence[Tensor],
-    objectness: Sequence[Tensor] | None,
-    strides: Sequence[int],
-) -> None:
-    named = {"cls_logits": cls_logits, "box_distances": box_distances}
-    if objectness is not None:
-        named["objectness"] = objectness
-    counts = [len(levels) for levels in named.values()]
-    if not strides or any(count != len(strides) for count in counts):
-        raise ValueError(
-            f"{', '.join(named)} have {counts} levels for {len(strides)} strides: there must be one of each for every "
-            f"stride"
-        )
-    batch, num_classes = cls_logits[0].shape[:2]  # not len(), which torch.export takes for a constant
-    for level, maps in enumerate(zip(*named.values())):
-        size = maps[0].shape[-2:]
-        expected = [(batch, channels, *size) for channels, _ in zip((num_classes, 4, 1), named)]
-        shapes = [tuple(tensor.shape) for tensor in maps]
-        if shapes != expected:
-            raise ValueError(f"level {level}: {', '.join(named)} have the shapes {shapes}, expected {expected}")
 
 
 def _per_image(name: str, pairs: Pairs, batch: int) -> list[tuple[float, float]]:

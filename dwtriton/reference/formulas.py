@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-SIGMA = (
-    1.1100000143051147  # of the centre prior, in strides: the float32 value of 1.11, as released checkpoints hold it
-)
+# Deviation of the centre prior in strides: the float32 value of 1.11, as released checkpoints hold it
+SIGMA = 1.1100000143051147
 HARD_PRIOR_THRESHOLD = 0.3  # the hard centre prior is 1 above it, else 0
 MIN_AREA = 1e-6  # square pixels: least union and least enclosing area that IoU and GIoU divide by
 BETA = 5  # p_loc = exp(-BETA (1 - GIoU))
@@ -35,11 +34,7 @@ class Overlap(NamedTuple):
 
 
 def center_prior(points: Tensor, boxes: Tensor, stride: int | Tensor, soft: bool) -> Tensor:
-    """Return the centre prior (docs/method.md#candidate-bag).
-
-    That is a Gaussian of the distance from the point to the box centre in strides; if not `soft`, 1 where this exceeds
-    HARD_PRIOR_THRESHOLD, else 0.
-    """
+    """Return the centre prior (docs/method.md#centre-prior); if not `soft`, 1 above HARD_PRIOR_THRESHOLD, else 0."""
     x, y = (points - (boxes[:2] + boxes[2:]) / 2) / stride
     prior = ((x * x + y * y) * (-0.5 / SIGMA**2)).exp()
     return prior if soft else (prior > HARD_PRIOR_THRESHOLD).to(prior.dtype)

@@ -63,8 +63,7 @@ def forward_pass(
         _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
         maps += weights if needs_grad else ()
     nan_if_invalid = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
-    num_boxes = boxes.is_truth.sum()
-    counts = torch.stack((num_boxes, num_boxes, sums[3])).to(dtype)
+    counts = torch.stack((boxes.is_truth.sum(), boxes.is_truth.sum(), sums[3])).to(dtype)
     return (sums[:3] * nan_if_invalid).to(dtype), counts, [nan_if_invalid, *maps]
 
 

@@ -89,7 +89,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         cfg = read_config(arguments)
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     ranks.check_same({"--out": str(out), "--resume": arguments.resume})
-    restarted = elastic.restarted() and ranks.broadcast_object((out / "last.pt").exists())
+    restarted = elastic.restarted() and ranks.all_gather_object((out / "last.pt").exists())[0]
     trainer = Trainer(cfg, out, console, resume=arguments.resume or restarted)
     print_line(console, trainer.summary())
     try:
@@ -110,15 +110,14 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
             f"how that one ended. Continue from the last checkpoint with --resume --out {out}; torchrun "
             f"--max-restarts does so by itself"
         )
-        elastic.wait_for_report()
+        time.sleep(elastic.REPORT_SECONDS)
         return 1
     if evaluation is None:
         return 0
     minutes = (time.perf_counter() - began) / 60
     print_line(console, evaluation.table)
-    print_line(
-        console, f"trained and evaluated in {minutes:.1f} minutes; {trainer.left_out()} images and annotations left out"
-    )
+    left_out = f"{trainer.left_out()} images and annotations left out"
+    print_line(console, f"trained and evaluated in {minutes:.1f} minutes; {left_out}")
     print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
     cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
     return 0

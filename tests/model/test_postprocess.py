@@ -165,12 +165,12 @@ def test_without_objectness_the_class_logit_alone_is_the_score():
         ({"image_sizes": [(32, 32), (32, 32, 3)]}, r"image_sizes\[1\]"),
         ({"scale_factors": [(1.0, 1.0)]}, "scale_factors has 1 entries"),
         ({"scale_factors": [(1.0, 1.0), (1.0, float("nan"))]}, r"scale_factors\[1\]"),
-        ({"strides": (8, 16)}, "for 2 strides"),
-        ({"objectness": [torch.zeros(2, 1, 4, 5)]}, r"level 0: .*\(2, 1, 4, 5\).*expected"),
-        ({"box_distances": [torch.zeros(2, 3, 4, 4)]}, r"level 0: .*\(2, 3, 4, 4\).*expected"),
-        ({"objectness": None, "strides": (8, 16)}, r"cls_logits, box_distances have \[1, 1\] levels for 2 strides"),
-        ({"objectness": []}, r"objectness have \[1, 1, 0\] levels"),
-        ({"objectness": None, "box_distances": [torch.zeros(2, 3, 4, 4)]}, r"level 0: .*\(2, 3, 4, 4\).*expected"),
+        ({"strides": (8, 16)}, r"cls_logits has 1 levels, but the strides are \(8, 16\)"),
+        ({"objectness": [torch.zeros(2, 1, 4, 5)]}, r"objectness\[0\] must be \(2, 1, 4, 4\) .*\(2, 1, 4, 5\)"),
+        ({"box_distances": [torch.zeros(2, 3, 4, 4)]}, r"box_distances\[0\] must be \(2, 4, 4, 4\) .*\(2, 3, 4, 4\)"),
+        ({"objectness": None, "strides": (8, 16)}, r"cls_logits has 1 levels, but the strides are \(8, 16\)"),
+        ({"objectness": []}, r"objectness has 0 levels"),
+        ({"objectness": None, "box_distances": [torch.zeros(2, 3, 4, 4)]}, r"box_distances\[0\] must be .*3, 4, 4\)"),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_named(change, message):
