@@ -7,10 +7,10 @@ SPARE_GRAPHS = 16  # recompilations beyond the expected graphs that torch.compil
 
 
 def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
-    """Return the network under torch.compile, for `graphs` batch sizes; both share their weights.
+    """Return the network under torch.compile, with one whole graph or an error for each of `graphs` batch sizes.
 
-    Each size gets one whole graph or an error (`fullgraph`). Wrap the result into DistributedDataParallel, not the
-    other way round: gradients are then exchanged after the backward pass.
+    Wrap the result into DistributedDataParallel, not the other way round: gradients are then exchanged after the
+    backward pass.
     """
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, graphs + SPARE_GRAPHS)
@@ -29,10 +29,10 @@ class GraphWatch:
         self._reasons: set[str] = set()  # reported so far
 
     def __enter__(self) -> None:
-        self._before = _graphs_of_process()
+        self.graphs -= torch._dynamo.utils.counters["stats"]["unique_graphs"]  # of this process so far
 
     def __exit__(self, *error: object) -> None:
-        self.graphs += _graphs_of_process() - self._before
+        self.graphs += torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
     def unexpected_recompile(self) -> str | None:
         """Return the reason for an unexpected recompilation, or None if there was none or it has been reported."""
@@ -45,7 +45,3 @@ class GraphWatch:
             return None
         self._reasons.add(reason)
         return reason
-
-
-def _graphs_of_process() -> int:
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -14,9 +14,7 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(model)
-        self.decay = decay
-        self.updates = 0
+        self.module, self.decay, self.updates = copy.deepcopy(model), decay, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

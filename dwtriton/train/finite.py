@@ -32,10 +32,10 @@ class PendingStep(NamedTuple):
         if bad:
             finite = self.losses.own.read().isfinite().all(1).tolist()
             suspects = [batch for batch, good in zip(self.micro_batches, finite) if not good]
-            raise self._error(" and ".join(bad), suspects, last_checkpoint)
+            raise self.error(" and ".join(bad), suspects, last_checkpoint)
         return losses
 
-    def _error(self, problem: str, suspects: Sequence[Batch], last_checkpoint: Path) -> NonFiniteLossError:
+    def error(self, problem: str, suspects: Sequence[Batch], last_checkpoint: Path) -> NonFiniteLossError:
         """Return the error that names the images of the suspected micro-batches of all ranks."""
         own = [f"{i} ({path})" for batch in suspects for i, path in zip(batch.image_ids, batch.paths)]
         images = ", ".join(image for of_rank in ranks.all_gather_object(own) for image in of_rank)
@@ -53,4 +53,4 @@ def check_weights(model: nn.Module, step: PendingStep | None, started_from: str,
     if bad and step is None:
         raise NonFiniteLossError(f"{bad[0]} is not finite before any step: look at {started_from}")
     if bad:
-        raise step._error(f"{bad[0]} is not finite after its update", step.micro_batches, last_checkpoint)
+        raise step.error(f"{bad[0]} is not finite after its update", step.micro_batches, last_checkpoint)

@@ -20,16 +20,12 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig, batch_size: int) -> 
     trainable = [p for p in model.parameters() if p.requires_grad]
     lr = cfg.lr * batch_size / REFERENCE_BATCH
     groups = [
-        {"params": [p for p in trainable if id(p) not in norms], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0},
+        {"params": [p for p in trainable if id(p) not in norms], "weight_decay": cfg.weight_decay, "initial_lr": lr},
+        {"params": [p for p in trainable if id(p) in norms], "weight_decay": 0.0, "initial_lr": lr},
     ]
     if cfg.kind == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = lr
-    return optimizer
+        return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 def lr_factor(iteration: int, cfg: ScheduleConfig, iterations_per_epoch: int) -> float:

@@ -1,10 +1,10 @@
 """Plots of a run folder: `curves.png` and `predictions.png`."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pycocotools.coco import COCO
@@ -22,8 +22,7 @@ PANEL_SIDE = 416  # pixels, long side of an image in predictions.png
 
 def draw_curves(rows: list[dict], path: Path) -> None:
     """Plot losses and learning rate of each iteration and AP of each evaluation, from rows of `metrics.jsonl`."""
-    steps = [row for row in rows if row["kind"] == "step"]
-    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    steps, evaluations = ([row for row in rows if row["kind"] == kind] for kind in ("step", "evaluation"))
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, rate, precision = figure.subplots(1, 3)
     iterations = [row["iteration"] for row in steps]
@@ -44,14 +43,17 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         precision.legend()
     for axes in (losses, rate, precision):
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))
 
 
 def draw_predictions(
     truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.4
 ) -> None:
     """Draw each (image id, file): its ground truth above, its detections that score more than `threshold` below."""
-    shown = [(image_id, pixels) for image_id, file in images if (pixels := _read(file)) is not None]
+    shown = []
+    for image_id, file in images:
+        with suppress(BrokenImageError):  # the evaluation has reported it
+            shown.append((image_id, read_image(file)))
     if not shown:
         return
     figure = Figure(figsize=(PANEL_SIDE / DPI * len(shown), 2.06 * PANEL_SIDE / DPI), layout="constrained")
@@ -64,15 +66,7 @@ def draw_predictions(
             panel.axis("off")
         above.set_title(f"image {image_id}: ground truth", fontsize=9)
         below.set_title(f"{len(found)} detections", fontsize=9)
-    _save(figure, path)
-
-
-def _read(file: Path) -> Tensor | None:
-    """Pixels [3, h, w], or None for a file that cannot be read; the evaluation has reported it."""
-    try:
-        return read_image(file)
-    except BrokenImageError:
-        return None
+    write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))
 
 
 def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> np.ndarray:
@@ -81,10 +75,9 @@ def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> np.ndarray:
     pixels = resize(pixels, [max(1, round(side * scale)) for side in pixels.shape[1:]], antialias=True)
     categories = sorted(truth.cats)
     labels = [categories.index(box["category_id"]) for box in boxes]
-    names = [truth.cats[box["category_id"]]["name"] for box in boxes]
     details = [f"{box['score']:.2f}" if "score" in box else "(crowd)" if box.get("iscrowd") else "" for box in boxes]
+    texts = [f"{truth.cats[box['category_id']]['name']} {detail}" for box, detail in zip(boxes, details)]
     xywh = torch.tensor([box["bbox"] for box in boxes]).reshape(-1, 4) * scale
-    texts = [f"{name} {detail}" for name, detail in zip(names, details)]
     return draw_boxes(pixels, box_convert(xywh, "xywh", "xyxy"), labels, texts, enlarge_to=0).permute(1, 2, 0).numpy()
 
 
@@ -92,8 +85,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     """Centred moving average over 2% of the run, shorter at the ends."""
     window = np.ones(max(1, len(values) // 50))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))

@@ -14,11 +14,13 @@ def settle_for_device(cfg: Config, device: torch.device) -> Config:
 
     Raises UserError if the network is to be compiled for an unknown number of batch sizes.
     """
-    precision, mode = cfg.train.precision, cfg.train.compile
+    precision, mode, on_gpu = cfg.train.precision, cfg.train.compile, device.type == "cuda"
     if precision == "auto":
-        precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+        multiplies_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else amx
+        precision = "bfloat16" if multiplies_bfloat16 else "float32"
     if mode == "auto":
-        mode = "default" if device.type == "cuda" else "off"  # on a CPU, compiling takes longer than it saves
+        mode = "default" if on_gpu else "off"  # on a CPU, compiling takes longer than it saves
     if mode != "off" and cfg.data.buckets == 0:
         raise UserError(
             "data.buckets = 0 lets a batch have any size, and torch.compile makes a graph for each: set data.buckets "
@@ -31,9 +33,3 @@ def settle_buckets(cfg: Config, train_set: CocoDataset) -> Config:
     """Return the config with `data.buckets` as sizes. Raises UserError if those of the config do not fit the data."""
     buckets = training_buckets(train_set, cfg)
     return override_config(cfg, [f"data.buckets={[list(bucket) for bucket in buckets]}"]) if buckets else cfg
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu.get_capabilities().get("amx_bf16", False)

@@ -1,7 +1,7 @@
 """One optimiser step: forward and backward passes on every rank, then the same update of the weights on each."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -43,11 +43,9 @@ class TrainStep:
     def __init__(
         self, detector: DualWeightDetector, cfg: Config, device: torch.device, capacity: int | None = None
     ) -> None:
-        """
-        Args:
-            detector: on `device`.
-            cfg: with `train.precision` and `train.compile` settled, not auto.
-            capacity: most boxes of a micro-batch; targets are padded to it under torch.compile.
+        """`train.precision` and `train.compile` of the config are settled, not auto.
+
+        `capacity`: most boxes of a micro-batch; targets are padded to it under torch.compile.
         """
         self.detector, self.cfg, self.device = detector, cfg, device
         self.capacity = None if cfg.train.compile == "off" else capacity
@@ -64,6 +62,7 @@ class TrainStep:
         self.optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.train.precision == "float16")
         self.ema = EMA(detector, cfg.train.ema_decay) if cfg.train.ema_decay else None
+        self.eval_detector = detector if self.ema is None else self.ema.module  # the one to evaluate
 
     def __call__(self, micro_batches: list[Batch], lr_factor: float) -> tuple[float, StepLosses]:
         """Update the weights by this rank's share of a batch; return the learning rate and the losses.
@@ -89,8 +88,7 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(self.detector)
         own = torch.stack(own)  # [micro-batches, losses]
-        mean = ranks.all_reduce_mean(own.mean(0))
-        return lr, StepLosses(["loss", *losses], AsyncHostCopy(mean), AsyncHostCopy(own))
+        return lr, StepLosses(["loss", *losses], AsyncHostCopy(ranks.all_reduce_mean(own.mean(0))), AsyncHostCopy(own))
 
     def _losses(
         self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
@@ -108,42 +106,27 @@ class TrainStep:
         if self.cfg.train.compile != "off":
             torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the gradients of the last step
 
-    @property
-    def eval_detector(self) -> DualWeightDetector:
-        """The detector to evaluate: the EMA, if there is one."""
-        return self.detector if self.ema is None else self.ema.module
-
-    def broadcast_statistics(self) -> None:
-        """Copy rank 0's batch-norm statistics to all ranks, so that all evaluate the same detector."""
-        if not self.cfg.backbone.frozen_statistics:
-            ranks.broadcast_buffers(self.eval_detector)
-
     def compile_ahead(self, images: int) -> Iterator[None]:
         """Compile for micro-batches of `images` images, one bucket at a time.
 
-        At every yield, and after an error, everything that a step depends on is unchanged.
+        At every yield, and after an error, everything that a step depends on is unchanged: buffers (batch-norm
+        statistics), gradients and random numbers.
         """
+        no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        buffers = [buffer.clone() for buffer in self.detector.buffers()]
         for height, width in self.cfg.data.buckets:
             black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # channels_last
-            no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-            with self._state_restored():
-                for _ in range(2):  # CUDA graphs are recorded in the second
-                    self._zero_grad()
-                    losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
-                    self.scaler.scale(sum(losses.values())).backward()
+            try:
+                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                    for _ in range(2):  # CUDA graphs are recorded in the second
+                        self._zero_grad()
+                        losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
+                        self.scaler.scale(sum(losses.values())).backward()
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+                for buffer, before in zip(self.detector.buffers(), buffers):
+                    buffer.copy_(before)  # in place: CUDA graphs read this memory
             yield
-
-    @contextmanager
-    def _state_restored(self) -> Iterator[None]:
-        """Undo what forward and backward passes do to buffers (batch-norm statistics), gradients and random numbers."""
-        buffers = {name: buffer.clone() for name, buffer in self.detector.named_buffers()}
-        try:
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                yield
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            for name, buffer in self.detector.named_buffers():
-                buffer.copy_(buffers[name])  # in place: CUDA graphs read this memory
 
     def checkpoint_state(self) -> dict[str, dict | None]:
         """Return the fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, check_continues, load_checkpoint, load_weights, start_from
 from dwtriton.config.load import MACHINE_KEYS, flatten
@@ -17,14 +16,13 @@ from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
 from dwtriton.data.batch import Batch
-from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import eval_loader, train_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_data
 from dwtriton.data.problems import DataError
 from dwtriton.evaluate.coco_metrics import Evaluation, evaluate, gather_results
 from dwtriton.inference.detect import detect
 from dwtriton.model.backbone import load_backbone_weights
-from dwtriton.model.detector import Detections, DualWeightDetector, build_detector
+from dwtriton.model.detector import build_detector
 from dwtriton.model.pixels import PixelDetector, compile_predict
 from dwtriton.train.compile import GraphWatch
 from dwtriton.train.finite import PendingStep, check_weights
@@ -38,37 +36,14 @@ from dwtriton.train.tensorboard import import_writer
 
 
 class Trainer:
-    """One training run, on one rank of its job."""
+    """One training run, on one rank of its job.
 
-    cfg: Config  # precision, compile mode and buckets are settled for this device and data
-    out: Path  # run folder
-    last_checkpoint: Path  # `last.pt` in it
-    console: Console  # silent on all ranks but 0
-    device: torch.device
-    train_set: CocoDataset
-    val_set: CocoDataset
-    loader: DataLoader  # this rank's micro-batches
-    val_loader: DataLoader  # this rank's share of the validation images
-    micro_batch_size: int  # images
-    detector: DualWeightDetector  # the weights that are trained
-    started_from: str  # where the first weights are from
-    train_step: TrainStep  # optimiser, loss scale and EMA
-    predict: Callable[..., Detections]  # by the weights that are evaluated
-    folder: RunFolder | None  # None on all ranks but 0
-
-    iteration: int  # optimiser steps done
-    per_epoch: int  # optimiser steps
-    total: int  # optimiser steps
-    pending: PendingStep | None  # the latest step
-    broken: set[str]  # "PATH: reason" of images that could not be read
-    stop_requested: bool  # by a signal
-
-    watch: GraphWatch
-    speed: Speed  # since the last of every `log_every` iterations
-    display: ProgressDisplay
+    `iteration` counts the optimiser steps done, of `total`, `per_epoch` in each epoch. In `cfg`, precision, compile
+    mode and buckets are settled for this device and data. `folder` is None on all ranks but 0.
+    """
 
     def __init__(self, cfg: Config, out: Path, console: Console, resume: bool = False) -> None:
-        """Build a new run, or continue one from `last.pt` in its folder.
+        """Build a new run, or continue one from `last.pt` in its folder; `console` is silent on all ranks but 0.
 
         Raises the errors of config, data, weights and checkpoint before anything is written.
         """
@@ -110,7 +85,9 @@ class Trainer:
         self.predict = compile_predict(PixelDetector(self.train_step.eval_detector, cfg.data), cfg.inference.compile)
         with ranks.raise_on_all_ranks():
             self.folder = RunFolder(out, cfg, self.iteration) if ranks.is_main() else None
-        self.pending, self.broken, self.stop_requested = None, set(), False
+        self.pending: PendingStep | None = None  # the latest step
+        self.broken: set[str] = set()  # "PATH: reason" of images that could not be read
+        self.stop_requested = False  # by a signal
         self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
         self.speed = Speed(ranks.world_size())
         self.display = ProgressDisplay(
@@ -134,18 +111,18 @@ class Trainer:
         done = f", {self.iteration} of them done" if self.iteration else ""
         shares = ((ranks.world_size(), "ranks"), (self.cfg.train.accumulate, "micro-batches"))
         split = "".join(f"{count} {name} x " for count, name in shares if count > 1)
-        lines = [
-            f"{parameters / 1e6:.1f} M trainable parameters, {self.cfg.train.precision} on {self.device.type}, "
-            f"from {self.started_from}",
-            f"{split}{self.micro_batch_size} images in a step",
-            f"{len(self.train_set)} training and {len(self.val_set)} validation images",
-            f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
-        ]
-        for split, data in (("training", self.train_set), ("validation", self.val_set)):
-            lines += [f"{split} data: {line}" for line in data.problems.summary()]
-        if self.cfg.train.tensorboard:
-            lines.append(f"TensorBoard: tensorboard --logdir {self.out}")
-        return "\n".join(lines)
+        precision = f"{self.cfg.train.precision} on {self.device.type}"
+        return "\n".join(
+            [
+                f"{parameters / 1e6:.1f} M trainable parameters, {precision}, from {self.started_from}",
+                f"{split}{self.micro_batch_size} images in a step",
+                f"{len(self.train_set)} training and {len(self.val_set)} validation images",
+                f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
+                *(f"training data: {line}" for line in self.train_set.problems.summary()),
+                *(f"validation data: {line}" for line in self.val_set.problems.summary()),
+                *([f"TensorBoard: tensorboard --logdir {self.out}"] if self.cfg.train.tensorboard else []),
+            ]
+        )
 
     def left_out(self) -> int:
         """Return how many images and annotations of both splits could not be used so far."""
@@ -157,16 +134,13 @@ class Trainer:
         Raises NonFiniteLossError at most one iteration after a loss became bad, with `last.pt` unchanged, and
         Interrupted after SIGINT or SIGTERM, with `last.pt` at the iteration reached.
         """
-        evaluation = None
         with stop_on_signals(self._request_stop), self.display, self.folder or nullcontext():
             self.compile_ahead()
-            if self._evaluation_due():  # resumed at the end of an epoch
-                evaluation = self.evaluate()
-            while self.iteration < self.total:
+            while True:
+                evaluation = self.evaluate() if self._evaluation_due() else None  # a resumed run may begin with it
+                if self.iteration == self.total:
+                    return evaluation
                 self.train_epoch()
-                if self._evaluation_due():
-                    evaluation = self.evaluate()
-        return evaluation
 
     def compile_ahead(self) -> None:
         """Compile the network for every batch size before the first step, if the config asks for it."""
@@ -232,15 +206,9 @@ class Trainer:
         self.record_pending()
         check_weights(self.detector, latest, self.started_from, self.last_checkpoint)
         if self.folder:
-            self.folder.save(
-                Checkpoint(
-                    config=self.cfg,
-                    class_names=self.train_set.class_names,
-                    category_ids=self.train_set.category_ids,
-                    iteration=self.iteration,
-                    **self.train_step.checkpoint_state(),
-                ),
-            )
+            classes = {"class_names": self.train_set.class_names, "category_ids": self.train_set.category_ids}
+            state = self.train_step.checkpoint_state()
+            self.folder.save(Checkpoint(config=self.cfg, iteration=self.iteration, **classes, **state))
 
     def evaluate(self) -> Evaluation | None:
         """Detect in this rank's validation images; on rank 0 compute and record the COCO metrics of all, and plot."""
@@ -266,11 +234,10 @@ class Trainer:
             self._report_broken(batch.broken)
             advance()
 
-        self.train_step.broadcast_statistics()
-        try:
+        ranks.broadcast_buffers(self.train_step.eval_detector)  # or else each rank has batch-norm statistics of its own
+        results = []
+        with suppress(Interrupted):
             results = detect(self.predict, self.val_loader, self.val_set.category_ids, on_batch)
-        except Interrupted:
-            results = []
         if ranks.any_across_ranks(self.stop_requested):
             raise Interrupted
         return results
