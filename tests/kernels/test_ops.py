@@ -10,7 +10,6 @@ import torch.multiprocessing as mp
 from torch import distributed, nn
 
 from dwtriton import DualWeightAssigner, DualWeightLoss, pack_targets
-from dwtriton.losses.dual_weight import _normalisers
 from tests.support.loss_cases import LOSSES, Unused, random_case
 
 SIZES, STRIDES = ((4, 5), (2, 2)), (8, 16)
@@ -216,10 +215,6 @@ def test_normalisers_are_means_over_ranks_in_values_and_gradients(tmp_path, devi
         case = small_case([(3, 1), (0, 1)][rank], seed=rank)
         wanted = np.array(case.truth(factors=factors).grad_z)[:, : 4 * 5].swapaxes(1, 2).reshape(gradient.shape)
         np.testing.assert_allclose(gradient.numpy(), wanted, atol=1e-4 * np.abs(wanted).max())
-
-
-def test_normalisers_are_at_least_one():
-    assert torch.equal(_normalisers(torch.tensor([0.0, 0.0, 0.25])), torch.ones(3))
 
 
 def test_every_launch_is_on_the_device_of_its_tensors(device, monkeypatch):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -132,3 +133,14 @@ def test_normalisers_are_means_over_ranks(tmp_path):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True).double()
         expected = torch.tensor(truth.image_sums.sum(0) / [pos_norm, pos_norm, neg_norm])
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("boxes", "seed"), [([0, 0], 0), ([1], 4)])
+def test_normalisers_are_at_least_one(boxes, seed):
+    """Without boxes both counts are 0, so the losses are the sums."""
+    case = random_case(seed, boxes)
+    truth = case.truth()
+    counts = np.array([sum(boxes), sum(boxes), truth.image_neg_counts.sum()])
+    assert (counts <= 1).sum() >= 2
+    got = torch.stack(list(case.loss(case.tensors()).values())).detach().double()
+    torch.testing.assert_close(got, torch.tensor(truth.image_sums.sum(0) / counts.clip(1)), rtol=1e-5, atol=0)

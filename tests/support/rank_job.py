@@ -1,18 +1,27 @@
-"""Run a command of the package with a scenario applied, for test_ranks.py: `rank_job.py SCENARIO [argument ...]`."""
+"""Run a command of the package with a scenario applied, for test_ranks.py: `rank_job.py SCENARIO [argument ...]`.
 
+torchrun starts this file. Jobs of which nothing depends on torchrun itself call `run_rank` in processes forked from one
+that has imported everything (`Forked`), which saves most of their time.
+"""
+
+import multiprocessing
 import os
 import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
+from torch import distributed
 
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
 from dwtriton.train import trainer as trainer_module
 
-RANK = os.environ.get("RANK", "0")
+
+def rank() -> str:
+    return os.environ.get("RANK", "0")
 
 
 def before_step(act):
@@ -51,7 +60,7 @@ def rank_1_dies_once():
 
     def die(trainer, _batches):
         begun_at.append(trainer.iteration)
-        if (RANK, trainer.iteration, begun_at[0]) == ("1", 5, 0):
+        if (rank(), trainer.iteration, begun_at[0]) == ("1", 5, 0):
             os.kill(os.getpid(), signal.SIGKILL)
 
     in_float64()
@@ -59,27 +68,27 @@ def rank_1_dies_once():
 
 
 def rank_1_has_another_rate():
-    if RANK == "1":
+    if rank() == "1":
         sys.argv.append("--set=optimizer.lr=0.5")
 
 
 def rank_1_has_another_folder():
-    if RANK == "1":
+    if rank() == "1":
         sys.argv[sys.argv.index("--out") + 1] += "-other"
 
 
 def rank_1_resumes():
-    if RANK == "1":
+    if rank() == "1":
         sys.argv.append("--resume")
 
 
 def rank_1_evaluates_with_another_threshold():
-    if RANK == "1":
+    if rank() == "1":
         sys.argv.append("--set=inference.score_threshold=0.9")
 
 
 def rank_1_evaluates_another_file():
-    if RANK == "1":
+    if rank() == "1":
         sys.argv[sys.argv.index("--weights") + 1] += "-other"
 
 
@@ -87,7 +96,7 @@ def rank_1_sees_nan():
     """In iteration 3 the images of rank 1 are not finite; it writes their ids beside the run."""
 
     def poison(trainer, batches):
-        if (RANK, trainer.iteration) == ("1", 2):
+        if (rank(), trainer.iteration) == ("1", 2):
             trainer.detector.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * torch.nan,))
             (trainer.out / "poisoned").write_text(" ".join(map(str, batches[0].image_ids)))
 
@@ -98,7 +107,7 @@ def rank_1_has_a_bug():
     """In iteration 3 an error of its own, of the type that gloo raises."""
 
     def fail(trainer, _batches):
-        if (RANK, trainer.iteration) == ("1", 2):
+        if (rank(), trainer.iteration) == ("1", 2):
             raise RuntimeError("a bug beside gloo")
 
     before_step(fail)
@@ -122,8 +131,56 @@ TRAINING = (
 )
 EVALUATING = (rank_1_evaluates_with_another_threshold, rank_1_evaluates_another_file)
 
-name = sys.argv.pop(1)
-scenario = next(scenario for scenario in (*TRAINING, *EVALUATING) if scenario.__name__ == name)
-scenario()
-command = train_command if scenario in TRAINING else evaluate_command
-command.cli.run(command.main)
+
+def main() -> None:
+    """Run the command for which the scenario named by the first argument is made."""
+    name = sys.argv.pop(1)
+    scenario = next(scenario for scenario in (*TRAINING, *EVALUATING) if scenario.__name__ == name)
+    scenario()
+    command = train_command if scenario in TRAINING else evaluate_command
+    command.cli.run(command.main)
+
+
+def run_rank(number: int, port: int, output: Path, arguments: list[str]) -> None:
+    """Run as one of two ranks in an environment like torchrun's; all that is printed is appended to `output`."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    environment = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "job"}
+    environment |= {"TORCHELASTIC_MAX_RESTARTS": 0, "TORCHELASTIC_USE_AGENT_STORE": True}
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    torch.set_num_threads(1)
+    sys.argv[:] = ["rank_job.py", *arguments]
+    main()
+
+
+class Forked:
+    """Starts jobs of two ranks in forked processes."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([__name__])
+        self.ranks: list[multiprocessing.Process] = []
+
+    def run(self, output: Path, *arguments: str) -> tuple[int, str]:
+        """Run a job to its end; return 0 if both ranks succeed, and what they print."""
+        store = distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # torchrun's, for it
+        self.ranks = [
+            self.context.Process(target=run_rank, args=(number, store.port, output, list(arguments)))
+            for number in range(2)
+        ]
+        for process in self.ranks:
+            process.start()
+        for process in self.ranks:
+            process.join(240)
+        return max(abs(process.exitcode) for process in self.ranks), output.read_text()
+
+    def kill(self) -> None:
+        """End the ranks of the last job."""
+        for process in self.ranks:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Jobs of two processes, as torchrun starts them, on CPUs: what one process gives, and one clear end when one fails."""
+"""Jobs of two ranks, as torchrun starts them, on CPUs: what one process gives, and one clear end when one fails."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from dwtriton.config.load import dump_config
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError
 from dwtriton.train.metrics import read_metrics
+from tests.support.rank_job import Forked
 
 JOB = [str(Path(__file__).parents[1] / "support" / "rank_job.py")]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -46,8 +47,18 @@ def start_job(folder, cfg, scenario, torchrun=TORCHRUN, out="run", environment=(
     )
 
 
+@pytest.fixture(scope="module")
+def server():
+    """What forks ranks; not marked, so that it lives through all tests."""
+    forked = Forked()
+    first = forked.context.Process(target=int)
+    first.start()
+    first.join()
+    return forked
+
+
 @pytest.fixture(scope="module", autouse=True)
-def marked():
+def marked(server):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*MARK)
         yield
@@ -71,6 +82,19 @@ def start(tiny, tmp_path):
         return start_job(tmp_path, tiny(*overrides), scenario, **options)
 
     return start
+
+
+@pytest.fixture
+def fork(server, tiny, tmp_path):
+    """fork(scenario, *overrides) -> (code, printed) of the training command on two ranks."""
+
+    def run(scenario: str, *overrides: str) -> tuple[int, str]:
+        (tmp_path / "run.toml").write_text(dump_config(tiny(*overrides)))
+        arguments = ["--cfg", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
+        return server.run(tmp_path / "printed", scenario, *arguments)
+
+    yield run
+    server.kill()
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -114,11 +138,10 @@ def test_two_ranks_one_of_which_dies_and_is_restarted_give_what_one_process_give
     assert_same_run(tmp_path / "run", alone)
 
 
-def test_two_ranks_that_compile_give_what_one_process_gives_without(start, alone, tmp_path):
+def test_two_ranks_that_compile_give_what_one_process_gives_without(fork, alone, tmp_path):
     """One graph for each bucket, with the exchange of normalisers in it; gradients are exchanged behind it."""
-    job = start("compiled_in_float64", *SETTINGS, "schedule.epochs=1", "train.compile=default")
-    printed = finish(job)
-    assert job.returncode == 0, printed
+    code, printed = fork("compiled_in_float64", *SETTINGS, "schedule.epochs=1", "train.compile=default")
+    assert code == 0, printed
     assert "compiled 2 graphs in " in printed
     assert "recompiled in iteration" not in printed
     assert_same_run(tmp_path / "run", alone)
@@ -198,13 +221,12 @@ def test_two_ranks_evaluate_every_image_once(finished, tmp_path):
         ("rank_1_evaluates_another_file", "rank 1: checkpoint "),
     ],
 )
-def test_ranks_that_would_evaluate_otherwise_end_with_one_error(scenario, message, finished, tmp_path):
+def test_ranks_that_would_evaluate_otherwise_end_with_one_error(scenario, message, finished, tmp_path, server):
     arguments = ["--weights", str(finished[0] / "last.pt"), "--out", str(tmp_path / "shared")]
-    command = [sys.executable, *TORCHRUN, *JOB, scenario, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode != 0
-    assert done.stderr.count("error: ") == 1
-    assert f"error: {message}" in done.stderr
+    code, printed = server.run(tmp_path / "printed", scenario, *arguments)
+    assert code != 0
+    assert printed.count("error: ") == 1
+    assert f"error: {message}" in printed
     assert not (tmp_path / "shared").exists()
 
 
@@ -216,49 +238,44 @@ def test_ranks_that_would_evaluate_otherwise_end_with_one_error(scenario, messag
         ("rank_1_resumes", "--resume is False and True."),
     ],
 )
-def test_ranks_that_disagree_end_with_one_error_that_names_what(scenario, message, start, tmp_path):
-    job = start(scenario)
-    printed = finish(job)
-    assert job.returncode != 0
+def test_ranks_that_disagree_end_with_one_error_that_names_what(scenario, message, fork, tmp_path):
+    code, printed = fork(scenario)
+    assert code != 0
     assert printed.count("error: ") == 1
     assert f"error: ranks 0 and 1 disagree: {message.format(out=tmp_path / 'run')}" in printed
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_cannot_be_shared_out_is_one_error_before_anything_is_written(start, tmp_path):
-    job = start("slow_steps", "data.batch_size=5")
-    printed = finish(job)
-    assert job.returncode != 0
+def test_a_batch_that_cannot_be_shared_out_is_one_error_before_anything_is_written(fork, tmp_path):
+    code, printed = fork("slow_steps", "data.batch_size=5")
+    assert code != 0
     assert printed.count("error: ") == 1
     assert "data.batch_size = 5" in printed
     assert "does not divide into 2 ranks x train.accumulate = 1" in printed
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_on_another_rank_ends_the_job_and_names_its_images(start, tmp_path):
-    job = start("rank_1_sees_nan")
-    printed = finish(job)
-    assert job.returncode != 0
+def test_a_loss_that_is_not_finite_on_another_rank_ends_the_job_and_names_its_images(fork, tmp_path):
+    code, printed = fork("rank_1_sees_nan")
+    assert code != 0
     assert "at iteration 3, epoch 1" in printed
     for image_id in (tmp_path / "run" / "poisoned").read_text().split():
         assert f"{image_id} (" in printed
 
 
-def test_an_error_of_a_rank_itself_is_not_taken_for_a_lost_contact(start):
+def test_an_error_of_a_rank_itself_is_not_taken_for_a_lost_contact(fork):
     """Though its text speaks of gloo: its connections decide. The other rank does lose contact."""
-    job = start("rank_1_has_a_bug")
-    printed = finish(job)
-    assert job.returncode != 0
+    code, printed = fork("rank_1_has_a_bug")
+    assert code != 0
     assert "RuntimeError: a bug beside gloo" in printed
     assert "rank 1 lost contact" not in printed
     assert "rank 0 lost contact with rank 1 after iteration 2" in printed
 
 
-def test_where_batch_norms_train_all_ranks_evaluate_the_statistics_that_are_saved(start, tmp_path):
+def test_where_batch_norms_train_all_ranks_evaluate_the_statistics_that_are_saved(fork, tmp_path):
     """Each has gathered its own; the first one's are in the checkpoint."""
-    job = start("in_float64", "schedule.epochs=1", "optimizer.lr=0.01", "data.batch_size=2")
-    printed = finish(job)
-    assert job.returncode == 0, printed
+    code, printed = fork("in_float64", "schedule.epochs=1", "optimizer.lr=0.01", "data.batch_size=2")
+    assert code == 0, printed
     row = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     arguments = ["-m", "dwtriton.evaluate", "--weights", str(tmp_path / "run" / "last.pt")]
     subprocess.run([sys.executable, *arguments, "--out", str(tmp_path / "out")], check=True, timeout=240)

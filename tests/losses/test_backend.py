@@ -5,22 +5,46 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from dwtriton import DualWeightAssigner, DualWeightLoss, reference
-from dwtriton.core.head_outputs import HeadOutputs
+from dwtriton import DualWeightAssigner, DualWeightLoss, pack_targets, reference
 from dwtriton.losses import dual_weight
 from tests.support.loss_cases import LOSSES, random_case
 
 CASE = random_case(1, [2], sizes=((3, 4),), strides=(8,))
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 
 def run_python(code, **env):
     """A fresh Python: the interpreter is chosen when Triton is imported."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def takes(monkeypatch):
+    """takes(loss, dtype, device): which backend computes the loss of CASE, of which nothing is computed."""
+    from dwtriton import kernels
+
+    called = []
+    for name, backend in (("torch", reference), ("triton", kernels)):
+        result = torch.zeros(3), torch.ones(3)
+        monkeypatch.setattr(
+            backend, "dual_weight_sums", lambda *_, name=name, result=result: called.append(name) or result
+        )
+
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the meta device
+
+    def backend_of(loss, dtype=torch.float32, device="cpu"):
+        inputs = ([level.detach().to(device) for level in kind] for kind in CASE.tensors(dtype))
+        loss(*inputs, pack_targets(CASE.targets(), "cpu").to(device))
+        return called.pop()
+
+    return backend_of
 
 
 @pytest.mark.parametrize("module", ["DualWeightLoss", "DualWeightAssigner"])
@@ -48,25 +72,22 @@ def test_triton_with_tensors_on_the_cpu_of_a_gpu_machine_says_what_to_do():
     assert "needs tensors on a GPU, these are on the CPU" in result.stderr
 
 
-def test_without_triton_auto_is_torch_and_triton_names_the_package(monkeypatch):
+def test_without_triton_auto_is_torch_and_triton_names_the_package(monkeypatch, takes):
     monkeypatch.setattr(dual_weight, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match=r"needs Triton: pip install triton"):
         DualWeightLoss(backend="triton")
     loss = DualWeightLoss(CASE.strides)
-    assert loss._backend_for(HeadOutputs(*CASE.tensors())) is reference
+    assert takes(loss) == "torch"
+    assert takes(loss, device="meta") == "torch"
 
 
-def test_auto_leaves_the_cpu_and_float64_to_torch(monkeypatch):
+def test_auto_leaves_the_cpu_and_float64_to_torch(monkeypatch, takes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loss = DualWeightLoss(CASE.strides)
-    assert loss._backend_for(HeadOutputs(*CASE.tensors())) is reference
-    single, double = (
-        HeadOutputs(*([level.detach().to("meta") for level in kind] for kind in CASE.tensors(dtype)))
-        for dtype in (torch.float32, torch.float64)
-    )
-    assert loss._backend_for(single) is not reference
-    assert loss._backend_for(double) is reference
+    assert takes(loss) == "torch"
+    assert takes(loss, device="meta") == "triton"
+    assert takes(loss, torch.float64, device="meta") == "torch"
 
 
 def test_unknown_backends_are_refused():
@@ -74,11 +95,11 @@ def test_unknown_backends_are_refused():
         DualWeightAssigner(backend="cuda")
 
 
-def test_modules_can_be_copied(monkeypatch):
-    """As an average of a model's weights needs."""
+def test_modules_can_be_copied(monkeypatch, takes):
+    """As the EMA of a model needs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loss = copy.deepcopy(DualWeightLoss(CASE.strides))
-    assert loss._may_use_kernels
+    assert takes(loss, device="meta") == "triton"
 
 
 def test_the_training_command_refuses_kernels_that_cannot_run(tmp_path):
