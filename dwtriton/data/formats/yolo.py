@@ -98,8 +98,8 @@ def _find(base: Path, entry: str, problems: list[str]) -> list[Path]:
     if path.is_dir():
         images, labels = image_files(path), label_file(path / "any").parent
         if labels != path:  # a label file without an image: its format cannot be read, or it has another name
-            known = {label_file(image) for image in images} | {labels / "classes.txt"}
-            orphans = sorted(set(labels.rglob("*.txt")) - known)
+            known = {label_file(image) for image in images}
+            orphans = [file for file in sorted(set(labels.rglob("*.txt")) - known) if file.name != "classes.txt"]
             problems += [f"{file}: has no image (JPEG, PNG, WebP or GIF) of its name in {path}" for file in orphans]
         return images
     if path.suffix == ".txt" and path.is_file():

@@ -210,6 +210,11 @@ def test_the_layout_of_roboflow(tmp_path, call):
     assert convert_yolo(call, root)[0] == 0
 
 
+def test_classes_txt_is_no_label_file_in_any_folder(tmp_path, call):
+    files = {"data.yaml": "names: [cat, dog]\ntrain: images\n", "labels/train/classes.txt": "cat\ndog\n"}
+    assert convert_yolo(call, yolo(tmp_path / "yolo", files=files))[0] == 0
+
+
 def test_a_path_that_is_no_longer_there_is_that_of_the_yaml_file(tmp_path, call):
     root = yolo(tmp_path / "yolo", files={"data.yaml": "path: /no/such/place\nnames: [cat, dog]\n"})
     assert convert_yolo(call, root)[0] == 0
