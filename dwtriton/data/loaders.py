@@ -74,11 +74,9 @@ class OrientedBatchSampler(Sampler[list[SampleRequest]]):
     def global_batches(self) -> Iterator[list[SampleRequest]]:
         """Batches of all ranks together, from the chosen step of the epoch on."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        filled = [  # from the group's beginning
-            np.resize(rng.permutation(group), (-(-len(group) // self.batch_size), self.batch_size))
-            for group in self.groups
-        ]
-        batches = rng.permutation(np.concatenate(filled))  # [N, B]
+        orders = [rng.permutation(group) for group in self.groups]
+        filled = [np.resize(order, -(-len(order) // self.batch_size) * self.batch_size) for order in orders]  # repeats
+        batches = rng.permutation(np.concatenate(filled).reshape(-1, self.batch_size))  # [N, B]
         seeds = rng.integers(2**63, size=batches.shape)  # [N, B]
         for batch in np.stack([batches, seeds], -1)[self.start :]:  # [B, 2]
             yield [SampleRequest(index, seed) for index, seed in batch.tolist()]
@@ -90,15 +88,12 @@ def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: i
     Raises UserError if the batch does not divide into equal micro-batches.
     """
     buckets = training_buckets(dataset, cfg)
-    sampler = OrientedBatchSampler(
-        dataset.landscape,
-        cfg.data.batch_size,
-        cfg.train.seed,
-        rank,
-        world_size,
-        cfg.train.accumulate,
-        lambda requests: smallest_bucket(dataset.padded_size(requests), buckets),
-    )
+
+    def bucket(requests: list[SampleRequest]) -> Size:
+        return smallest_bucket(dataset.padded_size(requests), buckets)
+
+    batches = dataset.landscape, cfg.data.batch_size, cfg.train.seed
+    sampler = OrientedBatchSampler(*batches, rank, world_size, cfg.train.accumulate, bucket)
     return _loader(dataset, cfg, sampler, persistent_workers=cfg.data.workers > 0)
 
 

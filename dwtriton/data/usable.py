@@ -46,11 +46,12 @@ def choose_usable(records: Records, folder: Path, training: bool, problems: Data
 
     images = []
     for image in records.images.values():
-        if (folder / image["file_name"]).is_file():
+        path = folder / image["file_name"]
+        if path.is_file():
             images.append(image)
         else:
             kind = "image file missing, image skipped" + ("" if training else ", but its ground truth still counts")
-            problems.add(kind, str(folder / image["file_name"]))
+            problems.add(kind, str(path))
     if not images:
         raise MissingImagesError(f"none of the images of {records.path} is in {folder}")
     if training:
@@ -92,11 +93,10 @@ def _is_ground_truth(annotation: dict[str, Any], records: Records, problems: Dat
 
 
 def _is_trainable(image: dict[str, Any], boxes: list[dict[str, Any]], problems: DataProblems) -> bool:
-    if min(image["width"], image["height"]) < MIN_IMAGE_SIDE:
-        problems.add(f"image with a side under {MIN_IMAGE_SIDE} pixels, not trained on", image["file_name"])
-        return False
-    if all(box["iscrowd"] for box in boxes):
-        problems.add("image without a usable box, not trained on", image["file_name"])
+    small = min(image["width"], image["height"]) < MIN_IMAGE_SIDE
+    if small or all(box["iscrowd"] for box in boxes):
+        reason = f"image with a side under {MIN_IMAGE_SIDE} pixels" if small else "image without a usable box"
+        problems.add(f"{reason}, not trained on", image["file_name"])
         return False
     return True
 
