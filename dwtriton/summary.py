@@ -36,19 +36,15 @@ def main() -> int:
     size = size or padded_size([(cfg.inference.short_side, cfg.inference.long_side)], SIZE_DIVISOR)
     with torch.device("meta"):
         detector = build_detector(cfg)
-    flops = part_flops(cfg, size)
     numbers = [Column(name, justify="right") for name in ("parameters", "trainable", "GFLOPs an image")]
     caption = "of convolutions; a multiplication and an addition are two operations"
     table = Table("part", *numbers, title=f"images of {size[0]}x{size[1]}", caption=caption)
     rows = {}
-    for part in PARTS:
+    for part, flops in part_flops(cfg, size).items():
         parameters = list(getattr(detector, part).parameters())
-        rows[part] = {
-            "parameters": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-            "flops": flops[part],
-        }
-    rows["all"] = {key: sum(rows[part][key] for part in PARTS) for key in ("parameters", "trainable", "flops")}
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        rows[part] = {"parameters": sum(p.numel() for p in parameters), "trainable": trainable, "flops": flops}
+    rows["all"] = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "trainable", "flops")}
     for part, row in rows.items():
         table.add_row(part, f"{row['parameters']:,}", f"{row['trainable']:,}", f"{row['flops'] / 1e9:.1f}")
     console.print(table)
@@ -65,16 +61,11 @@ def part_flops(cfg: Config, size: tuple[int, int]) -> dict[str, int]:
 
     Convolutions are counted on fake tensors; a multiplication and an addition are two operations.
     """
-    counts = {}
-    with FakeTensorMode():
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         detector = build_detector(cfg).eval()
-        stages = (detector.backbone, lambda maps: list(detector.fpn(maps).values()), detector.head)
-        value = torch.empty(1, 3, *size)
-        for name, stage in zip(PARTS, stages, strict=True):
-            with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
-                value = stage(value)
-            counts[name] = counter.get_total_flops()
-    return counts
+        detector.head_outputs(torch.empty(1, 3, *size))
+    counts = counter.get_flop_counts()  # by class name of the modules that were called
+    return {part: sum(counts[type(getattr(detector, part)).__name__].values()) for part in PARTS}
 
 
 def _deformable_flops(_input, weight, *_others, out_shape=None, **_settings) -> int:

@@ -49,9 +49,8 @@ def main() -> int:
     if videos:
         import_av()
     check_out(arguments.out, arguments.force, [*images, *videos])
-    ready = load_detector(
-        arguments.weights, overrides=[f"inference.score_threshold={arguments.threshold}", *arguments.set]
-    )
+    overrides = [f"inference.score_threshold={arguments.threshold}", *arguments.set]
+    ready = load_detector(arguments.weights, overrides=overrides)
     if not ready.checkpoint.class_names:
         print_line(console, f"{arguments.weights} has no class names; category ids are shown instead", "yellow")
     names = {} if arguments.no_pictures else picture_names([*images, *videos])
@@ -64,9 +63,8 @@ def main() -> int:
             for video in videos:
                 predictor.predict_video(video)
         except torch.cuda.OutOfMemoryError:
-            raise UserError(
-                f"the GPU has too little memory for {arguments.batch} images at a time; lower --batch"
-            ) from None
+            problem = f"the GPU has too little memory for {arguments.batch} images at a time; lower --batch"
+            raise UserError(problem) from None
         except KeyboardInterrupt:
             print_line(console, "interrupted; what was found so far is kept", "yellow")
             raise
@@ -90,25 +88,22 @@ def check_out(out: Path, force: bool, inputs: Sequence[Path]) -> None:
 
 def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console) -> None:
     """Report what was found and what was not read, and write detections.json if anything was."""
-    counts = predictor.counts()
-    for line in predictor.skipped:
-        print_line(console, f"skipped: {line}", "yellow")
-    for line in predictor.incomplete:
-        print_line(console, f"incomplete: {line}", "yellow")
+    counts, ready = predictor.counts(), predictor.ready
+    for kind in ("skipped", "incomplete"):
+        for line in counts[kind]:
+            print_line(console, f"{kind}: {line}", "yellow")
     line = "{images} images and {frames} video frames: {detections} detections".format(**counts)
     print_line(console, f"{line}; {len(predictor.skipped)} files skipped")
-    if not counts["images"] + counts["frames"]:
-        return
-    ready, file = predictor.ready, arguments.out / "detections.json"
-    info = {
-        "description": f"detections of {arguments.weights}",
-        "score_threshold": ready.config.inference.score_threshold,
-        "skipped": predictor.skipped,
-        "incomplete": predictor.incomplete,
-    }
-    categories = [{"id": id_, "name": name} for id_, name in zip(ready.category_ids, ready.class_names)]
-    predictor.writer.write(file, info, categories)
-    print_line(console, f"detections: {file}")
+    if counts["images"] + counts["frames"]:
+        info = {
+            "description": f"detections of {arguments.weights}",
+            "score_threshold": ready.config.inference.score_threshold,
+            "skipped": predictor.skipped,
+            "incomplete": predictor.incomplete,
+        }
+        categories = [{"id": id_, "name": name} for id_, name in zip(ready.category_ids, ready.class_names)]
+        predictor.writer.write(arguments.out / "detections.json", info, categories)
+        print_line(console, f"detections: {arguments.out / 'detections.json'}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import glob
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
@@ -24,25 +25,24 @@ def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:
     Patterns are expanded as by a shell; `**` stands for any folders. A file given by name is an image unless it has the
     suffix of a video. Raises UserError for a name that leads to no file.
     """
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found: dict[Path, None] = {}
     for name in names:
         matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
         if not matches:
             raise UserError(f"{name} does not exist, and as a pattern it matches nothing")
-        files = [file for match in matches for file in _files(Path(match))]
+        files: list[Path] = []
+        for path in map(Path, matches):
+            if path.is_dir():
+                below = filter(Path.is_file, sorted(path.rglob("*")))
+                files += [file for file in below if file.suffix.lower() in suffixes]
+            else:
+                files.append(path)
         if not files:
-            suffixes = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-            raise UserError(f"there is no image or video in {name}: none of its files ends in one of {suffixes}")
+            ends = " ".join(sorted(suffixes))
+            raise UserError(f"there is no image or video in {name}: none of its files ends in one of {ends}")
         found |= dict.fromkeys(files)
     return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]
-
-
-def _files(path: Path) -> list[Path]:
-    """Return the file itself, or all images and videos below a folder."""
-    if not path.is_dir():
-        return [path]
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes and file.is_file()]
 
 
 def is_video(path: Path) -> bool:
@@ -51,42 +51,35 @@ def is_video(path: Path) -> bool:
 
 def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
     """Return a file name for the picture of each input: its own as .jpg or .mp4, numbered if it is taken."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
+    path_of: dict[str, Path] = {}
     tries: Counter[str] = Counter()
     for path in paths:
         suffix = ".mp4" if is_video(path) else ".jpg"
         name = path.stem + suffix
-        while name in taken:
+        while name in path_of:
             tries[path.stem] += 1
             name = f"{path.stem}-{tries[path.stem] + 1}{suffix}"
-        taken.add(name)
-        names[path] = name
-    return names
+        path_of[name] = path
+    return {path: name for name, path in path_of.items()}
 
 
-class ImageFiles(Dataset):
-    """Samples of image files, with ids from 1; of an unreadable file `image` is None and `broken` gives the reason."""
+def image_samples(paths: Sequence[Path], cfg: Config) -> DataLoader:
+    """Return an iterable of samples, in order and with ids from 1, that worker processes read.
 
-    def __init__(self, paths: Sequence[Path], cfg: Config) -> None:
-        self.paths, self.cfg = paths, cfg
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Sample:
-        path = self.paths[index]
-        try:
-            return unlabelled_sample(read_image(path), self.cfg, index + 1, str(path))
-        except BrokenImageError as error:
-            return Sample(None, {}, index + 1, str(path), (1.0, 1.0), [str(error)])
-
-
-def image_loader(paths: Sequence[Path], cfg: Config) -> DataLoader:
-    """Return a loader of samples, one by one and in order. Its workers leave Ctrl-C to the main process."""
+    Of an unreadable file `image` is None and `broken` gives the reason. Workers leave Ctrl-C to the main process.
+    """
     return DataLoader(
-        ImageFiles(paths, cfg),
+        list(enumerate(paths, 1)),
         batch_size=None,
+        collate_fn=partial(_read_sample, cfg),
         num_workers=min(cfg.data.workers, len(paths)),
         worker_init_fn=leave_signals_to_main,
     )
+
+
+def _read_sample(cfg: Config, numbered: tuple[int, Path]) -> Sample:
+    image_id, path = numbered
+    try:
+        return unlabelled_sample(read_image(path), cfg, image_id, str(path))
+    except BrokenImageError as error:
+        return Sample(None, {}, image_id, str(path), (1.0, 1.0), [str(error)])

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.inference.detect import coco_results
 from dwtriton.inference.inputs import unlabelled_sample
 from dwtriton.inference.ready import ReadyDetector
-from dwtriton.predict.inputs import image_loader
+from dwtriton.predict.inputs import image_samples
 from dwtriton.predict.video import Video, write_video
 from dwtriton.predict.writer import DetectionsWriter
 
@@ -27,33 +28,24 @@ JPEG_QUALITY = 92
 MAX_JPEG_SIDE = 65500  # pixels
 
 
+@dataclass
 class Predictor:
-    """Detects in inputs, hands what it finds to a writer and draws it into the files of `draw_to`, by input.
+    """Detects in inputs, hands what it finds to a writer and draws it."""
 
-    `skipped` lists inputs in which nothing could be read, `incomplete` videos that could not be read to their end,
-    each as "PATH: reason".
-    """
-
-    def __init__(
-        self,
-        ready: ReadyDetector,
-        writer: DetectionsWriter,
-        draw_to: Mapping[Path, Path],
-        batch_size: int,
-        console: Console,
-    ) -> None:
-        self.ready, self.writer, self.draw_to = ready, writer, draw_to
-        self.batch_size, self.console = batch_size, console
-        self.skipped: list[str] = []
-        self.incomplete: list[str] = []
+    ready: ReadyDetector
+    writer: DetectionsWriter
+    draw_to: Mapping[Path, Path]  # the picture or video to write, by input
+    batch_size: int
+    console: Console
+    skipped: list[str] = field(default_factory=list)  # "PATH: reason" of inputs in which nothing could be read
+    incomplete: list[str] = field(default_factory=list)  # the same of videos that could not be read to their end
 
     def predict_images(self, paths: Sequence[Path]) -> None:
         """Detect in image files."""
-        if not paths:
-            return
         with progress(self.console, "images", len(paths)) as advance:
             for sample, found in self.ready.detect(self._readable(paths, advance), self.batch_size):
-                size, path = _original_size(sample), Path(sample.path)
+                (sx, sy), path = sample.scale_factor, Path(sample.path)
+                size = round(sample.image.shape[1] / sy), round(sample.image.shape[2] / sx)  # before resizing
                 self._add(sample, size, found)
                 if path in self.draw_to and max(size) > MAX_JPEG_SIDE:
                     problem = f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}"
@@ -65,7 +57,7 @@ class Predictor:
                 advance()
 
     def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Sample]:
-        for sample in image_loader(paths, self.ready.config):
+        for sample in image_samples(paths, self.ready.config):
             if sample.image is not None:
                 yield sample
             else:
@@ -111,8 +103,8 @@ class Predictor:
         """Hand an image of the given (h, w) and its detections to the writer."""
         image = {"id": sample.image_id, "file_name": sample.path, "height": size[0], "width": size[1], **more}
         results = coco_results(found, sample.image_id, self.ready.category_ids)
-        area = [width * height for _, _, width, height in (result["bbox"] for result in results)]
-        self.writer.add(image, [{**result, "area": a, "iscrowd": 0} for result, a in zip(results, area)])
+        areas = [result["bbox"][2] * result["bbox"][3] for result in results]
+        self.writer.add(image, [{**result, "area": area, "iscrowd": 0} for result, area in zip(results, areas)])
 
     def _draw(self, image: Tensor, found: dict[str, Tensor]) -> Tensor:
         labels, scores = found["labels"].tolist(), found["scores"].tolist()
@@ -121,12 +113,5 @@ class Predictor:
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers of images, frames and detections, and the inputs with problems."""
-        writer = self.writer
-        numbers = {"images": writer.images, "frames": writer.frames, "detections": writer.detections}
+        numbers = {name: getattr(self.writer, name) for name in ("images", "frames", "detections")}
         return {**numbers, "skipped": self.skipped, "incomplete": self.incomplete}
-
-
-def _original_size(sample: Sample) -> tuple[int, int]:
-    """(h, w) of the image before it was resized."""
-    sx, sy = sample.scale_factor
-    return round(sample.image.shape[1] / sy), round(sample.image.shape[2] / sx)

@@ -1,6 +1,7 @@
 """Reading and writing frames of videos with PyAV, an optional dependency."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def import_av():
     return av
 
 
-class Video:
-    """An open video file, to be read once; close it, or use it in `with`.
+class Video(AbstractContextManager):
+    """An open video file, to be read once and in `with`.
 
     `rate` is in frames a second, `length` the number of frames that the file announces, or None, and `read` the number
     read so far. Raises UserError without PyAV, and BrokenImageError for a file that cannot be decoded.
@@ -39,7 +40,7 @@ class Video:
         except self._av.FFmpegError as error:
             raise BrokenImageError(f"{path}: {error.strerror}") from None
         if not self._container.streams.video:
-            self.close()
+            self._container.close()
             raise BrokenImageError(f"{path}: there are no pictures in it")
         self.read = 0
         stream = self._container.streams.video[0]
@@ -48,13 +49,7 @@ class Video:
         seconds = (self._container.duration or 0) / self._av.time_base
         self.length: int | None = stream.frames or round(seconds * self.rate) or None
 
-    def __enter__(self) -> "Video":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self._container.close()
 
     def frames(self) -> Iterator[Tensor]:

@@ -3,13 +3,14 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from dwtriton.core.files import write_atomically
 
 
-class DetectionsWriter:
+class DetectionsWriter(AbstractContextManager):
     """Collects images and their annotations in a temporary file; `write` makes a COCO file of them.
 
     Memory holds one entry for each run of consecutive image ids: one for a video, however long it is.
@@ -23,9 +24,6 @@ class DetectionsWriter:
         self._runs: list[list[int]] = []  # of ids that follow each other: begin, end and offset in bytes
         self._drawn: dict[str, dict[str, str]] = {}  # by file name
         self.images = self.frames = self.detections = self.last_id = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._records.close()
