@@ -112,7 +112,7 @@ def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(sha
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(ahead, traced, tiny, tmp_path, console):
+def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(ahead, traced, shallow, tiny, tmp_path, console):
     """Whatever the numbers of boxes, crowds among them; compiled before the first step, or each at its first batch."""
     settings = ["train.compile=default", f"train.compile_ahead={str(ahead).lower()}", "loss.ignore_crowd=true"]
     trainer = run(tiny(*settings, "train.accumulate=2"), tmp_path / "run", console)
@@ -135,7 +135,7 @@ def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console
         assert own == pytest.approx(row, rel=1e-4)
 
 
-def test_an_unexpected_recompile_is_reported_once_with_its_reason(traced, tiny, tmp_path, console):
+def test_an_unexpected_recompile_is_reported_once_with_its_reason(traced, shallow, tiny, tmp_path, console):
     trainer = Trainer(tiny("train.compile=default", "schedule.epochs=1"), tmp_path / "run", console)
     step = trainer.step
 
