@@ -27,6 +27,7 @@ class Evaluation:
     metrics: dict[str, float]  # by METRICS
     class_metrics: dict[str, dict[str, float]]  # by class name, then by CLASS_METRICS
     table: str  # COCOeval's own summary
+    evaluator: COCOeval  # with the matches of all objects and detections
 
     @property
     def class_ap(self) -> dict[str, float]:
@@ -59,6 +60,7 @@ def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
             for k, category in enumerate(evaluator.params.catIds)
         },
         table=table.getvalue().rstrip(),
+        evaluator=evaluator,
     )
 
 

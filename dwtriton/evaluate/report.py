@@ -65,7 +65,7 @@ def report_html(
     `paths` maps image ids to files; an image without a readable file is shown as a grey square. `title` names what was
     evaluated; each of `notes` becomes a paragraph.
     """
-    analysis = tide.analyse(coco, results)
+    analysis = tide.analyse(coco, results, evaluation.evaluator)
     names = {id_: str(coco.cats[id_]["name"]) for id_ in sorted(coco.cats)}
     files = {id_: (Path(path), (coco.imgs[id_]["height"], coco.imgs[id_]["width"])) for id_, path in paths.items()}
     sizes = Params("bbox")

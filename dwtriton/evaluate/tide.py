@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import iou as mask_iou
 
 from dwtriton.evaluate.coco_metrics import match
@@ -66,12 +67,17 @@ class Analysis:
     counts: dict[str, int]  # by ERROR_TYPES and SPECIAL_ERRORS
 
 
-def analyse(coco: COCO, results: list[dict]) -> Analysis:
-    """Find the type and cost of every error of COCO results, from their matches in COCOeval."""
-    evaluator = match(coco, results, iouThrs=np.array([FOREGROUND_IOU]), areaRng=[[0, 1e10]], areaRngLbl=["all"])
+def analyse(coco: COCO, results: list[dict], evaluator: COCOeval | None = None) -> Analysis:
+    """Find the type and cost of every error of COCO results, from their matches in COCOeval.
+
+    `evaluator`, from `evaluate` of the same, saves the time for matching again.
+    """
+    if evaluator is None:
+        evaluator = match(coco, results, iouThrs=np.array([FOREGROUND_IOU]), areaRng=[[0, 1e10]], areaRngLbl=["all"])
     matches = {  # id of the object, or None, by id of the detection
         id_: int(object_id) or None
         for found in filter(None, evaluator.evalImgs)
+        if found["aRng"] == evaluator.params.areaRng[0]  # objects of all sizes; the first IoU is 0.5
         for id_, object_id, ignored in zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0])
         if not ignored
     }
