@@ -32,7 +32,6 @@ class _DualWeighting(nn.Module):
         self._may_use_kernels = _has_kernels(backend)
 
     def extra_repr(self) -> str:
-        """Return the settings."""
         return f"strides={self.strides}, soft_prior={self.soft_prior}, backend={self.backend!r}"
 
     def _prepare(
@@ -92,7 +91,7 @@ class DualWeightLoss(_DualWeighting):
         with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
             backend = self._backend_for(outputs)
             sums, counts = backend.dual_weight_sums(outputs, packed, self.strides, self.soft_prior)
-            losses = sums / _normalisers(counts)
+            losses = sums / ranks.all_reduce_mean(counts).clamp(min=1)  # docs/method.md#normalisers
             return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses.unbind()))
 
 
@@ -126,11 +125,6 @@ def _has_kernels(backend: str) -> bool:
     if not (has_gpu or kernels.INTERPRETED):
         raise UserError(f'backend="triton" needs a GPU, and PyTorch finds none; {ON_A_CPU}')
     return True
-
-
-def _normalisers(counts: Tensor) -> Tensor:
-    """Return N_pos, N_pos and N_neg: means over ranks, then at least 1 (docs/method.md#normalisers)."""
-    return ranks.all_reduce_mean(counts).clamp(min=1)
 
 
 def constant_objectness(cls_logits: Levels) -> list[Tensor]:

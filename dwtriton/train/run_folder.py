@@ -28,10 +28,7 @@ class RunFolder:
         self.metrics = MetricsFile(path / "metrics.jsonl", iteration)
         self.events = open_writer(path, iteration, self.metrics.rows) if cfg.train.tensorboard else None
 
-    def __enter__(self) -> "RunFolder":
-        return self
-
-    def __exit__(self, *error) -> None:
+    def close(self) -> None:
         self.metrics.close()
         if self.events:
             self.events.close()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -134,7 +134,8 @@ class Trainer:
         Raises NonFiniteLossError at most one iteration after a loss became bad, with `last.pt` unchanged, and
         Interrupted after SIGINT or SIGTERM, with `last.pt` at the iteration reached.
         """
-        with stop_on_signals(self._request_stop), self.display, self.folder or nullcontext():
+        folder = closing(self.folder) if self.folder else nullcontext()
+        with stop_on_signals(self._request_stop), self.display, folder:
             self.compile_ahead()
             while True:
                 evaluation = self.evaluate() if self._evaluation_due() else None  # a resumed run may begin with it
