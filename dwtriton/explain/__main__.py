@@ -54,7 +54,9 @@ def main() -> int:
     dataset = prepare_validation(first.config, console)
     check_classes(arguments.weights[0], first.checkpoint, dataset.class_names)
     sample = dataset[find_image(dataset, arguments.image)]
-    picture = file or arguments.out / picture_name(sample.path, arguments)
+    parts = [Path(sample.path).stem, *([] if arguments.object is None else ["object", str(arguments.object)])]
+    parts += ["strip"] if len(arguments.weights) > 1 else []
+    picture = file or arguments.out / f"{'-'.join(parts)}.{arguments.format or FORMATS[0]}"
     check_absent([picture], arguments.force)
     count = int(objects_of(sample).sum())
     if not count:
@@ -129,16 +131,6 @@ def picture_file(out: Path, format: str | None) -> Path | None:
     if format not in (None, suffix[1:]):
         raise UserError(f"--out {out} and --format {format} contradict each other: leave one of them out")
     return out
-
-
-def picture_name(image: str, arguments: argparse.Namespace) -> str:
-    """Return IMAGE, IMAGE-object-N or IMAGE-object-N-strip, with the suffix of the format."""
-    name = Path(image).stem
-    if arguments.object is not None:
-        name += f"-object-{arguments.object}"
-    if len(arguments.weights) > 1:
-        name += "-strip"
-    return f"{name}.{arguments.format or FORMATS[0]}"
 
 
 def describe(explained: Explanation, number: int, console: Console) -> dict[str, Any]:

@@ -48,10 +48,8 @@ def read_pixels(image: ImageInput, name: str) -> Tensor:
             return _rgb(image)
     except (BrokenImageError, UserError) as error:
         raise UserError(f"{name}: {error}") from None
-    raise UserError(
-        f"{name} is a {type(image).__name__}, not a path, a PIL image, a uint8 array [h, w, 3] or a uint8 tensor "
-        f"[3, h, w]"
-    )
+    kinds = "a path, a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]"
+    raise UserError(f"{name} is a {type(image).__name__}, not {kinds}")
 
 
 def _decode(image: Image.Image) -> np.ndarray:
@@ -69,9 +67,8 @@ def _rgb(pixels: np.ndarray | Tensor) -> Tensor:
     """Convert an array [h, w, channels], a tensor [channels, h, w], or either without channels."""
     kind, shape = "a tensor" if isinstance(pixels, Tensor) else "an array", tuple(pixels.shape)
     if pixels.dtype not in (np.uint8, torch.uint8):
-        cast = "to(torch.uint8)" if isinstance(pixels, Tensor) else "astype(np.uint8)"
-        remedy = f"(255 * image).round().{cast} converts values in 0..1"
-        raise UserError(f"{kind} of {pixels.dtype}; images are uint8 in 0..255: {remedy}")
+        remedy = f"(255 * image).round().{'to(torch' if isinstance(pixels, Tensor) else 'astype(np'}.uint8)"
+        raise UserError(f"{kind} of {pixels.dtype}; images are uint8 in 0..255: {remedy} converts values in 0..1")
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(np.array(pixels))  # a copy: strides may be negative, memory read-only
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
@@ -97,7 +94,7 @@ def batches_of_one_size(samples: Iterable[Sample], batch_size: int, divisor: int
     """
     waiting: dict[Size, list[Sample]] = defaultdict(list)
     for sample in samples:
-        size = padded_size([tuple(sample.image.shape[1:])], divisor)
+        size = padded_size([sample.image.shape[1:]], divisor)
         waiting[size].append(sample)
         if len(waiting[size]) == batch_size:
             yield waiting.pop(size)

@@ -13,7 +13,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
 from dwtriton.inference.inputs import ImageInput, batches_of_one_size, image_list, read_pixels, unlabelled_sample
-from dwtriton.model.detector import Detections, build_detector
+from dwtriton.model.detector import build_detector
 from dwtriton.model.pixels import PixelDetector, compile_predict
 
 
@@ -39,9 +39,8 @@ def load_detector(
     loss = config.loss.model_copy(update={"backend": "auto"})  # the run's may need a GPU, and inference has no loss
     detector = build_detector(config.model_copy(update={"loss": loss}))
     load_weights(detector, checkpoint.weights, str(path))
-    return ReadyDetector(
-        PixelDetector(detector, config.data).eval(), checkpoint._replace(config=config, optimizer=None), device
-    )
+    network = PixelDetector(detector, config.data).eval()
+    return ReadyDetector(network, checkpoint._replace(config=config, optimizer=None), device)
 
 
 class ReadyDetector:
@@ -75,19 +74,20 @@ class ReadyDetector:
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
-        if score_threshold is not None and not 0 <= score_threshold <= 1:
+        if score_threshold is None:
+            score_threshold = self.config.inference.score_threshold
+        if not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold is a score from 0 to 1, not {score_threshold}")
         images = image_list(images)
         samples = (
             unlabelled_sample(read_pixels(image, f"images[{index}]"), self.config, index, f"images[{index}]")
             for index, image in enumerate(images)
         )
-        limits = {} if score_threshold is None else {"score_threshold": score_threshold}
-        found = {sample.image_id: result for sample, result in self.detect(samples, batch_size, **limits)}
-        return [
-            found[index] | {"names": [self.class_names[label] for label in found[index]["labels"].tolist()]}
-            for index in range(len(images))
-        ]
+        results = [{} for _ in images]
+        for sample, found in self.detect(samples, batch_size, score_threshold=score_threshold):
+            names = [self.class_names[label] for label in found["labels"].tolist()]
+            results[sample.image_id] = found | {"names": names}
+        return results
 
     def detect(
         self, samples: Iterable[Sample], batch_size: int, **limits: float
@@ -100,7 +100,8 @@ class ReadyDetector:
             batch = collate(samples_of_batch, self.config.head.num_classes, self.config.data.size_divisor)
             with torch.autocast(self.device.type, enabled=False):
                 found = self.predict(batch.images, batch.image_sizes, batch.scale_factors, **limits)
-            yield from zip(samples_of_batch, _ordinary_tensors(found))
+            for sample, result in zip(samples_of_batch, found):  # copied outside of inference mode, for autograd
+                yield sample, {name: values.cpu().clone() for name, values in result.items()}
 
 
 def _find_device(device: str | torch.device) -> torch.device:
@@ -113,8 +114,3 @@ def _find_device(device: str | torch.device) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UserError(f"device {str(device)!r} cannot be used ({reason}); 'auto' takes what is there") from None
     return found
-
-
-def _ordinary_tensors(detections: Detections) -> Detections:
-    """Copy to the CPU, outside of inference mode: users may go on computing with them."""
-    return [{name: values.cpu().clone() for name, values in found.items()} for found in detections]
