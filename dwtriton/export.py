@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,6 @@ EXAMPLES = """\
   python -m dwtriton.export --weights runs/shapes-1/best.pt --out shapes.pt2
   python -m dwtriton.export --weights best.pt --size 640x640 --out detector.onnx
   python -m dwtriton.export --weights best.pt --dynamic-size --out detector.pt2"""
-
-
-RunFile = Callable[[Tensor], Sequence[Tensor]]  # images to OUTPUTS
 
 
 class DisagreementError(RuntimeError):
@@ -82,17 +79,12 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if out.suffix == ".onnx":
         if arguments.dynamic_size:
             raise UserError("--dynamic-size is for .pt2 files; an ONNX file takes images of one size: give --size")
-        require_onnx()
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+        if missing:
+            raise UserError(f"ONNX files need {', '.join(missing)}: pip install 'dwtriton[onnx]'")
     if arguments.dynamic_size and arguments.size:
         raise UserError("give --size or --dynamic-size, not both")
     check_new_file(out, arguments.force)
-
-
-def require_onnx() -> None:
-    """Raise UserError unless everything that ONNX needs is installed."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX files need {', '.join(missing)}: pip install 'dwtriton[onnx]'")
 
 
 def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -101,11 +93,10 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, 
     return {
         "class_names": checkpoint.labels,
         "category_ids": checkpoint.category_ids,
-        "size": size and list(size),
+        "size": size,
         "size_divisor": SIZE_DIVISOR,
-        "mean": list(cfg.data.mean),
-        "std": list(cfg.data.std),
-        "strides": list(STRIDES),
+        **cfg.data.model_dump(include={"mean", "std"}),
+        "strides": STRIDES,
         **cfg.inference.model_dump(exclude={"candidates_per_level", "compile"}),
         "iteration": checkpoint.iteration,
     }
@@ -116,48 +107,29 @@ def export_program(model: ExportedDetector, size: tuple[int, int], dynamic_size:
     """Return the graph for any number of images of `size`, or with `dynamic_size` of any size from 160x160 up."""
     dims = {0: Dim("batch", min=1)}
     if dynamic_size:
-        dims |= {
-            2: SIZE_DIVISOR * Dim("rows", min=MIN_DYNAMIC_SIZE),
-            3: SIZE_DIVISOR * Dim("columns", min=MIN_DYNAMIC_SIZE),
-        }
+        dims |= {axis: SIZE_DIVISOR * Dim(f"side{axis}", min=MIN_DYNAMIC_SIZE) for axis in (2, 3)}
     images = torch.zeros(2, 3, *size)  # a batch of one would specialise the graph for one
     return torch.export.export(model, (images,), dynamic_shapes={"images": dims})
 
 
-def write_pt2(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> RunFile:
+def write_pt2(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> nn.Module:
     """Write a torch.export file and return a function that runs it."""
     torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of read-only memory, to which nothing is written
+    with warnings.catch_warnings(action="ignore"):  # of read-only memory, to which nothing is written
         return torch.export.load(file).module()
 
 
-def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> RunFile:
+def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> Callable[[Tensor], list[Tensor]]:
     """Write an ONNX file of standard operators and return a function that runs it in ONNX Runtime on the CPU."""
     import onnxruntime
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries about each other
-        onnx = torch.onnx.export(
-            program,
-            input_names=["images"],
-            output_names=OUTPUTS,
-            opset_version=ONNX_OPSET,
-            custom_translation_table={torch.ops.torchvision.deform_conv2d.default: _deform_conv},
-            verbose=False,
-        )
+    names = {"input_names": ["images"], "output_names": OUTPUTS}
+    with warnings.catch_warnings(action="ignore"):  # of libraries about each other
+        onnx = torch.onnx.export(program, **names, opset_version=ONNX_OPSET, verbose=False)
     onnx.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     onnx.save(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
-
-
-def _deform_conv(x, weight, offset, mask, bias, sy, sx, py, px, dy, dx, groups, offset_groups, _masked):
-    """Translate torchvision's operator to that of ONNX; its strides, padding and dilation are numbers in y and x."""
-    from onnxscript import opset20
-
-    geometry = {"strides": [sy, sx], "pads": [py, px, py, px], "dilations": [dy, dx]}
-    return opset20.DeformConv(x, weight, offset, bias, mask, **geometry, group=groups, offset_group=offset_groups)
 
 
 @torch.no_grad()
@@ -168,7 +140,8 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     point: candidates of nearly equal scores may change places.
     """
     maps = model.network.head_outputs(images)
-    expected = best_candidates(*maps, STRIDES, model.network.detector.inference_cfg.candidates_per_level)
+    count = model.network.detector.inference_cfg.candidates_per_level
+    expected = best_candidates(*maps, STRIDES, count)
     for name, own, other in zip(OUTPUTS, found, expected):
         if (own.shape, own.dtype) != (other.shape, other.dtype):
             return f"{name} are {own.dtype} {tuple(own.shape)}, not {other.dtype} {tuple(other.shape)}"
@@ -178,20 +151,21 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     if found.labels.min() < 0 or found.labels.max() >= maps[0][0].shape[1]:
         return "labels are out of range"
     tolerance = BOX_TOLERANCE * max(images.shape[2:])
-    start = 0
+    image = torch.arange(len(images))[:, None]
+    begin = 0
     for classes, distances, objectness, stride in zip(*maps, STRIDES):
         points = level_points(*classes.shape[2:], stride)  # [P, 2]
         left_top, right_bottom = distances.flatten(2).mT.chunk(2, -1)  # [B, P, 2]
-        boxes = torch.cat([points - left_top, points + right_bottom], -1)  # [B, P, 4]
-        scores = (classes.sigmoid() * objectness.sigmoid()).flatten(2)  # [B, C, P]
-        count = min(model.network.detector.inference_cfg.candidates_per_level, scores[0].numel())
-        for image, level in enumerate(zip(*(values[:, start : start + count] for values in found))):
-            near = torch.cdist(level[0], boxes[image], p=math.inf) <= tolerance  # [K, P]
-            equal = (scores[image, level[2]] - level[1][:, None]).abs() <= SCORE_TOLERANCE  # [K, P]
-            wrong = int((~(near & equal).any(1)).sum())
-            if wrong:
-                return f"{wrong} of {count} candidates of stride {stride} are none of the detector's"
-        start += count
+        all_boxes = torch.cat([points - left_top, points + right_bottom], -1)  # [B, P, 4]
+        all_scores = (classes.sigmoid() * objectness.sigmoid()).flatten(2)  # [B, C, P]
+        end = begin + min(count, all_scores[0].numel())
+        boxes, scores, labels = (values[:, begin:end] for values in found)  # [B, K, ...]
+        near = torch.cdist(boxes, all_boxes, p=math.inf) <= tolerance  # [B, K, P]
+        equal = (all_scores[image, labels] - scores[..., None]).abs() <= SCORE_TOLERANCE  # [B, K, P]
+        wrong = ~(near & equal).any(2)
+        if wrong.any():
+            return f"{wrong.sum()} of {wrong.numel()} candidates of stride {stride} are none of the detector's"
+        begin = end
     return None
 
 
