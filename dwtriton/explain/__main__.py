@@ -54,9 +54,9 @@ def main() -> int:
     dataset = prepare_validation(first.config, console)
     check_classes(arguments.weights[0], first.checkpoint, dataset.class_names)
     sample = dataset[find_image(dataset, arguments.image)]
-    parts = [Path(sample.path).stem, *([] if arguments.object is None else ["object", str(arguments.object)])]
-    parts += ["strip"] if len(arguments.weights) > 1 else []
-    picture = file or arguments.out / f"{'-'.join(parts)}.{arguments.format or FORMATS[0]}"
+    name = Path(sample.path).stem + ("" if arguments.object is None else f"-object-{arguments.object}")
+    name += "-strip" if len(arguments.weights) > 1 else ""
+    picture = file or arguments.out / f"{name}.{arguments.format or FORMATS[0]}"
     check_absent([picture], arguments.force)
     count = int(objects_of(sample).sum())
     if not count:
@@ -79,7 +79,8 @@ def main() -> int:
         titled = [(f"{weights.stem}\niteration {iteration}", explained) for iteration, weights, explained in steps]
         figure = draw_strip(titled, arguments.object)
     else:
-        figure = draw(steps[0][2], arguments.object)
+        ((_, _, explained),) = steps
+        figure = draw(explained, arguments.object)
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # text in a PDF stays text, in fonts that journals accept
         write_atomically(picture, lambda path: figure.savefig(path, dpi=DPI))
 
