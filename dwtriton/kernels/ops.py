@@ -11,6 +11,7 @@ from dwtriton.kernels.forward import dense_forward
 from dwtriton.kernels.inputs import SPLITS, Pyramid, read_boxes, read_pyramid
 from dwtriton.kernels.statistics import BoxStatistics, box_statistics
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
+from dwtriton.reference.autograd import register_gradients
 
 
 def configs_for(pyramid: Pyramid) -> KernelConfigs:
@@ -55,22 +56,19 @@ def dual_weight_backward(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor],
-    boxes: Tensor,
-    labels: Tensor,
-    offsets: Tensor,
-    iscrowd: Tensor | None,
-    poison: Tensor,
-    ranked: Tensor,
-    parts: Tensor,
+    saved: Sequence[Tensor | None],
     strides: Sequence[float],
     soft_prior: bool,
 ) -> list[Tensor]:
-    """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
+    """Gradients of all levels: of class logits, then of distances, then of objectness logits.
+
+    `saved`: the fields of the targets, then the last three results of `dual_weight`.
+    """
+    *targets, poison, ranked, parts = saved
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
-    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
+    rows, statistics = read_boxes(PackedTargets(*targets)), BoxStatistics(ranked, parts)
     config = configs_for(pyramid).backward
-    statistics = BoxStatistics(ranked, parts)
-    with torch.cuda.device_of(boxes):
+    with torch.cuda.device_of(parts):
         grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 
@@ -87,28 +85,6 @@ def _(grad_losses, cls_logits, box_distances, objectness, *_):
     return [torch.empty_like(level) for level in (*cls_logits, *box_distances, *objectness)]
 
 
-def _save(ctx, inputs, output) -> None:
-    cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, ctx.strides, ctx.soft_prior = inputs
-    _, counts, poison, ranked, parts = output
-    ctx.levels = len(cls_logits)
-    ctx.save_for_backward(
-        boxes, labels, offsets, iscrowd, poison, ranked, parts, *cls_logits, *box_distances, *objectness
-    )
-    ctx.mark_non_differentiable(counts, poison, ranked, parts)
-    ctx.set_materialize_grads(False)  # or else zeros come in for these
-
-
-def _backward(ctx, grad_losses, *_):
-    if grad_losses is None:
-        return *([None] * ctx.levels for _ in range(3)), *[None] * 6
-    if torch.is_grad_enabled():
-        raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
-    boxes, labels, offsets, iscrowd, poison, ranked, parts, *levels = ctx.saved_tensors
-    kinds = [levels[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
-    grads = dual_weight_backward(
-        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, ranked, parts, ctx.strides, ctx.soft_prior
-    )
-    return *(grads[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)), *[None] * 6
-
-
-dual_weight.register_autograd(_backward, setup_context=_save)
+register_gradients(
+    dual_weight, dual_weight_backward, lambda inputs, results: ((*inputs[3:7], *results[2:]), inputs[7:])
+)

@@ -41,7 +41,7 @@ def test_the_operator_of_the_gradients_keeps_its_contract(device, dtype):
     given = arguments(small_case(), device, dtype)
     losses, _, poison, ranked, parts = dual_weight(*given)
     detached = [[level.detach() for level in kind] for kind in given[:3]]
-    backward = (torch.ones_like(losses), *detached, *given[3:7], poison, ranked, parts, *given[7:])
+    backward = (torch.ones_like(losses), *detached, [*given[3:7], poison, ranked, parts], *given[7:])
     torch.library.opcheck(dual_weight_backward, backward)
 
 
