@@ -32,7 +32,6 @@ from triton.runtime.jit import JITFunction
 
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
-from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES
 from dwtriton.kernels import dual_weights
 from dwtriton.kernels.trial import LAYOUTS, Setting, kernel_calls, make_case
@@ -154,7 +153,7 @@ def launch_all(setting: Setting, configs: KernelConfigs) -> None:
     """Launch every kernel once; the assigner's with its default config."""
     case = make_case(setting, "cpu")
     kernel_calls(case, configs)["backward"](configs.backward)  # after statistics and forward
-    dual_weights(HeadOutputs(case.cls_logits, case.box_distances, case.objectness), case.targets, STRIDES, True)
+    dual_weights(case.outputs, case.targets, STRIDES, True)
 
 
 def compile_job(job: Job) -> list[Binary]:

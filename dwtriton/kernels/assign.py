@@ -10,22 +10,10 @@ import triton.language as tl
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import pyramid_points
 from dwtriton.core.targets import PackedTargets
-from dwtriton.kernels import formulas
+from dwtriton.kernels import formulas, walk
 from dwtriton.kernels.inputs import dense_options, read_boxes, read_pyramid
 from dwtriton.kernels.ops import configs_for
 from dwtriton.kernels.statistics import box_statistics
-from dwtriton.kernels.walk import (
-    image_rows,
-    inside_crowd,
-    load_logits,
-    next_box,
-    of_class,
-    open_tile,
-    pick,
-    source_row,
-    store_logits,
-    weigh_box,
-)
 from dwtriton.reference.dense_weights import DualWeights
 
 
@@ -58,41 +46,51 @@ def assign_kernel(
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, level, area, stride, cells, bounds = open_tile(heights, widths, strides, TILE_H, TILE_W)
+    image, level, area, stride, cells, bounds = walk.open_tile(heights, widths, strides, TILE_H, TILE_W)
     point, valid, _, _ = cells  # [P]
-    first, last = image_rows(offsets, image, capacity)
-    row, label = next_box(first, last, ranked, capacity, bounds)
-    ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
+    first, last = walk.image_rows(offsets, image, capacity)
+    row, label = walk.next_box(first, last, ranked, capacity, bounds)
+    ignored, row, label = walk.inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
-    z_image = pick(z_levels, level) + image * area * NUM_CLASSES
-    d_image = pick(d_levels, level) + image * area * 4
-    u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
+    z_image = walk.pick(z_levels, level) + image * area * NUM_CLASSES
+    d_image = walk.pick(d_levels, level) + image * area * 4
+    u = tl.load(walk.pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
     su = formulas.sigmoids(u)[0]
-    number = tl.cast(pick(begins, level), tl.int32) + point  # among all points of the image
+    number = tl.cast(walk.pick(begins, level), tl.int32) + point  # among all points of the image
     out = image * points * NUM_CLASSES
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
-        z = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST).to(
+        z = walk.load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST).to(
             tl.float32
         )  # [P, BLOCK_C]
         score = formulas.sigmoids(z)[0] * su[:, None]
         neg = tl.full(z.shape, 1.0, tl.float32)
         while label < end_class:
             own = classes == label  # [BLOCK_C]
-            inside, _, _, iou, _, prior, pos, stretched = weigh_box(
-                row, (ranked, parts), capacity, cells, area, stride, d_image, of_class(own, score), D_LAST, SOFT, SPLITS
+            inside, _, _, iou, _, prior, pos, stretched = walk.weigh_box(
+                row,
+                (ranked, parts),
+                capacity,
+                cells,
+                area,
+                stride,
+                d_image,
+                walk.of_class(own, score),
+                D_LAST,
+                SOFT,
+                SPLITS,
             )
-            pairs = source_row(ranked, row, capacity).to(tl.int64) * points + number
+            pairs = walk.source_row(ranked, row, capacity).to(tl.int64) * points + number
             tl.store(inside_out + pairs, inside, mask=inside)
             tl.store(iou_out + pairs, iou, mask=inside)
             tl.store(prior_out + pairs, prior, mask=inside)
             tl.store(pos_out + pairs, pos, mask=inside)
             neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
-            row, label = next_box(row + 1, last, ranked, capacity, bounds)
+            row, label = walk.next_box(row + 1, last, ranked, capacity, bounds)
         neg = tl.where(ignored[:, None], 0.0, neg)
-        store_logits(score_out + out, score, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
-        store_logits(neg_out + out, neg, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
+        walk.store_logits(score_out + out, score, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
+        walk.store_logits(neg_out + out, neg, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
 
 
 def dual_weights(

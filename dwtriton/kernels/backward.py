@@ -10,22 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dwtriton.kernels import formulas
+from dwtriton.kernels import formulas, walk
 from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, dense_options
 from dwtriton.kernels.statistics import BoxStatistics
 from dwtriton.kernels.tuning import DenseConfig
-from dwtriton.kernels.walk import (
-    image_rows,
-    inside_crowd,
-    load_logits,
-    next_box,
-    of_class,
-    open_tile,
-    pick,
-    place,
-    store_logits,
-    weigh_box,
-)
 
 
 @triton.jit(do_not_specialize=["capacity"])
@@ -54,15 +42,15 @@ def backward_kernel(
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, level, area, stride, cells, bounds = open_tile(heights, widths, strides, TILE_H, TILE_W)
+    image, level, area, stride, cells, bounds = walk.open_tile(heights, widths, strides, TILE_H, TILE_W)
     point, valid, _, _ = cells  # [P]
-    first, last = image_rows(offsets, image, capacity)
-    row, label = next_box(first, last, ranked, capacity, bounds)
-    ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
+    first, last = walk.image_rows(offsets, image, capacity)
+    row, label = walk.next_box(first, last, ranked, capacity, bounds)
+    ignored, row, label = walk.inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
     z_place, d_place, u_place = image * area * NUM_CLASSES, image * area * 4, image * area
-    z_image, d_image = pick(z_levels, level) + z_place, pick(d_levels, level) + d_place
-    u = tl.load(pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
+    z_image, d_image = walk.pick(z_levels, level) + z_place, walk.pick(d_levels, level) + d_place
+    u = tl.load(walk.pick(u_levels, level) + u_place + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
     factor = tl.load(poison)
     grad_pos = 0.25 * tl.load(grad_losses)
@@ -75,13 +63,13 @@ def backward_kernel(
     grad_r = grad_l
     grad_b = grad_l
     classes = tl.arange(0, BLOCK_C)
-    upcoming = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
+    upcoming = walk.load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = upcoming.to(tl.float32)
         more = valid & (end_class < NUM_CLASSES)  # read while this block is worked on
-        upcoming = load_logits(z_image, point, more, classes + BLOCK_C, area, NUM_CLASSES, BLOCK_C, Z_LAST)
+        upcoming = walk.load_logits(z_image, point, more, classes + BLOCK_C, area, NUM_CLASSES, BLOCK_C, Z_LAST)
         neg = tl.full(z.shape, 1.0, tl.float32)
         class_pos = tl.zeros_like(z)
         if label < end_class:
@@ -89,8 +77,8 @@ def backward_kernel(
             class_pos = tl.where(z == z, class_pos, float("nan"))
             while label < end_class:
                 own = classes == label  # [BLOCK_C]
-                score_own = formulas.sigmoids(of_class(own, z))[0] * su  # [P]
-                inside, distances, sides, _, _, _, pos, stretched = weigh_box(
+                score_own = formulas.sigmoids(walk.of_class(own, z))[0] * su  # [P]
+                inside, distances, sides, _, _, _, pos, stretched = walk.weigh_box(
                     row, (ranked, parts), capacity, cells, area, stride, d_image, score_own, D_LAST, SOFT, SPLITS
                 )
                 slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
@@ -102,7 +90,7 @@ def backward_kernel(
                 pair = inside[:, None] & own[None, :]
                 neg = tl.where(pair, stretched[:, None], neg)
                 class_pos += tl.where(pair, (grad_pos * pos)[:, None], 0.0)
-                row, label = next_box(row + 1, last, ranked, capacity, bounds)
+                row, label = walk.next_box(row + 1, last, ranked, capacity, bounds)
 
         sz, not_z = formulas.dense_sigmoids(z)  # [P, BLOCK_C]
         score = sz * su[:, None]
@@ -116,16 +104,16 @@ def backward_kernel(
             slope_z, slope_u = formulas.negative_slopes(score, not_score, z, u[:, None], not_z, not_u[:, None])
             grad_z = weight * slope_z - class_pos * not_z
             grad_u += tl.sum(weight * slope_u - class_pos * not_u[:, None], 1)
-        store_logits(
-            pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST
+        walk.store_logits(
+            walk.pick(grad_z_levels, level) + z_place, grad_z, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST
         )
 
-    tl.store(pick(grad_u_levels, level) + u_place + point, grad_u, mask=valid)
-    grad_d = pick(grad_d_levels, level) + d_place
-    tl.store(grad_d + place(point, 0, area, 4, D_LAST), grad_l, mask=valid)
-    tl.store(grad_d + place(point, 1, area, 4, D_LAST), grad_t, mask=valid)
-    tl.store(grad_d + place(point, 2, area, 4, D_LAST), grad_r, mask=valid)
-    tl.store(grad_d + place(point, 3, area, 4, D_LAST), grad_b, mask=valid)
+    tl.store(walk.pick(grad_u_levels, level) + u_place + point, grad_u, mask=valid)
+    grad_d = walk.pick(grad_d_levels, level) + d_place
+    tl.store(grad_d + walk.place(point, 0, area, 4, D_LAST), grad_l, mask=valid)
+    tl.store(grad_d + walk.place(point, 1, area, 4, D_LAST), grad_t, mask=valid)
+    tl.store(grad_d + walk.place(point, 2, area, 4, D_LAST), grad_r, mask=valid)
+    tl.store(grad_d + walk.place(point, 3, area, 4, D_LAST), grad_b, mask=valid)
 
 
 def dense_backward(

@@ -10,20 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dwtriton.kernels import formulas
+from dwtriton.kernels import formulas, walk
 from dwtriton.kernels.inputs import Boxes, Pyramid, dense_options
 from dwtriton.kernels.statistics import BoxStatistics
 from dwtriton.kernels.tuning import DenseConfig
-from dwtriton.kernels.walk import (
-    image_rows,
-    inside_crowd,
-    load_logits,
-    next_box,
-    of_class,
-    open_tile,
-    pick,
-    weigh_box,
-)
 
 ADDED_TOGETHER = 4096  # partial sums, or boxes, that `finish_kernel` reads at once: mostly all of them
 
@@ -50,15 +40,15 @@ def forward_kernel(
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    image, level, area, stride, cells, bounds = open_tile(heights, widths, strides, TILE_H, TILE_W)
+    image, level, area, stride, cells, bounds = walk.open_tile(heights, widths, strides, TILE_H, TILE_W)
     point, valid, _, _ = cells  # [P]
-    first, last = image_rows(offsets, image, capacity)
-    row, label = next_box(first, last, ranked, capacity, bounds)
-    ignored, row, label = inside_crowd(cells, row, label, last, ranked, capacity, bounds)
+    first, last = walk.image_rows(offsets, image, capacity)
+    row, label = walk.next_box(first, last, ranked, capacity, bounds)
+    ignored, row, label = walk.inside_crowd(cells, row, label, last, ranked, capacity, bounds)
 
-    z_image = pick(z_levels, level) + image * area * NUM_CLASSES
-    d_image = pick(d_levels, level) + image * area * 4
-    u = tl.load(pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
+    z_image = walk.pick(z_levels, level) + image * area * NUM_CLASSES
+    d_image = walk.pick(d_levels, level) + image * area * 4
+    u = tl.load(walk.pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
     su, not_u = formulas.sigmoids(u)
 
     cls_pos = tl.zeros_like(u)
@@ -66,28 +56,28 @@ def forward_kernel(
     cls_neg = tl.zeros_like(u)
     neg_count = tl.zeros_like(u)
     classes = tl.arange(0, BLOCK_C)
-    upcoming = load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
+    upcoming = walk.load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST)  # [P, BLOCK_C]
     for first_class in range(0, NUM_CLASSES, BLOCK_C):
         classes = first_class + tl.arange(0, BLOCK_C)
         end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
         z = upcoming.to(tl.float32)
         more = valid & (end_class < NUM_CLASSES)  # read while this block is worked on
-        upcoming = load_logits(z_image, point, more, classes + BLOCK_C, area, NUM_CLASSES, BLOCK_C, Z_LAST)
+        upcoming = walk.load_logits(z_image, point, more, classes + BLOCK_C, area, NUM_CLASSES, BLOCK_C, Z_LAST)
         neg = tl.full(z.shape, 1.0, tl.float32)
         if label < end_class:
             neg = tl.where(z == z, neg, float("nan"))  # no constant now: it lies in the threads of z
             while label < end_class:
                 own = classes == label  # [BLOCK_C]
-                z_own = of_class(own, z)  # [P]
+                z_own = walk.of_class(own, z)  # [P]
                 score_own = formulas.sigmoids(z_own)[0] * su
-                inside, _, _, _, reg_loss, _, pos, stretched = weigh_box(
+                inside, _, _, _, reg_loss, _, pos, stretched = walk.weigh_box(
                     row, (ranked, parts), capacity, cells, area, stride, d_image, score_own, D_LAST, SOFT, SPLITS
                 )
                 score_loss = formulas.neg_log_sigmoid(z_own) + formulas.neg_log_sigmoid(u)
                 cls_pos += tl.where(inside, pos * tl.minimum(score_loss, formulas.MAX_LOG), 0.0)
                 loc += tl.where(inside, pos * (5 * reg_loss), 0.0)
                 neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
-                row, label = next_box(row + 1, last, ranked, capacity, bounds)
+                row, label = walk.next_box(row + 1, last, ranked, capacity, bounds)
             neg_count += tl.sum(1 - neg, 1)
 
         sz, not_z = formulas.dense_sigmoids(z)
@@ -179,12 +169,7 @@ def dense_forward(
     partials = torch.empty(4, programs, device=boxes.corners.device)
     losses, counts, poison = (torch.empty(shape, device=boxes.corners.device) for shape in (3, 3, ()))
     forward_kernel[tiles, pyramid.batch](
-        *pyramid.arguments,
-        boxes.offsets,
-        *statistics,
-        partials,
-        capacity,
-        **dense_options(pyramid, soft_prior, config),
+        *pyramid.arguments, boxes.offsets, *statistics, partials, capacity, **dense_options(pyramid, soft_prior, config)
     )
     finish_kernel[(1,)](
         partials,

@@ -15,10 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dwtriton.kernels import formulas
+from dwtriton.kernels import formulas, walk
 from dwtriton.kernels.inputs import SPLITS, Boxes, Pyramid, launch_options
 from dwtriton.kernels.tuning import StatisticsConfig
-from dwtriton.kernels.walk import image_rows, load_distances, pick, place
 
 IMAGES_PER_LOOK = tl.constexpr(64)
 RANKED_TOGETHER = tl.constexpr(128)
@@ -101,7 +100,7 @@ def statistics_kernel(
     x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
     label = load_class(labels, iscrowd, row, row < capacity, NUM_CLASSES)
     used = (image < batch) & (label >= 0) & (label < NUM_CLASSES)
-    first, last = image_rows(offsets, tl.minimum(image, batch - 1), capacity)
+    first, last = walk.image_rows(offsets, tl.minimum(image, batch - 1), capacity)
     if (split == 0) & (row >= first) & (row < last):
         out = ranked + first + rank_box(row, label, labels, iscrowd, first, last, NUM_CLASSES)
         tl.store(out, x1)
@@ -115,8 +114,8 @@ def statistics_kernel(
     deficit_min = tl.full((BLOCK,), ABOVE_DEFICITS, tl.float32)
     deficit_max = tl.full((BLOCK,), BELOW_DEFICITS, tl.float32)
     for level in range(0, len(heights)):
-        height, width = tl.cast(pick(heights, level), tl.int32), tl.cast(pick(widths, level), tl.int32)
-        stride = pick(strides, level)
+        height, width = tl.cast(walk.pick(heights, level), tl.int32), tl.cast(walk.pick(widths, level), tl.int32)
+        stride = walk.pick(strides, level)
         left_cell, right_cell = cells_between(x1, x2, stride, width)
         top_cell, bottom_cell = cells_between(y1, y2, stride, height)
         in_row = right_cell - left_cell
@@ -130,13 +129,13 @@ def statistics_kernel(
             inside = (cell < count) & (x > x1) & (y > y1) & (x < x2) & (y < y2)
             point = rows * width + columns
             area = height * width
-            z_image = pick(z_levels, level) + image.to(tl.int64) * area * NUM_CLASSES
-            d_image = pick(d_levels, level) + image.to(tl.int64) * area * 4
-            u_image = pick(u_levels, level) + image.to(tl.int64) * area
-            z = tl.load(z_image + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0)
+            z_image = walk.pick(z_levels, level) + image.to(tl.int64) * area * NUM_CLASSES
+            d_image = walk.pick(d_levels, level) + image.to(tl.int64) * area * 4
+            u_image = walk.pick(u_levels, level) + image.to(tl.int64) * area
+            z = tl.load(z_image + walk.place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0)
             u = tl.load(u_image + point, mask=inside, other=0.0)
             score = formulas.sigmoids(z.to(tl.float32))[0] * formulas.sigmoids(u.to(tl.float32))[0]
-            distances = load_distances(d_image, point, area, inside, D_LAST)
+            distances = walk.load_distances(d_image, point, area, inside, D_LAST)
             iou, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
             reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
             prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)

@@ -51,9 +51,7 @@ class Setting(NamedTuple):
 class Case(NamedTuple):
     """Head outputs and targets of a batch."""
 
-    cls_logits: list[Tensor]
-    box_distances: list[Tensor]
-    objectness: list[Tensor]
+    outputs: HeadOutputs
     targets: PackedTargets
 
 
@@ -75,11 +73,11 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
     def place(level: Tensor) -> Tensor:
         return level.to(device, setting.dtype, memory_format=LAYOUTS[setting.layout])
 
-    case = Case([], [], [], pack_targets(targets, device))
+    outputs = HeadOutputs([], [], [])
     for size, stride in zip(setting.level_sizes(), STRIDES):
         shape = (setting.batch, setting.classes, *size)
-        case.cls_logits.append(place(torch.randn(shape, generator=generator) - 3))
-        case.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))
+        outputs.cls_logits.append(place(torch.randn(shape, generator=generator) - 3))
+        outputs.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))
         distances = stride * torch.randn(setting.batch, 4, *size, generator=generator).exp()
         points = level_points(*size, stride).T  # [2, P]
         for image, target in enumerate(targets):
@@ -88,13 +86,13 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
             close = sides * (0.15 * torch.randn(sides.shape, generator=generator)).exp()
             flat = distances[image].flatten(1)
             distances[image] = torch.where((sides > 0).all(0), close, flat).unflatten(1, size)
-        case.box_distances.append(place(distances))
-    return case
+        outputs.box_distances.append(place(distances))
+    return Case(outputs, pack_targets(targets, device))
 
 
 def kernel_calls(case: Case, configs: KernelConfigs) -> dict[str, Callable]:
     """Each kernel as a function of its config; what it needs of the kernels before it is computed with `configs`."""
-    pyramid = read_pyramid(case.cls_logits, case.box_distances, case.objectness, STRIDES)
+    pyramid = read_pyramid(*case.outputs, STRIDES)
     boxes = read_boxes(case.targets)
     statistics = box_statistics(pyramid, boxes, True, configs.statistics)
     *_, poison = dense_forward(pyramid, boxes, statistics, True, configs.forward)
@@ -119,8 +117,7 @@ def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     calls = kernel_calls(case, configs)
     losses, counts, _ = calls["forward"](configs.forward)
     grads = calls["backward"](configs.backward)
-    outputs = HeadOutputs(case.cls_logits, case.box_distances, case.objectness)
-    exact = HeadOutputs(*([level.detach().double().requires_grad_() for level in kind] for kind in outputs))
+    exact = HeadOutputs(*([level.detach().double().requires_grad_() for level in kind] for kind in case.outputs))
     true_losses, true_counts = reference.dual_weight_sums(exact, case.targets, STRIDES, soft_prior=True)
     truths = torch.autograd.grad(true_losses.sum(), exact.levels)
 

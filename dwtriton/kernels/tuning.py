@@ -10,12 +10,12 @@ import os
 import re
 from datetime import date
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import triton
 
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import write_text
@@ -125,18 +125,13 @@ def lookup(device: torch.device, key: Key) -> KernelConfigs:
     if device.type != "cuda":
         return default_configs(key.classes)
     index = torch.cuda.current_device() if device.index is None else device.index
-    name = key.name
-    configs = _device_table(index).get(name)
-    if configs is None:
-        _note_missing(index, name)
-        return default_configs(key.classes)
-    return configs
+    return _tuned_configs(index, key.name) or default_configs(key.classes)
 
 
 def clear_cache() -> None:
     """Forget the tables read so far, so that the next lookup reads anew."""
     _device_table.cache_clear()
-    _note_missing.cache_clear()
+    _tuned_configs.cache_clear()
 
 
 @cache
@@ -153,10 +148,12 @@ def _device_table(index: int) -> dict[str, KernelConfigs]:
 
 
 @cache
-def _note_missing(index: int, name: str) -> None:
-    """Say once that the defaults serve for a key; without a table that has been said."""
-    if _device_table(index):
+def _tuned_configs(index: int, name: str) -> KernelConfigs | None:
+    """The configs of a key in the table of a GPU. Logs once if a table lacks the key."""
+    table = _device_table(index)
+    if table and name not in table:
         logger.info("cuda:%d: no tuned kernel configs for %s; the defaults serve", index, name)
+    return table.get(name)
 
 
 def table_name(gpu: str) -> str:
@@ -217,16 +214,9 @@ def read_table(path: Path) -> dict:
 
 def write_table(path: Path, gpu: str, entries: dict[str, dict]) -> None:
     """Write a table, whole or not at all."""
-    versions = {package: _version(package) for package in ("torch", "triton")}
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
     head = {"version": TABLE_VERSION, "gpu": gpu, **versions, "date": date.today().isoformat()}
     write_text(path, json.dumps({**head, "entries": entries}, indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _read_entry(entry: object) -> KernelConfigs:

@@ -201,7 +201,8 @@ def test_bad_arguments_are_one_clear_error(arguments, message, call):
 def test_a_case_is_the_same_on_every_call_and_predicts_some_boxes_closely():
     setting = Setting(torch.bfloat16, "channels_last", 5, (100, 130), 2, 3)
     case, again = make_case(setting, "cpu"), make_case(setting, "cpu")
-    for level, same, size in zip(case.cls_logits, again.cls_logits, [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2)]):
+    sizes = [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2)]
+    for level, same, size in zip(case.outputs.cls_logits, again.outputs.cls_logits, sizes):
         assert level.shape == (2, 5, *size)
         assert level.dtype == torch.bfloat16
         assert level.is_contiguous(memory_format=torch.channels_last)
