@@ -29,7 +29,7 @@ def completion_script(shell: str) -> str:
     except ModuleNotFoundError:
         raise UserError("completion scripts need shtab: pip install 'dwtriton[completion]'") from None
     configs = config_names()
-    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "INPUT": shtab.FILE}
+    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "DIR|FILE": shtab.FILE, "INPUT": shtab.FILE}
     words = {
         "NAME|FILE": configs,
         "NAME|FILE|list": [*configs, "list"],

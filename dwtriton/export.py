@@ -137,7 +137,7 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     """Describe how the candidates that a file finds in images differ from the detector's; None if they agree.
 
     Scores must be the best of the detector, and every candidate a box, score and label that the detector has at some
-    point: candidates of nearly equal scores may change places.
+    point: candidates of nearly equal scores may swap.
     """
     maps = model.network.head_outputs(images)
     count = model.network.detector.inference_cfg.candidates_per_level

@@ -76,13 +76,14 @@ def upgrade(state: dict[str, Any], source: str) -> dict[str, Any]:
     if version > FORMAT:
         reads = f"this version of dwtriton reads formats up to {FORMAT}"
         raise UserError(f"{source} has format {version}, and {reads}: update dwtriton")
-    lacking = set(Checkpoint._fields) - Checkpoint._field_defaults.keys() - state.keys()
-    unknown = state.keys() - set(Checkpoint._fields)
-    if lacking or unknown:
-        lacking, unknown = sorted(lacking) or "nothing", sorted(unknown) or "nothing"
-        raise UserError(f"{source} is damaged or of a newer version: it lacks {lacking} and has {unknown} besides")
-    config = tomllib.loads(state["config"])
-    return state | {"config": upgrade_keys(config) if version < 2 else config}
+    missing = sorted(set(Checkpoint._fields) - Checkpoint._field_defaults.keys() - state.keys())
+    unexpected = sorted(state.keys() - set(Checkpoint._fields))
+    if missing or unexpected:
+        raise UserError(f"{source} is damaged or of a newer version; missing: {missing}, unexpected: {unexpected}")
+    try:
+        return state | {"config": upgrade_keys(tomllib.loads(state["config"]))}
+    except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} is damaged: its config is not TOML ({error})") from None
 
 
 def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names: list[str]) -> None:

@@ -84,7 +84,7 @@ def read_checkpoint_file(path: Path) -> dict:
         with torch.serialization.safe_globals([(Skipped, name) for name in SKIPPED]):
             content = read_torch_file(path, "checkpoint")
     except UserError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error.__cause__))
+        refused = re.search(r"GLOBAL (\S+)", str(error.__cause__))  # torch 2.11 names the class; picks the message only
         if refused is None:
             raise
         raise UserError(

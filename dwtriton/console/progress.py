@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show the progress of `total` steps, None if nobody knows how many; call the function it yields after each."""
+    """Show the progress of `total` steps, None if unknown; call the function it yields after each."""
     with ProgressDisplay(console, what, total) as display:
         yield display.advance
 

@@ -1,6 +1,6 @@
 """The ranks of a job that torchrun started, one for each GPU: process group, collectives, errors of one rank or of all.
 
-Without torchrun there is one rank, and everything here does nothing. Some builds of torch lack torch.distributed.
+Without torchrun there is one rank, and everything here does nothing. `all_reduce_mean` needs no torch.distributed.
 """
 
 import os

@@ -62,7 +62,7 @@ def main() -> int:
     return arguments.run(arguments, console, Console(stderr=True, quiet=console.quiet))
 
 
-def run_check(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
+def run_check(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
     """Print findings and write a sheet of samples for each split. Raises UserError if a training would refuse them."""
     root, out = arguments.root, arguments.out
     splits, others = find_splits(root)
@@ -72,7 +72,7 @@ def run_check(arguments: argparse.Namespace, console: Console, waiting: Console)
     for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
         print_line(console, line)
     train, val = choose_splits(splits)
-    findings = {split.name: check_split(split, waiting, training=split is train) for split in splits}
+    findings = {split.name: check_split(split, progress_console, training=split is train) for split in splits}
     for name, found in findings.items():
         show_findings(found, console)
         if not found.fatal:
@@ -126,7 +126,7 @@ def as_json(found: Findings) -> dict:
     return {"split": split.name, **paths, "fatal": found.fatal, "problems": problems, **found.figures}
 
 
-def run_convert(arguments: argparse.Namespace, console: Console, waiting: Console) -> int:
+def run_convert(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
     """Convert and print what was written. Raises UserError for options of the other layout, and DataError for data."""
     root = arguments.root
     if is_voc(root):
@@ -140,7 +140,7 @@ def run_convert(arguments: argparse.Namespace, console: Console, waiting: Consol
     else:
         source = read_yolo(root, arguments.names)
     out = arguments.out
-    converted = convert(source, out, arguments.skip_broken, arguments.force, waiting)
+    converted = convert(source, out, arguments.skip_broken, arguments.force, progress_console)
     if converted.left_out:
         print_line(console, f"left out: {counted(converted.left_out)}", "yellow")
     images = f"{converted.images} images, {converted.background} of them without a box"

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dwtriton.core.errors import UserError
 from dwtriton.core.text import listed
 
-EXAMPLES_KEPT = 3
+MAX_EXAMPLES = 3
 
 
 class DataError(UserError):
@@ -26,12 +26,12 @@ class DataProblems:
     def add(self, kind: str, example: str) -> None:
         """Count a problem."""
         self.counts[kind] += 1
-        if self.counts[kind] <= EXAMPLES_KEPT:
+        if self.counts[kind] <= MAX_EXAMPLES:
             self.examples[kind].append(example)
 
     def summary(self) -> list[str]:
         """One line for each kind; no lines if there are no problems."""
         return [
-            f"{count} x {kind}: {listed(self.examples[kind], EXAMPLES_KEPT, count)}"
+            f"{count} x {kind}: {listed(self.examples[kind], MAX_EXAMPLES, count)}"
             for kind, count in self.counts.items()
         ]

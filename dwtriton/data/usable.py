@@ -27,7 +27,7 @@ def choose_usable(records: Records, folder: Path, training: bool, problems: Data
     """Choose the records to train on or to evaluate with, and add what is left out to `problems`.
 
     `folder` holds the image files. Annotations are completed in place: a missing `iscrowd` becomes 0 and a missing
-    `area` that of the box, as COCOeval needs both; segmentations, which nobody reads, leave the memory.
+    `area` that of the box, as COCOeval needs both; segmentations are dropped.
     Raises MissingImagesError if no image file exists, and DataError if no image is left.
     """
     annotations = [a for a in records.annotations.values() if _is_ground_truth(a, records, problems)]

@@ -94,9 +94,9 @@ def describe_strongest(explained: Explanation, box: int) -> str:
     point = explained.strongest_point(box)
     if point is None:
         return "no point of the pyramid lies inside the box"
-    place = f"({point.x:g}, {point.y:g}) of {explained.level_name(point.level)}"
+    location = f"({point.x:g}, {point.y:g}) of {explained.level_name(point.level)}"
     parts = f"score {point.score:.2f}, IoU {point.iou:.2f}, prior {point.prior:.2f}"
-    return f"largest positive weight {_short(point.weight)} at {place}: {parts}"
+    return f"largest positive weight {_short(point.weight)} at {location}: {parts}"
 
 
 def check_box(count: int, box: int) -> None:

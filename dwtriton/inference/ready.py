@@ -92,7 +92,7 @@ class ReadyDetector:
     def detect(
         self, samples: Iterable[Sample], batch_size: int, **limits: float
     ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
-        """Yield each sample with its detections, in float32 and on the CPU; samples of different sizes change places.
+        """Yield each sample with its detections, in float32 and on the CPU; only those of one padded size keep order.
 
         `limits` as for `DualWeightDetector.predict`.
         """

@@ -118,7 +118,7 @@ def lookup(device: torch.device, key: Key) -> KernelConfigs:
     """The configs for inputs on a device.
 
     The first of these that exists is the device's table: the file that DWTRITON_TABLE names (`default`: none), the
-    user's cache, the table shipped for this GPU. Where there is none, or it lacks the key, the defaults serve. A table
+    user's cache, the table shipped for this GPU. Without one, or if it lacks the key, the defaults are used. A table
     is read once in a process, and what was taken is logged once, as INFO of the logger "dwtriton". Tensors on a CPU
     (Triton's interpreter) take the defaults. Raises UserError if the table is broken.
     """
@@ -152,7 +152,7 @@ def _tuned_configs(index: int, name: str) -> KernelConfigs | None:
     """The configs of a key in the table of a GPU. Logs once if a table lacks the key."""
     table = _device_table(index)
     if table and name not in table:
-        logger.info("cuda:%d: no tuned kernel configs for %s; the defaults serve", index, name)
+        logger.info("cuda:%d: no tuned kernel configs for %s; using the defaults", index, name)
     return table.get(name)
 
 

@@ -74,7 +74,7 @@ def _image_weights(
     deficit_max = deficit.masked_fill(~inside, -torch.inf).amax(0).clamp(max=1)
     p_neg = formulas.p_neg(iou, deficit_min, deficit_max)  # [P, G]
     number = torch.arange(1, len(labels) + 1, device=points.device) * inside  # [P, G] from 1; 0 is no box
-    last = torch.zeros_like(score, dtype=torch.int64).scatter_reduce_(1, labels.expand_as(number), number, "amax")
-    neg = torch.cat((torch.ones_like(points[:, :1]), p_neg), 1).gather(1, last)  # [P, C]
+    owner = torch.zeros_like(score, dtype=torch.int64).scatter_reduce_(1, labels.expand_as(number), number, "amax")
+    neg = torch.cat((torch.ones_like(points[:, :1]), p_neg), 1).gather(1, owner)  # [P, C]
     ignored = (formulas.box_sides(xy, crowds.T[:, None, :]) > 0).all(0).any(1)
     return DualWeights(points, inside, iou, prior, score, pos, neg.masked_fill_(ignored[:, None], 0))

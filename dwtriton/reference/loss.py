@@ -212,9 +212,9 @@ def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     batch, classes, height, width = z.shape
     rows = min(height, max(1, ENTRIES_PER_BLOCK // (classes * width)))
     images = max(1, ENTRIES_PER_BLOCK // (classes * width * height))
-    for first in range(0, batch, images):
+    for begin in range(0, batch, images):
         for top in range(0, height, rows):
-            yield slice(first, first + images), slice(None), slice(top, top + rows)
+            yield slice(begin, begin + images), slice(None), slice(top, top + rows)
 
 
 def _dense_forward(level: Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:

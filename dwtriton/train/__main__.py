@@ -5,6 +5,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
@@ -101,14 +102,14 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     except NonFiniteLossError as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
     except RuntimeError as error:
-        lost = ranks.lost_ranks()
+        lost = [] if isinstance(error, torch.OutOfMemoryError) else ranks.lost_ranks()
         if not lost and not isinstance(error, distributed.DistError):  # a failure of this rank
             raise
         name = f"rank {lost[0]}" if lost else "another rank"
         cli.report_failure(
             f"rank {ranks.rank()} lost contact with {name} after iteration {trainer.iteration}; torchrun's report says "
             f"how that one ended. Continue from the last checkpoint with --resume --out {out}; torchrun "
-            f"--max-restarts does so by itself"
+            f"--max-restarts does so by itself ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         )
         time.sleep(elastic.REPORT_SECONDS)
         return 1

@@ -163,7 +163,7 @@ class Trainer:
         self.loader.batch_sampler.set_epoch(epoch, start=done)
         self.speed.reset()
         batches = self.speed.timed(iter(self.loader))
-        for micro_batches in zip(*[batches] * self.cfg.train.accumulate):  # one iterator, in every place
+        for micro_batches in zip(*[batches] * self.cfg.train.accumulate):  # the same iterator `accumulate` times
             self.step(micro_batches, epoch)
             self._stop_if_requested()
             if self.iteration % self.cfg.train.checkpoint_every == 0:

@@ -22,7 +22,7 @@ from dwtriton.data.annotations import read_valid_records
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
-from dwtriton.weights.show import LISTED, summarise
+from dwtriton.weights.show import MAX_NAMES, summarise
 
 EXAMPLES = {
     "show": """\
@@ -124,7 +124,7 @@ def convert_from_torchvision(arguments: argparse.Namespace, console: Console) ->
     print_line(console, f"backbone: {len(loaded)} tensors of {arguments.file}")
     print_line(console, f"pyramid and head: fresh, seed {cfg.train.seed}")
     if fresh:
-        print_line(console, f"not in the file, so fresh too: {listed(fresh, LISTED)}")
+        print_line(console, f"not in the file, so fresh too: {listed(fresh, MAX_NAMES)}")
     if ignored:
         print_line(console, f"left out: {', '.join(ignored)} (the classifier)")
 

@@ -15,7 +15,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.text import listed
 
 PARTS = {"fpn": "pyramid", "neck": "pyramid", "bbox_head": "head"}  # by the first component of a tensor's name
-LISTED = 12  # names in one line
+MAX_NAMES = 12  # names in one line
 
 
 def summarise(path: Path) -> tuple[dict[str, str], Table]:
@@ -26,7 +26,7 @@ def summarise(path: Path) -> tuple[dict[str, str], Table]:
     if is_mmdet(content):
         return _mmdet(sort_mmdet(content, str(path)))
     if not all(isinstance(value, Tensor) for value in content.values()):
-        keys = listed([*map(str, content)], LISTED)
+        keys = listed([*map(str, content)], MAX_NAMES)
         raise UserError(
             f"{path} is neither a checkpoint of this package or MMDetection nor a state dict; it holds {keys}"
         )
@@ -40,7 +40,7 @@ def _ours(checkpoint: Checkpoint) -> tuple[dict[str, str], Table]:
     facts = {
         "kind": "checkpoint of dwtriton",
         "iteration": str(checkpoint.iteration),
-        "classes": f"{len(checkpoint.category_ids)}: {listed(checkpoint.labels, LISTED)}",
+        "classes": f"{len(checkpoint.category_ids)}: {listed(checkpoint.labels, MAX_NAMES)}",
         "config": f"r50_1x with {changes or 'no changes'}",
         "optimizer": "included" if checkpoint.optimizer else "none: the run cannot be resumed",
         "EMA": "none" if checkpoint.ema is None else "included: detection uses it",
@@ -53,7 +53,7 @@ def _mmdet(file: MmdetFile) -> tuple[dict[str, str], Table]:
     facts = {
         "kind": "checkpoint of MMDetection, for `from-mmdet`",
         "epoch, iteration": f"{file.meta.get('epoch', 'unknown')}, {file.meta.get('iter', 'unknown')}",
-        "classes": f"{file.num_classes or 'unknown'}: {listed(file.class_names or ['without names'], LISTED)}",
+        "classes": f"{file.num_classes or 'unknown'}: {listed(file.class_names or ['without names'], MAX_NAMES)}",
         "config": f"fits {file.fitting_configs()}",
         **file.left_out,
         "not finite": _not_finite(file.weights),
@@ -62,7 +62,7 @@ def _mmdet(file: MmdetFile) -> tuple[dict[str, str], Table]:
 
 
 def _not_finite(state: Mapping[str, Tensor]) -> str:
-    return listed([name for name, tensor in state.items() if not tensor.isfinite().all()], LISTED) or "none"
+    return listed([name for name, tensor in state.items() if not tensor.isfinite().all()], MAX_NAMES) or "none"
 
 
 def _part_table(state: Mapping[str, Tensor]) -> Table:

@@ -20,6 +20,7 @@ from dwtriton.checkpoints.checkpoint import (
     upgrade,
 )
 from dwtriton.config.load import load_config, override_config
+from dwtriton.config.renames import RENAMED
 from dwtriton.core.errors import UserError
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.model.detector import build_detector
@@ -122,7 +123,7 @@ def test_fields_that_came_later_have_their_defaults(state):
     [
         ({"format": 3}, "x.pt has format 3, and this version of dwtriton reads formats up to 2: update dwtriton"),
         ({"format": None}, "x.pt is not a checkpoint of `python -m dwtriton.train`"),
-        ({"sampler": 1}, "x.pt is damaged or of a newer version: it lacks nothing and has ['sampler'] besides"),
+        ({"sampler": 1}, "x.pt is damaged or of a newer version; missing: [], unexpected: ['sampler']"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(change, message, state):
@@ -142,3 +143,16 @@ def test_a_run_continues_with_another_description_but_not_with_another_rate(fini
     )
     with pytest.raises(UserError, match=r"another config: optimizer\.lr was 0\.003 and is 0\.5\. Resume without"):
         resume("optimizer.lr=0.5", "description=edited")
+
+
+def test_a_key_that_is_renamed_later_is_upgraded_in_files_of_the_current_format(state, monkeypatch):
+    monkeypatch.setitem(RENAMED, "train.old_seed", "train.seed")
+    config = state["config"].replace("\nseed = ", "\nold_seed = ")
+    assert "old_seed" in config
+    assert upgrade(state | {"config": config}, "x.pt")["config"]["train"]["seed"] == 0
+
+
+@pytest.mark.parametrize("config", ["[data", None], ids=["not TOML", "no text"])
+def test_a_damaged_config_is_one_line(config, state):
+    with pytest.raises(UserError, match=r"^x.pt is damaged: its config is not TOML \(.+\)$"):
+        upgrade(state | {"config": config}, "x.pt")

@@ -54,6 +54,7 @@ def test_bash_completes_commands_options_configs_keys_and_files(complete):
     assert complete("completion", "") == set(completion.SHELLS)
     assert complete("evaluate", "--weights", "best") == {"best.pt", "best-folder"}
     assert complete("train", "--data", "best") == {"best-folder"}
+    assert complete("explain", "--out", "best") == {"best.pt", "best-folder"}
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

@@ -126,7 +126,7 @@ def test_a_missing_key_takes_the_defaults_and_says_so_once(places, said):
         assert lookup(CUDA, OTHER_KEY) == default_configs(80)
     assert lookup(CUDA, KEY) == configs(1)
     assert len(said()) == 2
-    assert said()[1] == f"cuda:0: no tuned kernel configs for {OTHER_KEY.name}; the defaults serve"
+    assert said()[1] == f"cuda:0: no tuned kernel configs for {OTHER_KEY.name}; using the defaults"
 
 
 def test_without_a_table_one_line_says_how_to_get_one(said):

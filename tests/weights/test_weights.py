@@ -274,7 +274,7 @@ def test_files_that_are_not_there_are_named(state, tmp_path, call):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": 1}, "x.pt is damaged or of a newer version: it lacks ['category_ids', "),
+        ({"format": 1}, "x.pt is damaged or of a newer version; missing: ['category_ids', "),
         ({"state_dict": {"layer1.0.conv1.weight": torch.zeros(1)}}, "neither a checkpoint of this package"),
     ],
 )

@@ -126,8 +126,8 @@ def draw_sheet(split: FoundSplit, boxes: dict[int, list[dict]]) -> Figure:
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, index in enumerate(chosen, 1):
-        axes = figure.add_subplot(rows, columns, place)
+    for position, index in enumerate(chosen, 1):
+        axes = figure.add_subplot(rows, columns, position)
         axes.axis("off")
         shown, file = boxes[images[index]["id"]], images[index]["file_name"]
         title = file if len(file) <= MAX_FILE_LENGTH else f"...{file[3 - MAX_FILE_LENGTH :]}"

@@ -23,7 +23,7 @@ ANNOTATIONS = "annotations/instances_{}2017.json"
 WRITTEN = {"annotations", *(f"{split}2017" for split in SPLITS)}  # COCO's names, the defaults of a config
 INFO = {"description": "converted by dwtriton.data"}
 BEGINNING = json.dumps({"info": INFO}).encode()[:-1]  # of JSON files, by which --force knows what it may replace
-MAX_LINES = 20  # of broken places in one error
+MAX_LINES = 20  # errors in the labels that one message lists
 
 
 class Box(NamedTuple):
@@ -105,8 +105,8 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     found = {split: _read_labels(source, split, problems, console) for split in SPLITS}
     if problems and not skip_broken:
         raise DataError(
-            f"nothing was written, there are broken places: {counted(problems)}\n"
-            "Mend them, or add --skip-broken to leave them out"
+            f"nothing was written, errors in the labels: {counted(problems)}\n"
+            "Fix them, or add --skip-broken to leave them out"
         )
     for split, images in found.items():
         if not images:

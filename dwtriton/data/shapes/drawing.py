@@ -50,7 +50,7 @@ OUTLINES: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
 class Stamp:
     """One object, cut off at the borders of its image.
 
-    `window` is its place in the image, as rows and columns; in it, `alpha` float32 [h, w] is the coverage of each pixel
+    `window` is its position in the image: rows and columns; in it, `alpha` float32 [h, w] is the coverage of each pixel
     and `edge` that of the border line. `mask` bool [H, W] are the pixels of the image that the shape covers at least by
     half; `area` is that of the whole shape, in pixels.
     """

@@ -277,9 +277,9 @@ def test_every_broken_line_is_named_and_nothing_is_written(tmp_path, call):
     code, printed, error, _ = convert_yolo(call, root)
     assert (code, printed) == (2, "")
     assert error.splitlines() == [
-        "error: nothing was written, there are broken places: 10",
+        "error: nothing was written, errors in the labels: 10",
         *(f"  {root}/labels/train/a.txt:{reason}" for reason in REASONS),
-        "Mend them, or add --skip-broken to leave them out",
+        "Fix them, or add --skip-broken to leave them out",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
@@ -295,7 +295,7 @@ def test_broken_lines_can_be_left_out_and_are_counted(tmp_path, call):
 def test_a_long_list_of_broken_lines_is_cut_and_counted(tmp_path, call):
     root = yolo(tmp_path / "yolo", files={"labels/train/a.txt": "7 0 0 0 0\n" * 500})
     error = convert_yolo(call, root)[2]
-    assert "broken places: 500" in error
+    assert "errors in the labels: 500" in error
     assert "a.txt:20: " in error
     assert "a.txt:21: " not in error
     assert "and 480 more" in error
