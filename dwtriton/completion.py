@@ -30,11 +30,8 @@ def completion_script(shell: str) -> str:
         raise UserError("completion scripts need shtab: pip install 'dwtriton[completion]'") from None
     configs = config_names()
     files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "DIR|FILE": shtab.FILE, "INPUT": shtab.FILE}
-    words = {
-        "NAME|FILE": configs,
-        "NAME|FILE|list": [*configs, "list"],
-        "KEY=VALUE": [f"{key}=" for key in flatten(Config())],
-    }
+    keys = [f"{key}=" for key in flatten(Config())]
+    words = {"NAME|FILE": configs, "NAME|FILE|list": [*configs, "list"], "KEY=VALUE": keys}
     parser = dwtriton_parser(with_options=True)
     for action in _arguments(parser):
         if action.metavar in files:

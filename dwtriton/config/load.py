@@ -34,7 +34,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path
 
 def override_config(cfg: Config, overrides: Sequence[str] = (), data_root: Path | None = None) -> Config:
     """Return a config with some values changed, written as for `load_config`. Raises UserError."""
-    return _change(cfg.model_dump(), overrides, data_root, "of the checkpoint")
+    return _change(cfg.model_dump(), overrides, data_root, f"with {', '.join(overrides)}")
 
 
 def check_config(values: dict[str, Any], source: str) -> Config:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from PIL import Image
 from rich.console import Console
 
 from dwtriton.checkpoints.checkpoint import check_classes
@@ -14,7 +15,6 @@ from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_atomically
 from dwtriton.data.coco import CocoDataset
-from dwtriton.data.images import IMAGE_SUFFIXES
 from dwtriton.data.prepare import prepare_validation
 from dwtriton.explain.explanation import Explanation, explain, objects_of
 from dwtriton.explain.figures import MAX_OBJECTS, check_box, describe_strongest, draw, draw_strip
@@ -125,7 +125,7 @@ def picture_file(out: Path, format: str | None) -> Path | None:
     Raises UserError if the suffix of a file contradicts `format`, or is that of another kind of picture.
     """
     suffix = out.suffix.lower()
-    if out.is_dir() or suffix not in {f".{name}" for name in FORMATS} | IMAGE_SUFFIXES:
+    if out.is_dir() or suffix not in {".svg", *Image.registered_extensions()}:
         return None
     if suffix[1:] not in FORMATS:
         raise UserError(f"--out {out} is no folder, and pictures are written as .png, .pdf or .svg")

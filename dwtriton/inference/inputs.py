@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ def image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
     """Return the images as a list: of one image, or of the entries of a sequence or of a four-dimensional batch."""
     if isinstance(images, ImageInput) and getattr(images, "ndim", 0) < 4:
         return [images]
-    if not isinstance(images, Iterable):
+    if not isinstance(images, Iterable) or isinstance(images, bytes | Mapping):
         raise UserError(f"images are a {type(images).__name__}, not an image or a list of images")
     return list(images)
 
@@ -36,8 +36,7 @@ def read_pixels(image: ImageInput, name: str) -> Tensor:
 
     Files are turned upright as their EXIF orientation says; the pixels of everything else are taken as they lie, so
     that boxes fit them. Grey becomes RGB, transparency is dropped, 16 bits become 8.
-    Raises UserError, which begins with `name`, for a file that cannot be read, values that are not uint8 and other
-    shapes.
+    Raises UserError, which begins with `name`, for a file that cannot be read, another dtype or another shape.
     """
     try:
         if isinstance(image, str | os.PathLike):
@@ -67,8 +66,10 @@ def _rgb(pixels: np.ndarray | Tensor) -> Tensor:
     """Convert an array [h, w, channels], a tensor [channels, h, w], or either without channels."""
     kind, shape = "a tensor" if isinstance(pixels, Tensor) else "an array", tuple(pixels.shape)
     if pixels.dtype not in (np.uint8, torch.uint8):
+        is_float = pixels.is_floating_point() if isinstance(pixels, Tensor) else pixels.dtype.kind == "f"
         remedy = f"(255 * image).round().{'to(torch' if isinstance(pixels, Tensor) else 'astype(np'}.uint8)"
-        raise UserError(f"{kind} of {pixels.dtype}; images are uint8 in 0..255: {remedy} converts values in 0..1")
+        hint = f": {remedy} converts values in 0..1" if is_float else ""
+        raise UserError(f"{kind} of {pixels.dtype}; images are uint8 in 0..255{hint}")
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(np.array(pixels))  # a copy: strides may be negative, memory read-only
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels

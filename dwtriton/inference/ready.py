@@ -72,7 +72,7 @@ class ReadyDetector:
         on the others, up to rounding.
         Raises UserError, which names the image, for one that cannot be used.
         """
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
         if score_threshold is None:
             score_threshold = self.config.inference.score_threshold
@@ -110,7 +110,7 @@ def _find_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without CUDA
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last from a PyTorch that was built without CUDA
         reason = str(error).partition("\n")[0]
         raise UserError(f"device {str(device)!r} cannot be used ({reason}); 'auto' takes what is there") from None
     return found

@@ -16,7 +16,7 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
     Raises UserError if the file is missing or damaged; `what` names its kind there, and `remedy` is appended.
     """
     if not path.is_file():
-        raise UserError(f"{what} {path} does not exist{remedy}")
+        raise UserError(f"{what} {path} {'is a folder; name a file' if path.is_dir() else 'does not exist'}{remedy}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different type for every way a file can be damaged

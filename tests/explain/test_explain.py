@@ -361,6 +361,7 @@ def test_a_suffix_and_a_format_that_contradict_each_other_are_an_error_before_an
     for out, options, message in [
         ("a.svg", ["--format", "pdf"], "a.svg and --format pdf contradict each other"),
         ("a.jpg", [], "a.jpg is no folder, and pictures are written as .png, .pdf or .svg"),
+        ("a.bmp", [], "a.bmp is no folder, and pictures are written as .png, .pdf or .svg"),
     ]:
         code, printed, error = call(explain, "--weights", "absent.pt", "--out", tmp_path / out, *options)
         assert (code, printed, error.count("\n"), message in error) == (2, "", 1, True)

@@ -108,3 +108,23 @@ def test_a_threshold_of_one_gives_empty_tensors(ready, pixels):
 def test_a_batch_has_at_least_one_image(ready, images, batch_size):
     with pytest.raises(UserError, match=f"batch_size must be at least 1, not {batch_size}"):
         ready(images, batch_size=batch_size)
+
+
+def test_only_values_in_0_to_1_are_told_to_be_multiplied(ready, pixels):
+    for dtype, multiplies in ((np.float32, True), (np.int64, False), (np.uint16, False), (bool, False)):
+        with pytest.raises(UserError) as error:
+            ready([pixels.astype(dtype)])
+        assert ("255 * image" in str(error.value)) == multiplies, dtype
+
+
+@pytest.mark.parametrize("images", [b"photo.jpg", {"image": "photo.jpg"}, 3], ids=["bytes", "dict", "number"])
+def test_what_is_neither_an_image_nor_a_list_is_named(ready, images):
+    with pytest.raises(UserError, match=f"images are a {type(images).__name__}"):
+        ready(images)
+
+
+def test_changes_and_files_that_do_not_fit_are_named(finished, tmp_path):
+    with pytest.raises(UserError, match=r"^config with loss.loc=1: loss.loc is now loss.weight_loc"):
+        dwtriton.load_detector(finished[0] / "last.pt", overrides=["loss.loc=1"])
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        dwtriton.load_detector(tmp_path)
