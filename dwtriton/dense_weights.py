@@ -47,7 +47,8 @@ def dual_weights(
             for kind in (cls_logits, box_distances, objectness)
         )
         truth, crowd = (mask & (image_of_row == image) for mask in (targets.box_mask(), targets.crowd_mask()))
-        boxes = (corners[truth], labels[truth], corners[crowd])
+        weights = None if targets.weights is None else targets.weights[truth]
+        boxes = (corners[truth], labels[truth], weights, corners[crowd])
         results.append(_image_weights(points, point_strides, z, d, u, *boxes, soft_prior))
     return results
 
@@ -60,6 +61,7 @@ def _image_weights(
     u: Tensor,  # [1, P]
     boxes: Tensor,  # [G, 4]
     labels: Tensor,  # [G]
+    weights: Tensor | None,  # [G]
     crowds: Tensor,  # [K, 4]
     soft_prior: bool,
 ) -> DualWeights:
@@ -79,8 +81,22 @@ def _image_weights(
     deficit_min = deficit.masked_fill(~inside, torch.inf).amin(0)
     deficit_max = deficit.masked_fill(~inside, -torch.inf).amax(0).clamp(max=1)
     stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
-    number = torch.arange(1, len(labels) + 1, device=points.device) * inside  # [P, G] from 1; 0 is no box
-    last = torch.zeros_like(score, dtype=torch.int64).scatter_reduce_(1, labels.expand_as(number), number, "amax")
-    neg = torch.cat((torch.ones_like(points[:, :1]), stretched), 1).gather(1, last)  # [P, C]
+    neg = last_of_class(inside, labels, stretched, score.shape[1], weights)
     ignored = (formulas.box_sides(places, crowds.T[:, None, :]) > 0).all(0).any(1)
     return DualWeights(points, inside, iou, prior, score, pos, neg.masked_fill_(ignored[:, None], 0))
+
+
+def last_of_class(
+    inside: Tensor,  # [P, G] bool
+    labels: Tensor,  # [G]
+    stretched: Tensor,  # [P, G] m
+    num_classes: int,
+    weights: Tensor | None,  # [G]
+) -> Tensor:
+    """N, [P, C]: m of the last box of the class that holds the point, 0 if that box has no weight, else 1."""
+    if weights is not None:
+        stretched = stretched.masked_fill(weights == 0, 0)
+    number = torch.arange(1, len(labels) + 1, device=inside.device) * inside  # from 1; 0 is no box
+    last = torch.zeros(len(inside), num_classes, dtype=torch.int64, device=inside.device)
+    last.scatter_reduce_(1, labels.expand_as(number), number, "amax")
+    return torch.cat((stretched.new_ones(len(inside), 1), stretched), 1).gather(1, last)

@@ -17,6 +17,7 @@ from dwtriton.targets import PackedTargets
 
 __all__ = ["dual_weight_sums", "dual_weights"]  # what a backend provides
 
+UNCOUNTED = -1.0  # N, for the time being, of entries to ignore: 0 in the loss, 1 in the normaliser
 ENTRIES_PER_BLOCK = 2**17  # class logits in a step of the dense pass, whose temporary tensors stay in the cache
 
 
@@ -66,8 +67,8 @@ def forward_pass(
         _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
         maps += weights if needs_grad else ()
     poison = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
-    num_boxes = boxes.is_truth.sum()
-    counts = torch.stack((num_boxes, num_boxes, sums[3])).to(dtype)
+    weight = (boxes.weights * boxes.is_truth).sum(dtype=torch.float64)
+    counts = torch.stack((weight, weight, sums[3])).to(dtype)
     return (sums[:3] * poison).to(dtype), counts, poison, maps
 
 
@@ -100,17 +101,18 @@ def _operator(
     labels: Tensor,
     offsets: Tensor,
     iscrowd: Tensor | None,
+    weights: Tensor | None,
     strides: Sequence[float],
     soft_prior: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """`forward_pass` as an operator, which `torch.compile` keeps whole: it reads numbers of pairs on the host."""
-    targets = PackedTargets(boxes, labels, offsets, iscrowd)
+    targets = PackedTargets(boxes, labels, offsets, iscrowd, weights)
     return forward_pass(cls_logits, box_distances, objectness, targets, strides, soft_prior, needs_grad)
 
 
 @_operator.register_fake
-def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior, needs_grad):
+def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, weights, strides, soft_prior, needs_grad):
     dtype = _arithmetic(cls_logits, box_distances, objectness)
     maps = []
     for level in cls_logits if needs_grad else ():
@@ -149,14 +151,14 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_sums, *_):
     if grad_sums is None:
-        return *([None] * ctx.levels for _ in range(3)), *[None] * 7
+        return *([None] * ctx.levels for _ in range(3)), *[None] * 8
     if torch.is_grad_enabled():
         raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
     poison, *saved = ctx.saved_tensors
     count = ctx.levels
     kinds = [saved[i * count : (i + 1) * count] for i in range(3)]
     grads = _backward_operator(grad_sums, *kinds, poison, saved[3 * count :])
-    return *(grads[i * count : (i + 1) * count] for i in range(3)), *[None] * 7
+    return *(grads[i * count : (i + 1) * count] for i in range(3)), *[None] * 8
 
 
 _operator.register_autograd(_backward, setup_context=_save)
@@ -210,7 +212,7 @@ def _level_weights(
         terms = pair_terms(level, boxes, pairs, soft_prior)
         places = places_in(neg, pairs, boxes)
 
-        weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box])
+        weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box]) * boxes.weights[pairs.box]
         cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
         sums[0] += 0.25 * (weight * cls_loss).sum()
         sums[1] += 0.25 * (weight * 5 * terms.overlap.reg_loss).sum()
@@ -225,6 +227,7 @@ def _level_weights(
         stretched = formulas.negative_weight(
             terms.overlap.iou, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box]
         )
+        stretched.masked_fill_(boxes.weights[pairs.box] == 0, UNCOUNTED)
         memory(neg)[places[last]] = stretched[last]
     return _LevelWeights(pos, neg, loc_slope)
 
@@ -250,13 +253,14 @@ def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _dense_forward(level: Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:
-    """Add a level's negative loss and its sum of 1 - N to `sums`; afterwards N is 0 at ignored points."""
+    """Add a level's negative loss and its sum of 1 - N to `sums`; afterwards N is 0 at ignored points and entries."""
     if ignored is not None:
         neg.masked_fill_(ignored, 1)  # they do not count in the normaliser
     for block in _blocks(level.z):
         weight = neg[block]
         z, u = level.z[block].to(neg.dtype), level.u[block].to(neg.dtype)
-        sums[3] += (1 - weight).sum()
+        sums[3] += (1 - weight.abs()).sum()
+        weight.clamp_(min=0)
         if ignored is not None:
             weight.masked_fill_(ignored[block], 0)
         score = z.sigmoid().mul_(u.sigmoid())

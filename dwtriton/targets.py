@@ -20,6 +20,7 @@ class PackedTargets(NamedTuple):
     labels: Tensor  # (N,) int64, 0..C-1
     offsets: Tensor  # (B + 1,) int32
     iscrowd: Tensor | None = None  # (N,) bool, regions to ignore; None: there are none
+    weights: Tensor | None = None  # (N,) float32 or float64, at least 0; None: 1 for every box
 
     @property
     def batch_size(self) -> int:
@@ -54,24 +55,26 @@ def pack_targets(
 
     `targets[b]` follows torchvision: `boxes` (G, 4) float32 or float64 xyxy in pixels, `labels` (G,) int64, and
     optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: no ground truth, and no
-    negative loss at the points inside. Other keys are allowed and unused.
+    negative loss at the points inside, and `weights` (G,) floats of at least 0, factors of the positive losses of boxes
+    (0: and no negative loss of the class at the points inside). Other keys are allowed and unused.
 
     With a `capacity` the tensors have that many rows whatever the batch holds, as CUDA graphs need. Without one, their
     first dimension is marked unbacked, so that `torch.compile` makes one graph for every number of boxes.
     Raises ValueError, naming image and index, for a wrong shape or dtype, a box that is not finite or whose
-    x1 > x2 or y1 > y2, a negative label, and for more boxes than `capacity`.
+    x1 > x2 or y1 > y2, a negative label, a weight that is negative or not finite, and for more boxes than `capacity`.
     """
     packed = concatenate_targets(targets, "cpu")
     check_values(packed)
     if capacity is not None:
         packed = _pad(packed, capacity)
-    packed = PackedTargets(*(to_device(part, device) for part in packed))
+    packed = PackedTargets(*(None if part is None else to_device(part, device) for part in packed))
     if capacity is not None:
         return packed
     from torch._dynamo.decorators import mark_unbacked  # slow to import, and of use only to torch.compile
 
-    for tensor in (packed.boxes, packed.labels, packed.iscrowd):
-        mark_unbacked(tensor, 0)
+    for tensor in (packed.boxes, packed.labels, packed.iscrowd, packed.weights):
+        if tensor is not None:
+            mark_unbacked(tensor, 0)
     return packed
 
 
@@ -90,17 +93,22 @@ def concatenate_targets(
     boxes = [target["boxes"].detach().to(device, dtype) for target in targets]
     labels = [target["labels"].to(device) for target in targets]
     crowds = [target.get("iscrowd", torch.zeros_like(target["labels"])).to(device, torch.bool) for target in targets]
+    weights = None
+    if any("weights" in target for target in targets):
+        given = [target.get("weights", torch.ones_like(target["labels"])).detach() for target in targets]
+        weights = torch.cat([torch.empty(0, device=device), *(weight.to(device, torch.float32) for weight in given)])
     return PackedTargets(
         torch.cat([torch.empty(0, 4, dtype=dtype, device=device), *boxes]),
         torch.cat([torch.empty(0, dtype=torch.int64, device=device), *labels]),
         torch.tensor(counts).cumsum(0).to(device, torch.int32, non_blocking=True),
         torch.cat([torch.empty(0, dtype=torch.bool, device=device), *crowds]),
+        weights,
     )
 
 
 def check_packed(packed: PackedTargets) -> None:
     """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not looked at."""
-    boxes, labels, offsets, iscrowd = packed
+    boxes, labels, offsets, iscrowd, weights = packed
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"packed boxes must be (N, 4) float32 or float64, not {_describe(boxes)}")
     if labels.ndim != 1 or labels.dtype != torch.int64:
@@ -109,7 +117,9 @@ def check_packed(packed: PackedTargets) -> None:
         raise ValueError(f"packed offsets must be (B + 1,) int32, not {_describe(offsets)}")
     if iscrowd is not None and (iscrowd.ndim != 1 or iscrowd.dtype != torch.bool):
         raise ValueError(f"packed iscrowd must be (N,) bool, not {_describe(iscrowd)}")
-    parts = (boxes, labels) if iscrowd is None else (boxes, labels, iscrowd)
+    if weights is not None and (weights.ndim != 1 or weights.dtype not in (torch.float32, torch.float64)):
+        raise ValueError(f"packed weights must be (N,) float32 or float64, not {_describe(weights)}")
+    parts = tuple(part for part in (boxes, labels, iscrowd, weights) if part is not None)
     if torch.compiler.is_compiling():  # numbers of rows are unknown then: the graph is to check them when it runs
         for part in parts:
             torch._check(part.shape[0] == boxes.shape[0])
@@ -122,7 +132,7 @@ def check_packed(packed: PackedTargets) -> None:
 
 def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
     """Raise ValueError, naming image and index, for a box or a label out of range. Looks at values: for CPU tensors."""
-    boxes, labels, offsets, _ = packed
+    boxes, labels, offsets, _, weights = packed
     if offsets[0] != 0 or (offsets.diff() < 0).any() or offsets[-1] > len(labels):
         raise ValueError(f"packed offsets must rise from 0 to at most {len(labels)}, not {offsets.tolist()}")
     image = packed.image_index()
@@ -138,6 +148,8 @@ def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
     refuse(~boxes.isfinite().all(1), "coordinates must be finite")
     refuse((boxes[:, :2] > boxes[:, 2:]).any(1), "boxes are x1 y1 x2 y2 in pixels with x1 <= x2 and y1 <= y2")
     refuse(labels < 0, "labels start at 0")
+    if weights is not None:
+        refuse(~(weights.isfinite() & (weights >= 0)), "weights must be finite and at least 0")
     if num_classes is not None:
         refuse(labels >= num_classes, f"labels must be below the number of classes, {num_classes}")
 
@@ -162,6 +174,13 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
         raise ValueError(
             f"targets, image {image}: iscrowd must be ({len(boxes)},) bool or integer, not {_describe(crowd)}"
         )
+    weights = target.get("weights")
+    if "weights" in target and (
+        not isinstance(weights, Tensor) or weights.shape != labels.shape or not weights.is_floating_point()
+    ):
+        raise ValueError(
+            f"targets, image {image}: weights must be ({len(boxes)},) floating point, not {_describe(weights)}"
+        )
 
 
 def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
@@ -172,10 +191,12 @@ def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
             f"{count} boxes in the batch, but a capacity of {capacity}; raise it to the most a batch holds"
         )
 
-    def pad(tensor: Tensor) -> Tensor:
+    def pad(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
         return torch.cat((tensor, tensor.new_zeros(capacity - count, *tensor.shape[1:])))
 
-    return PackedTargets(pad(packed.boxes), pad(packed.labels), packed.offsets, pad(packed.iscrowd))
+    return PackedTargets(pad(packed.boxes), pad(packed.labels), packed.offsets, pad(packed.iscrowd), pad(packed.weights))
 
 
 def _describe(value: object) -> str:

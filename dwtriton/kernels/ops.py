@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dwtriton.kernels.backward import dense_backward
-from dwtriton.kernels.forward import dense_forward
-from dwtriton.kernels.inputs import SPLITS, Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.statistics import BoxStatistics, box_statistics
+from dwtriton.kernels.bags import box_bags
+from dwtriton.kernels.boxes import FIELDS, box_table
+from dwtriton.kernels.dense import dense_backward, dense_forward
+from dwtriton.kernels.finish import finish
+from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, read_boxes, read_pyramid
+from dwtriton.kernels.pairs import correct, pairs_backward
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
 
@@ -20,6 +22,40 @@ def configs_for(pyramid: Pyramid) -> KernelConfigs:
     return lookup(level.device, Key(level.dtype, layout, pyramid.num_classes, pyramid.points))
 
 
+def forward_pass(
+    pyramid: Pyramid, boxes: Boxes, soft_prior: bool, configs: KernelConfigs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the three losses [3], what normalises each [3], poison [] and the table of boxes."""
+    dense_sums = dense_forward(pyramid, configs.dense_forward)
+    bags = box_bags(pyramid, boxes, soft_prior, configs.bags)
+    table, box_sums = box_table(pyramid, boxes, bags)
+    pair_sums = correct(pyramid, boxes, table, configs.correction)
+    return *finish(dense_sums, pair_sums, box_sums), table
+
+
+def backward_pass(
+    pyramid: Pyramid,
+    boxes: Boxes,
+    table: Tensor,
+    poison: Tensor,
+    grad_losses: Sequence[Tensor],  # three, []
+    soft_prior: bool,
+    configs: KernelConfigs,
+) -> list[Tensor]:
+    """Gradients of class logits, distances and objectness logits, one after the other, given those of the sums.
+
+    Each has dtype and memory of its level in `pyramid`; from the interpreter, which would cut off bits where a GPU
+    rounds, all are float32.
+    """
+    dtype = torch.float32 if INTERPRETED else None
+    kinds = (pyramid.z, pyramid.d, pyramid.u)
+    grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
+    dense_grad_u = dense_backward(pyramid, poison, grad_losses[2], grads, configs.dense_backward)
+    inputs = (pyramid, boxes, table, poison, grad_losses, dense_grad_u, grads)
+    pairs_backward(*inputs, soft_prior, configs.pairs_backward)
+    return [level for kind in grads for level in kind]
+
+
 @torch.library.custom_op("dwtriton::dual_weight", mutates_args=())
 def dual_weight(
     cls_logits: Sequence[Tensor],
@@ -29,24 +65,23 @@ def dual_weight(
     labels: Tensor,
     offsets: Tensor,
     iscrowd: Tensor | None,
+    weights: Tensor | None,
     strides: Sequence[float],
     soft_prior: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], poison [], and what `box_statistics` returns."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `forward_pass` returns."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
-    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
-    configs = configs_for(pyramid)
+    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd, weights))
     with torch.cuda.device_of(boxes):  # Triton launches on the current device
-        statistics = box_statistics(pyramid, rows, soft_prior, configs.statistics)
-        return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), *statistics
+        return forward_pass(pyramid, rows, soft_prior, configs_for(pyramid))
 
 
 @dual_weight.register_fake
-def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior):
+def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, weights, strides, soft_prior):
     def empty(*shape: int) -> Tensor:
         return boxes.new_empty(shape, dtype=torch.float32)
 
-    return empty(3), empty(3), empty(), empty(6, labels.shape[0]), empty(labels.shape[0], 3, SPLITS)
+    return empty(3), empty(3), empty(), empty(FIELDS, labels.shape[0])
 
 
 @torch.library.custom_op("dwtriton::dual_weight_backward", mutates_args=())
@@ -60,18 +95,16 @@ def dual_weight_backward(
     offsets: Tensor,
     iscrowd: Tensor | None,
     poison: Tensor,
-    ranked: Tensor,
-    parts: Tensor,
+    table: Tensor,
     strides: Sequence[float],
     soft_prior: bool,
 ) -> list[Tensor]:
     """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
-    config = configs_for(pyramid).backward
-    statistics = BoxStatistics(ranked, parts)
     with torch.cuda.device_of(boxes):
-        grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
+        each = grad_losses.contiguous().unbind()
+        grads = backward_pass(pyramid, rows, table, poison, each, soft_prior, configs_for(pyramid))
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 
 
@@ -88,27 +121,25 @@ def _(grad_losses, cls_logits, box_distances, objectness, *_):
 
 
 def _save(ctx, inputs, output) -> None:
-    cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, ctx.strides, ctx.soft_prior = inputs
-    _, counts, poison, ranked, parts = output
+    cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, _, ctx.strides, ctx.soft_prior = inputs
+    _, counts, poison, table = output
     ctx.levels = len(cls_logits)
-    ctx.save_for_backward(
-        boxes, labels, offsets, iscrowd, poison, ranked, parts, *cls_logits, *box_distances, *objectness
-    )
-    ctx.mark_non_differentiable(counts, poison, ranked, parts)
+    ctx.save_for_backward(boxes, labels, offsets, iscrowd, poison, table, *cls_logits, *box_distances, *objectness)
+    ctx.mark_non_differentiable(counts, poison, table)
     ctx.set_materialize_grads(False)  # or else zeros come in for these
 
 
 def _backward(ctx, grad_losses, *_):
     if grad_losses is None:
-        return *([None] * ctx.levels for _ in range(3)), *[None] * 6
+        return *([None] * ctx.levels for _ in range(3)), *[None] * 7
     if torch.is_grad_enabled():
         raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
-    boxes, labels, offsets, iscrowd, poison, ranked, parts, *levels = ctx.saved_tensors
+    boxes, labels, offsets, iscrowd, poison, table, *levels = ctx.saved_tensors
     kinds = [levels[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
     grads = dual_weight_backward(
-        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, ranked, parts, ctx.strides, ctx.soft_prior
+        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, table, ctx.strides, ctx.soft_prior
     )
-    return *(grads[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)), *[None] * 6
+    return *(grads[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)), *[None] * 7
 
 
 dual_weight.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,232 @@
+"""The dense passes: the negative loss as if N were 1 everywhere, and its gradient; they know nothing of boxes.
+
+A program owns TILES times POINTS points of one level and goes through their logits a block of classes at a time. What
+is common is short: a score, a polynomial of it, a product. If a point's sum says that some score may not be low, the
+tile is done again by the exact formulas. Each entry's value depends on its own logits alone, not on which of the two
+ways its tile took. The pairs of points and boxes put right afterwards what N and the positive losses change.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels import formulas
+from dwtriton.kernels.inputs import Pyramid
+from dwtriton.kernels.levels import pick, place
+from dwtriton.kernels.tuning import DenseConfig, blocks_at_once
+
+NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
+
+
+@triton.jit
+def open_points(program, heights, widths, batch, POINTS: tl.constexpr, Z_LAST: tl.constexpr):
+    """The points that a program owns: level, image, number of its first point, and how many there are to count from.
+
+    Where logits are channels_last, the points of all images of a level are one row of points, of "image" 0.
+    """
+    level = program * 0
+    first = program * 0
+    begin = program * 0
+    for i in tl.static_range(len(heights)):
+        here = program >= begin
+        level = tl.where(here, i, level)
+        first = tl.where(here, begin, first)
+        area = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32)
+        if Z_LAST:
+            begin += tl.cdiv(batch * area, POINTS)
+        else:
+            begin += batch * tl.cdiv(area, POINTS)
+    area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
+    number = program - first
+    if Z_LAST:
+        image = number * 0
+        area *= batch
+    else:
+        per_image = tl.cdiv(area, POINTS)
+        image = number // per_image
+        number -= image * per_image
+    return level, image, number * POINTS, area
+
+
+@triton.jit
+def entries(point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, SPAN: tl.constexpr):
+    """Where logits lie and which exist, both [P, BLOCK_C]; SPAN: classes that loops go through, NUM_CLASSES or more."""
+    mask = valid[:, None]
+    if SPAN != NUM_CLASSES:
+        mask = mask & (classes < NUM_CLASSES)[None, :]
+    return place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST), mask
+
+
+@triton.jit(do_not_specialize=["batch"])
+def dense_forward_kernel(
+    z_levels,  # pointers to logits, one for each level; u_levels alike
+    u_levels,
+    heights,
+    widths,
+    sums,  # out: [programs] float64
+    batch,
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Sum over a program's points and all classes of the negative loss with N = 1."""
+    program = tl.program_id(0)
+    level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
+    before = image.to(tl.int64) * area
+    z_first = pick(z_levels, level) + before * NUM_CLASSES + place(first.to(tl.int64), 0, area, NUM_CLASSES, Z_LAST)
+    u_first = pick(u_levels, level) + before + first
+    SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
+    total = tl.zeros((POINTS,), tl.float64)
+    for tile in range(0, TILES):
+        point = tile * POINTS + tl.arange(0, POINTS)
+        valid = first + point < area
+        u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
+        lift, _ = formulas.lift(u)
+        losses = tl.zeros((POINTS, BLOCK_C), tl.float32)
+        for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
+            for i in tl.static_range(BLOCKS):
+                classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
+                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
+                score = formulas.joint_score(z, lift[:, None])
+                losses = tl.fma(formulas.cube(score), formulas.low_negative_loss(score), losses)
+        loss = tl.sum(losses, 1)
+        if tl.max((loss < formulas.LOSS_OF_LOW_SCORE).to(tl.int32) ^ 1) != 0:  # also if it is NaN
+            su, not_u = formulas.sigmoids(u)
+            exact = tl.zeros((POINTS,), tl.float64)
+            for first_class in range(0, SPAN, BLOCK_C):
+                classes = first_class + tl.arange(0, BLOCK_C)
+                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
+                values = formulas.negative_loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+                exact += tl.sum(values.to(tl.float64), 1)
+            total += exact
+        else:
+            total += loss.to(tl.float64)
+    tl.store(sums + program, tl.sum(total))
+
+
+@triton.jit(do_not_specialize=["batch"])
+def dense_backward_kernel(
+    z_levels,  # pointers to logits, one for each level; u_levels alike
+    u_levels,
+    heights,
+    widths,
+    poison,  # [] 1 or NaN
+    grad_loss,  # [] of the sum of the negative loss
+    grad_z_levels,  # out, laid out as z_levels; the others alike
+    grad_d_levels,  # out: zeros
+    grad_u_levels,  # out
+    grad_u,  # out: the same, [points of all levels and images] float32: for the pairs to add to
+    batch,
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Gradients at a program's points as if there were no boxes. From the last point to the first: the logits that the
+    forward pass read last are those that the cache still holds."""
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
+    before = image.to(tl.int64) * area
+    z_offset = before * NUM_CLASSES + place(first.to(tl.int64), 0, area, NUM_CLASSES, Z_LAST)
+    z_first, grad_z_first = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
+    u_first, grad_u_first = pick(u_levels, level) + before + first, pick(grad_u_levels, level) + before + first
+    grad_d_first = pick(grad_d_levels, level) + (before + first) * 4
+    of_level = program * 0
+    for i in tl.static_range(len(heights) - 1):
+        level_points = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32) * batch
+        of_level += tl.where(level > i, level_points, 0)
+    scratch_first = grad_u + of_level.to(tl.int64) + before + first
+    SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
+    factor = tl.load(grad_loss).to(tl.float32) * tl.load(poison)
+    zero = factor * 0
+    for tile in range(0, TILES):
+        point = tile * POINTS + tl.arange(0, POINTS)
+        valid = first + point < area
+        u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
+        lift, not_u = formulas.lift(u)
+        log2_su = -tl.log2(lift)
+        commons = tl.zeros((POINTS, BLOCK_C), tl.float32)
+        for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
+            for i in tl.static_range(BLOCKS):
+                classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
+                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
+                score, not_z = formulas.low_scores(z, lift[:, None], log2_su[:, None])
+                common = formulas.cube(score) * formulas.low_negative_slope(score, factor)
+                commons += common
+                tl.store(grad_z_first + places, common * not_z, mask=mask, eviction_policy="evict_first")
+        of_point = tl.sum(commons, 1)
+        grad = of_point * not_u
+        if tl.max((tl.abs(of_point) <= tl.abs(factor) * formulas.SLOPE_OF_LOW_SCORE).to(tl.int32) ^ 1) != 0:
+            su, exact_not_u = formulas.sigmoids(u)
+            commons = tl.zeros((POINTS, BLOCK_C), tl.float32)
+            exacts = tl.zeros((POINTS, BLOCK_C), tl.float32)
+            for first_class in range(0, SPAN, BLOCK_C):
+                classes = first_class + tl.arange(0, BLOCK_C)
+                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
+                score, not_z = formulas.low_scores(z, lift[:, None], log2_su[:, None])
+                common = formulas.cube(score) * formulas.low_negative_slope(score, factor)
+                slope_z, slope_u = formulas.negative_slopes(z, u[:, None], su[:, None], exact_not_u[:, None])
+                low = score < formulas.LOW_SCORE
+                commons += tl.where(low, common, 0.0)
+                exacts += tl.where(low, 0.0, factor * slope_u)
+                grad_z = tl.where(low, common * not_z, factor * slope_z)
+                tl.store(grad_z_first + places, grad_z, mask=mask, eviction_policy="evict_first")
+            grad = tl.sum(commons, 1) * not_u + tl.sum(exacts, 1)
+        grad += zero  # NaN where targets are invalid
+        tl.store(scratch_first + point, grad, mask=valid)
+        tl.store(grad_u_first + point, grad, mask=valid)
+        sides = tile * POINTS * 4 + tl.arange(0, POINTS * 4)
+        tl.store(grad_d_first + sides, tl.zeros((POINTS * 4,), tl.float32) + zero, mask=first * 4 + sides < area * 4)
+
+
+def dense_forward(pyramid: Pyramid, config: DenseConfig) -> Tensor:
+    """Partial sums of the negative loss with N = 1, float64."""
+    programs = pyramid.dense_programs(config.points * config.tiles)
+    sums = torch.empty(programs, device=pyramid.z[0].device, dtype=torch.float64)
+    dense_forward_kernel[(programs,)](
+        pyramid.z, pyramid.u, *pyramid.sizes, sums, pyramid.batch, **dense_options(pyramid, config)
+    )
+    return sums
+
+
+def dense_backward(
+    pyramid: Pyramid, poison: Tensor, grad_loss: Tensor, grads: list[tuple[Tensor, ...]], config: DenseConfig
+) -> Tensor:
+    """Write gradients of logits, distances and objectness as if there were no boxes; returns those of objectness.
+
+    The latter in float32, of all points, level by level.
+    """
+    grad_z, grad_d, grad_u = grads
+    scratch = torch.empty(pyramid.batch * pyramid.points, device=poison.device)
+    dense_backward_kernel[(pyramid.dense_programs(config.points * config.tiles),)](
+        pyramid.z,
+        pyramid.u,
+        *pyramid.sizes,
+        poison,
+        grad_loss,
+        grad_z,
+        grad_d,
+        grad_u,
+        scratch,
+        pyramid.batch,
+        **dense_options(pyramid, config),
+    )
+    return scratch
+
+
+def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool]:
+    """Constants and launch options. Why without fusion: see `formulas.py`."""
+    blocks = blocks_at_once(pyramid.num_classes, config.classes)
+    constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
+    constants |= {"BLOCK_C": config.classes, "BLOCKS": blocks, "TILES": config.tiles}
+    return constants | {"num_warps": config.warps, "enable_fp_fusion": False}

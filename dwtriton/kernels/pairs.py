@@ -1,0 +1,295 @@
+"""What the pairs of points and boxes change of the dense passes: the last box of a class that holds a point decides N.
+
+A program owns the points of a square, in turn of several. It goes through the boxes that touch the square class by
+class and writes each (point, class) that a box holds, and the gradients of each point, once. Nothing is read back that
+has been rounded: entries of the logits' gradient are computed afresh, and the dense pass leaves float32 gradients of
+the objectness.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels import formulas
+from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, MASS, WEIGHT
+from dwtriton.kernels.inputs import Boxes, Pyramid, Squares, cut
+from dwtriton.kernels.levels import image_rows, load_distances, pick, place
+from dwtriton.kernels.squares import BITS, NO_LABEL, bounds_of, is_inside, load_corners, next_box, open_square
+from dwtriton.kernels.tuning import PairsConfig
+
+MOST_PROGRAMS = 4224  # of the correction: their partial sums are added up by one
+IGNORED_CLASSES = tl.constexpr(4)  # taken at a time where points are to be ignored
+
+
+@triton.jit
+def load_deficits(table, row, capacity):
+    return tl.load(table + DEFICIT_MIN * capacity + row), tl.load(table + DEFICIT_MAX * capacity + row)
+
+
+@triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
+def correction_kernel(
+    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    d_levels,
+    u_levels,
+    heights,
+    widths,
+    strides,
+    offsets,  # [B + 1]
+    table,  # [FIELDS, N], see `boxes.py`
+    sums,  # out: [programs, 2] float64: what the negative loss changes by, and the sum of 1 - N
+    side,  # of a square, in pixels
+    columns,  # squares side by side
+    squares,  # of an image
+    batch,
+    capacity,  # N
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    D_LAST: tl.constexpr,
+    SPANS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    program = tl.program_id(0)
+    change = tl.zeros((LANES,), tl.float64)
+    missing = tl.zeros((LANES,), tl.float64)
+    number = program.to(tl.int64)
+    while number < squares.to(tl.int64) * batch:
+        image = number // squares
+        square = (number - image * squares).to(tl.int32)
+        valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
+        bounds = bounds_of(valid, x, y)
+        first, last = image_rows(offsets, image, capacity)
+        start = first - BITS * LANES
+        notes = tl.zeros((LANES,), tl.int32)
+        row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
+        if label < NO_LABEL:
+            area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
+            before = image * area
+            z_points = pick(z_levels, level) + before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+            d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+            distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
+            u = tl.load(pick(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
+            lift, _ = formulas.lift(u)
+            su, not_u = formulas.sigmoids(u)
+            ignored = valid & (x != x)
+            while label < 0:
+                ignored |= is_inside(valid, x, y, load_corners(table, row, capacity))
+                row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
+            while label < NO_LABEL:
+                run = label
+                neg = tl.full((LANES,), 1.0, tl.float32)  # N, and 1 where boxes of no weight are to be ignored
+                counted = tl.full((LANES,), 1.0, tl.float32)
+                while label == run:
+                    x1, y1, x2, y2 = load_corners(table, row, capacity)
+                    inside = is_inside(valid, x, y, (x1, y1, x2, y2))
+                    iou, _ = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
+                    deficit_min, deficit_max = load_deficits(table, row, capacity)
+                    stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
+                    without = tl.load(table + WEIGHT * capacity + row) == 0
+                    neg = tl.where(inside, tl.where(without, 0.0, stretched), neg)
+                    counted = tl.where(inside, tl.where(without, 1.0, stretched), counted)
+                    row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
+                changed = valid & (ignored == 0) & (neg != 1)
+                if tl.max(changed.to(tl.int32)) != 0:
+                    z_places = place(0, tl.minimum(run, NUM_CLASSES - 1), area, NUM_CLASSES, Z_LAST)
+                    z = tl.load(z_points + z_places, mask=changed, other=0.0).to(tl.float32)
+                    loss = formulas.negative_loss(z, u, lift, su, not_u).to(tl.float64)
+                    change += tl.where(changed, (neg.to(tl.float64) - 1) * loss, 0.0)
+                    missing += tl.where(changed, 1 - counted.to(tl.float64), 0.0)
+            if tl.max(ignored.to(tl.int32)) != 0:
+                for first_class in range(0, NUM_CLASSES, IGNORED_CLASSES):
+                    classes = first_class + tl.arange(0, IGNORED_CLASSES)
+                    z_places = place(0, classes[None, :], area[:, None], NUM_CLASSES, Z_LAST)
+                    mask = ignored[:, None] & (classes < NUM_CLASSES)[None, :]
+                    z = tl.load(z_points[:, None] + z_places, mask=mask, other=float("-inf")).to(tl.float32)
+                    loss = formulas.negative_loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+                    change -= tl.sum(loss.to(tl.float64), 1)
+        number += tl.num_programs(0)
+    tl.store(sums + 2 * program, tl.sum(change))
+    tl.store(sums + 2 * program + 1, tl.sum(missing))
+
+
+@triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
+def pairs_backward_kernel(
+    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    d_levels,
+    u_levels,
+    heights,
+    widths,
+    strides,
+    offsets,  # [B + 1]
+    table,  # [FIELDS, N], see `boxes.py`
+    poison,  # [] 1 or NaN
+    grad_pos,  # [] of the sum of loss_cls_pos; the others alike
+    grad_loc,
+    grad_neg,
+    grad_u,  # [points of all levels and images] float32: that of the dense pass
+    grad_z_levels,  # out, laid out as z_levels; the others alike: what the dense pass wrote is replaced
+    grad_d_levels,
+    grad_u_levels,
+    side,  # of a square, in pixels
+    columns,  # squares side by side
+    squares,  # of an image
+    batch,
+    capacity,  # N
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    D_LAST: tl.constexpr,
+    SOFT: tl.constexpr,
+    SPANS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    number = tl.program_id(0).to(tl.int64)
+    while number < squares.to(tl.int64) * batch:
+        image = number // squares
+        square = (number - image * squares).to(tl.int32)
+        valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
+        bounds = bounds_of(valid, x, y)
+        first, last = image_rows(offsets, image, capacity)
+        start = first - BITS * LANES
+        notes = tl.zeros((LANES,), tl.int32)
+        row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
+        if label < NO_LABEL:
+            area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
+            stride = pick(strides, level)
+            of_levels = level * 0
+            for i in tl.static_range(len(SPANS) - 1):
+                level_points = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32) * batch
+                of_levels += tl.where(level > i, level_points, 0)
+            before = image * area
+            z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+            z_points, grad_z_points = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
+            d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+            distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
+            u = tl.load(pick(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
+            su, not_u = formulas.sigmoids(u)
+            factor = tl.load(poison)
+            pos_factor = 0.25 * tl.load(grad_pos).to(tl.float32) * factor
+            loc_factor = 1.25 * tl.load(grad_loc).to(tl.float32) * factor
+            neg_factor = tl.load(grad_neg).to(tl.float32) * factor
+
+            ignored = valid & (x != x)
+            while label < 0:
+                ignored |= is_inside(valid, x, y, load_corners(table, row, capacity))
+                row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
+            if tl.max(ignored.to(tl.int32)) != 0:
+                for first_class in range(0, NUM_CLASSES, IGNORED_CLASSES):
+                    classes = first_class + tl.arange(0, IGNORED_CLASSES)
+                    z_places = place(0, classes[None, :], area[:, None], NUM_CLASSES, Z_LAST)
+                    mask = ignored[:, None] & (classes < NUM_CLASSES)[None, :]
+                    zeros = tl.zeros((LANES, IGNORED_CLASSES), tl.float32) + 0 * neg_factor
+                    tl.store(grad_z_points[:, None] + z_places, zeros, mask=mask)
+                tl.debug_barrier()  # some of them are written again below
+
+            touched = ignored
+            du = tl.zeros((LANES,), tl.float32)
+            dl = tl.zeros((LANES,), tl.float32)
+            dt = tl.zeros((LANES,), tl.float32)
+            dr = tl.zeros((LANES,), tl.float32)
+            db = tl.zeros((LANES,), tl.float32)
+            while label < NO_LABEL:
+                run = label
+                z_places = place(0, tl.minimum(run, NUM_CLASSES - 1), area, NUM_CLASSES, Z_LAST)
+                held = valid & (x != x)
+                neg = tl.full((LANES,), 1.0, tl.float32)
+                class_pos = tl.zeros((LANES,), tl.float32)
+                z = tl.zeros((LANES,), tl.float32)
+                while label == run:
+                    x1, y1, x2, y2 = load_corners(table, row, capacity)
+                    inside = is_inside(valid, x, y, (x1, y1, x2, y2))
+                    z = tl.where(inside, tl.load(z_points + z_places, mask=inside, other=0.0).to(tl.float32), z)
+                    sides = (x - x1, y - y1, x2 - x, y2 - y)
+                    iou, reg_loss = formulas.overlap(distances, sides)
+                    reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
+                    prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
+                    t = formulas.alignment(formulas.sigmoids(z)[0] * su, reg_loss)
+                    weight = tl.load(table + WEIGHT * capacity + row)
+                    share = weight / tl.load(table + MASS * capacity + row)
+                    pos = tl.where(inside, formulas.positive_share(t, prior) * share, 0.0)
+                    slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
+                    scaled = loc_factor * pos
+                    dl += tl.where(inside, scaled * slope_l, 0.0)
+                    dt += tl.where(inside, scaled * slope_t, 0.0)
+                    dr += tl.where(inside, scaled * slope_r, 0.0)
+                    db += tl.where(inside, scaled * slope_b, 0.0)
+                    deficit_min, deficit_max = load_deficits(table, row, capacity)
+                    stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
+                    neg = tl.where(inside, tl.where(weight == 0, 0.0, stretched), neg)
+                    class_pos += pos
+                    held |= inside
+                    row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
+                slope_z, slope_u = formulas.negative_slopes(z, u, su, not_u)
+                of_pos = pos_factor * class_pos
+                dz = neg_factor * tl.where(ignored, 0.0, neg) * slope_z - of_pos * formulas.sigmoids(z)[1]
+                tl.store(grad_z_points + z_places, dz, mask=held)
+                less = tl.where(ignored, 0.0, neg - 1)
+                du += tl.where(held, neg_factor * less * slope_u - of_pos * not_u, 0.0)
+                touched |= held
+            dense = tl.load(grad_u + of_levels.to(tl.int64) + before + point, mask=touched, other=0.0)
+            du += tl.where(ignored, 0 * neg_factor, dense)
+            tl.store(pick(grad_u_levels, level) + before + point, du, mask=touched)
+            grad_d_points = pick(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+            step = place(0, 1, area, 4, D_LAST)
+            tl.store(grad_d_points, dl, mask=touched)
+            tl.store(grad_d_points + step, dt, mask=touched)
+            tl.store(grad_d_points + 2 * step, dr, mask=touched)
+            tl.store(grad_d_points + 3 * step, db, mask=touched)
+        number += tl.num_programs(0)
+
+
+def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) -> Tensor:
+    """Partial sums, [programs, 2] float64, of what boxes change of the negative loss with N = 1, and of 1 - N."""
+    squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
+    programs = min(MOST_PROGRAMS, squares.count * pyramid.batch) if table.shape[1] else 0
+    sums = torch.empty(programs, 2, device=table.device, dtype=torch.float64)
+    if programs:
+        correction_kernel[(programs,)](
+            *pyramid.arguments,
+            boxes.offsets,
+            table,
+            sums,
+            *squares[:3],
+            pyramid.batch,
+            table.shape[1],
+            **pair_options(pyramid, squares, config),
+        )
+    return sums
+
+
+def pairs_backward(
+    pyramid: Pyramid,
+    boxes: Boxes,
+    table: Tensor,
+    poison: Tensor,
+    grad_losses: Sequence[Tensor],
+    dense_grad_u: Tensor,
+    grads: list[tuple[Tensor, ...]],
+    soft_prior: bool,
+    config: PairsConfig,
+) -> None:
+    """Put right, at the points of boxes, the gradients that the dense pass wrote."""
+    squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
+    if table.shape[1]:
+        pairs_backward_kernel[(squares.count * pyramid.batch,)](
+            *pyramid.arguments,
+            boxes.offsets,
+            table,
+            poison,
+            *grad_losses,
+            dense_grad_u,
+            *grads,
+            *squares[:3],
+            pyramid.batch,
+            table.shape[1],
+            SOFT=soft_prior,
+            **pair_options(pyramid, squares, config),
+        )
+
+
+def pair_options(pyramid: Pyramid, squares: Squares, config: PairsConfig) -> dict[str, object]:
+    """Constants and launch options."""
+    constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
+    constants |= {"SPANS": squares.spans, "LANES": squares.lanes}
+    return constants | {"num_warps": config.warps, "enable_fp_fusion": False}
