@@ -10,11 +10,11 @@ from torch import Tensor
 from dwtriton.dense_weights import DualWeights, last_of_class
 from dwtriton.kernels import formulas
 from dwtriton.kernels.bags import box_bags, image_of_rows
-from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, LABEL, MASS, ROW, box_table
+from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, LABEL, MASS, ROW, box_table, details_of, load_corners
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.levels import load_distances, pick, place
 from dwtriton.kernels.ops import configs_for
-from dwtriton.kernels.squares import is_inside, load_corners
+from dwtriton.kernels.squares import is_inside
 from dwtriton.points import pyramid_points
 from dwtriton.targets import PackedTargets
 
@@ -30,7 +30,7 @@ def assign_kernel(
     widths,
     strides,
     offsets,  # [B + 1]
-    table,  # [FIELDS, N], see `boxes.py`
+    table,  # [FIELDS * N], see `boxes_kernel`
     inside_out,  # out: [N, points] bool; pairs outside are left as they are, here and below
     iou_out,  # out: [N, points]
     prior_out,  # out: [N, points]
@@ -49,7 +49,8 @@ def assign_kernel(
     row = tl.program_id(0)
     image = tl.sum(image_of_rows(row + tl.arange(0, 1), offsets, batch))
     if image < batch:
-        label = tl.load(table + LABEL * capacity + row).to(tl.int32)
+        details = details_of(table, row, capacity)
+        label = tl.load(details + LABEL).to(tl.int32)
         number = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         level = number * 0
         begin = number * 0
@@ -75,10 +76,10 @@ def assign_kernel(
         prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
         score = formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0]
         t = formulas.alignment(score, tl.where(inside, reg_loss, 0.0))
-        pos = formulas.positive_weight(t, prior, tl.load(table + MASS * capacity + row))
-        deficit_min = tl.load(table + DEFICIT_MIN * capacity + row)
-        neg = formulas.negative_weight(iou, deficit_min, tl.load(table + DEFICIT_MAX * capacity + row))
-        source = tl.load(table + ROW * capacity + row).to(tl.int64)
+        pos = formulas.positive_weight(t, prior, tl.load(details + MASS))
+        deficit_min = tl.load(details + DEFICIT_MIN)
+        neg = formulas.negative_weight(iou, deficit_min, tl.load(details + DEFICIT_MAX))
+        source = tl.load(details + ROW).to(tl.int64)
         pairs = tl.minimum(tl.maximum(source, 0), capacity - 1) * points + number
         tl.store(inside_out + pairs, inside, mask=inside)
         tl.store(iou_out + pairs, iou, mask=inside)

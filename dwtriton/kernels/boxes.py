@@ -14,13 +14,27 @@ from dwtriton.kernels.inputs import Boxes, Pyramid
 from dwtriton.kernels.levels import image_rows
 
 ROWS_EACH = 16  # rows of the targets that a program sorts
-FIELDS = 10  # of a box in the table
-LABEL, WEIGHT = tl.constexpr(4), tl.constexpr(5)  # class (-1: region to ignore) and weight, after x1, y1, x2, y2
-MASS = tl.constexpr(6)  # denominator of its positive weights
-DEFICIT_MIN, DEFICIT_MAX = tl.constexpr(7), tl.constexpr(8)
-ROW = tl.constexpr(9)  # of the packed targets
+FIELDS = 12  # numbers of a box in the table: x1, y1, x2 and y2 of all boxes first, then what else each has
+DETAILS = tl.constexpr(8)
+LABEL, WEIGHT = tl.constexpr(0), tl.constexpr(1)  # class (-1: region to ignore) and weight
+MASS = tl.constexpr(2)  # denominator of its positive weights
+DEFICIT_MIN, DEFICIT_MAX = tl.constexpr(3), tl.constexpr(4)
+ROW = tl.constexpr(5)  # of the packed targets
 BOX_SUMS = tl.constexpr(4)  # both positive losses, weights of boxes, invalid boxes
 COMPARED = tl.constexpr(128)  # boxes that others are compared with at once, to sort them
+
+
+@triton.jit
+def load_corners(table, row, capacity):
+    """x1, y1, x2, y2 of a box of the table."""
+    box = table + row
+    return tl.load(box), tl.load(box + capacity), tl.load(box + 2 * capacity), tl.load(box + 3 * capacity)
+
+
+@triton.jit
+def details_of(table, row, capacity):
+    """Where the table has the other numbers of a box."""
+    return table + 4 * capacity + row * DETAILS
 
 
 @triton.jit(do_not_specialize=["batch", "capacity"])
@@ -31,7 +45,7 @@ def boxes_kernel(
     weights,  # [N] float32; unused unless WEIGHTED
     offsets,  # [B + 1]
     bags,  # [N, S, SUMS]
-    table,  # out: [FIELDS, N] float32; rows of padding are left
+    table,  # out: [FIELDS * N] float32: corners [4, N], then [N, DETAILS]; rows of padding are left
     sums,  # out: [programs, BOX_SUMS] float64
     batch,
     capacity,  # N
@@ -98,12 +112,13 @@ def boxes_kernel(
     tl.store(row_of + capacity, y1, mask=stored)
     tl.store(row_of + 2 * capacity, x2, mask=stored)
     tl.store(row_of + 3 * capacity, y2, mask=stored)
-    tl.store(row_of + LABEL * capacity, label.to(tl.float32), mask=stored)
-    tl.store(row_of + WEIGHT * capacity, weight, mask=stored)
-    tl.store(row_of + MASS * capacity, mass.to(tl.float32), mask=stored)
-    tl.store(row_of + DEFICIT_MIN * capacity, deficit_min.to(tl.float32), mask=stored)
-    tl.store(row_of + DEFICIT_MAX * capacity, tl.minimum(deficit_max, 1.0).to(tl.float32), mask=stored)
-    tl.store(row_of + ROW * capacity, rows.to(tl.float32), mask=stored)
+    details = table + 4 * capacity + tl.where(stored, position, 0) * DETAILS
+    tl.store(details + LABEL, label.to(tl.float32), mask=stored)
+    tl.store(details + WEIGHT, weight, mask=stored)
+    tl.store(details + MASS, mass.to(tl.float32), mask=stored)
+    tl.store(details + DEFICIT_MIN, deficit_min.to(tl.float32), mask=stored)
+    tl.store(details + DEFICIT_MAX, tl.minimum(deficit_max, 1.0).to(tl.float32), mask=stored)
+    tl.store(details + ROW, rows.to(tl.float32), mask=stored)
 
     given = tl.load(labels + rows, mask=used, other=0)  # that of a region to ignore has to be right, too
     right = (x1 <= x2) & (y1 <= y2) & (x1 > float("-inf")) & (y1 > float("-inf")) & (x2 < float("inf"))
@@ -119,10 +134,10 @@ def boxes_kernel(
 
 
 def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor) -> tuple[Tensor, Tensor]:
-    """The table [FIELDS, N] and partial sums over boxes [programs, BOX_SUMS], see `boxes_kernel`."""
+    """The table [FIELDS * N] and partial sums over boxes [programs, BOX_SUMS], see `boxes_kernel`."""
     rows, splits, _ = bags.shape
     programs = -(-rows // ROWS_EACH)
-    table = torch.empty(FIELDS, rows, device=bags.device)
+    table = torch.empty(FIELDS * rows, device=bags.device)
     sums = torch.empty(programs, BOX_SUMS.value, device=bags.device, dtype=torch.float64)
     if rows:
         boxes_kernel[(programs,)](

@@ -14,8 +14,11 @@ from torch import Tensor
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.levels import pick, place
-from dwtriton.kernels.tuning import DenseConfig, blocks_at_once
+from dwtriton.kernels.tuning import DenseConfig
 
+MOST_BLOCKS = 6  # of classes, that are read without a loop: all, or an equal share of them
+HIGH_CLASSES = 8  # taken at a time where scores are high
+MAX_REGISTERS = 64  # of a thread: memory's latency is hidden by 32 warps on a multiprocessor
 NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
 
 
@@ -50,12 +53,59 @@ def open_points(program, heights, widths, batch, POINTS: tl.constexpr, Z_LAST: t
 
 
 @triton.jit
-def entries(point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, SPAN: tl.constexpr):
-    """Where logits lie and which exist, both [P, BLOCK_C]; SPAN: classes that loops go through, NUM_CLASSES or more."""
+def entries(point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, MASKED: tl.constexpr):
+    """Where logits of a block of classes lie and which exist, both [P, BLOCK_C]."""
     mask = valid[:, None]
-    if SPAN != NUM_CLASSES:
+    if MASKED:
         mask = mask & (classes < NUM_CLASSES)[None, :]
     return place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST), mask
+
+
+@triton.jit
+def any_not(condition):
+    """Whether a condition does not hold somewhere."""
+    return tl.max((condition == 0).to(tl.int32)) != 0
+
+
+@triton.jit
+def exact_losses(z_points, point, valid, u, lift, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr):
+    """Negative losses of any scores added up over the classes, [P] float64."""
+    su, not_u = formulas.sigmoids(u)
+    total = tl.zeros(point.shape, tl.float64)
+    for first_class in range(0, NUM_CLASSES, HIGH_C):
+        classes = first_class + tl.arange(0, HIGH_C)
+        places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, NUM_CLASSES % HIGH_C != 0)
+        z = tl.load(z_points + places, mask=mask, other=NO_SCORE).to(tl.float32)
+        score = formulas.joint_score(z, lift[:, None])
+        losses = formulas.cube(score) * formulas.low_negative_loss(score)
+        if any_not(score < formulas.LOW_SCORE):
+            losses = formulas.negative_loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+        total += tl.sum(losses.to(tl.float64), 1)
+    return total
+
+
+@triton.jit
+def exact_gradients(z_points, grad_z_points, rows, factor, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr):
+    """Write gradients of logits whose scores are not low; returns those of the objectness from all classes, [P].
+
+    `rows` are point, valid, u and what `formulas.lift` makes of it, as in the kernel.
+    """
+    point, valid, u, lift, log2_su, not_u = rows
+    su, exact_not_u = formulas.sigmoids(u)
+    total = tl.zeros(point.shape, tl.float32)
+    for first_class in range(0, NUM_CLASSES, HIGH_C):
+        classes = first_class + tl.arange(0, HIGH_C)
+        places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, NUM_CLASSES % HIGH_C != 0)
+        z = tl.load(z_points + places, mask=mask, other=NO_SCORE).to(tl.float32)
+        score, _ = formulas.low_scores(z, lift[:, None], log2_su[:, None])
+        low = score < formulas.LOW_SCORE
+        grad_u = formulas.cube(score) * formulas.low_negative_slope(score, factor) * not_u[:, None]
+        if any_not(low):
+            slope_z, slope_u = formulas.negative_slopes(z, u[:, None], su[:, None], exact_not_u[:, None])
+            grad_u = tl.where(low, grad_u, factor * slope_u)
+            tl.store(grad_z_points + places, factor * slope_z, mask=mask & (low == 0))
+        total += tl.sum(grad_u, 1)
+    return total
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -70,10 +120,14 @@ def dense_forward_kernel(
     Z_LAST: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    HIGH_C: tl.constexpr,
     BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Sum over a program's points and all classes of the negative loss with N = 1."""
+    """Sum over a program's points and all classes of the negative loss with N = 1.
+
+    It reads BLOCKS blocks of BLOCK_C classes without a loop.
+    """
     program = tl.program_id(0)
     level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
     before = image.to(tl.int64) * area
@@ -90,21 +144,13 @@ def dense_forward_kernel(
         for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
-                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
                 z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
                 score = formulas.joint_score(z, lift[:, None])
                 losses = tl.fma(formulas.cube(score), formulas.low_negative_loss(score), losses)
         loss = tl.sum(losses, 1)
-        if tl.max((loss < formulas.LOSS_OF_LOW_SCORE).to(tl.int32) ^ 1) != 0:  # also if it is NaN
-            su, not_u = formulas.sigmoids(u)
-            exact = tl.zeros((POINTS,), tl.float64)
-            for first_class in range(0, SPAN, BLOCK_C):
-                classes = first_class + tl.arange(0, BLOCK_C)
-                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
-                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
-                values = formulas.negative_loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
-                exact += tl.sum(values.to(tl.float64), 1)
-            total += exact
+        if any_not(loss < formulas.LOSS_OF_LOW_SCORE):  # a high score, or NaN
+            total += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
         else:
             total += loss.to(tl.float64)
     tl.store(sums + program, tl.sum(total))
@@ -127,11 +173,14 @@ def dense_backward_kernel(
     Z_LAST: tl.constexpr,
     POINTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    HIGH_C: tl.constexpr,
     BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Gradients at a program's points as if there were no boxes. From the last point to the first: the logits that the
-    forward pass read last are those that the cache still holds."""
+    """Gradients at a program's points as if there were no boxes; constants are those of the forward pass.
+
+    From the last point to the first: the logits that the forward pass read last are those that the cache still holds.
+    """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
     before = image.to(tl.int64) * area
@@ -139,11 +188,11 @@ def dense_backward_kernel(
     z_first, grad_z_first = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
     u_first, grad_u_first = pick(u_levels, level) + before + first, pick(grad_u_levels, level) + before + first
     grad_d_first = pick(grad_d_levels, level) + (before + first) * 4
-    of_level = program * 0
+    of_levels = program * 0
     for i in tl.static_range(len(heights) - 1):
         level_points = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32) * batch
-        of_level += tl.where(level > i, level_points, 0)
-    scratch_first = grad_u + of_level.to(tl.int64) + before + first
+        of_levels += tl.where(level > i, level_points, 0)
+    scratch_first = grad_u + of_levels.to(tl.int64) + before + first
     SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
     factor = tl.load(grad_loss).to(tl.float32) * tl.load(poison)
     zero = factor * 0
@@ -157,7 +206,7 @@ def dense_backward_kernel(
         for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
-                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
                 z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
                 score, not_z = formulas.low_scores(z, lift[:, None], log2_su[:, None])
                 common = formulas.cube(score) * formulas.low_negative_slope(score, factor)
@@ -165,23 +214,12 @@ def dense_backward_kernel(
                 tl.store(grad_z_first + places, common * not_z, mask=mask, eviction_policy="evict_first")
         of_point = tl.sum(commons, 1)
         grad = of_point * not_u
-        if tl.max((tl.abs(of_point) <= tl.abs(factor) * formulas.SLOPE_OF_LOW_SCORE).to(tl.int32) ^ 1) != 0:
-            su, exact_not_u = formulas.sigmoids(u)
-            commons = tl.zeros((POINTS, BLOCK_C), tl.float32)
-            exacts = tl.zeros((POINTS, BLOCK_C), tl.float32)
-            for first_class in range(0, SPAN, BLOCK_C):
-                classes = first_class + tl.arange(0, BLOCK_C)
-                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
-                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
-                score, not_z = formulas.low_scores(z, lift[:, None], log2_su[:, None])
-                common = formulas.cube(score) * formulas.low_negative_slope(score, factor)
-                slope_z, slope_u = formulas.negative_slopes(z, u[:, None], su[:, None], exact_not_u[:, None])
-                low = score < formulas.LOW_SCORE
-                commons += tl.where(low, common, 0.0)
-                exacts += tl.where(low, 0.0, factor * slope_u)
-                grad_z = tl.where(low, common * not_z, factor * slope_z)
-                tl.store(grad_z_first + places, grad_z, mask=mask, eviction_policy="evict_first")
-            grad = tl.sum(commons, 1) * not_u + tl.sum(exacts, 1)
+        high = (tl.abs(of_point) <= tl.abs(factor) * formulas.SLOPE_OF_LOW_SCORE) == 0  # a high score, or NaN
+        if tl.max(high.to(tl.int32)) != 0:
+            tl.debug_barrier()  # other threads wrote what is written again
+            rows = (point, valid, u, lift, log2_su, not_u)
+            exact = exact_gradients(z_first, grad_z_first, rows, factor, area, NUM_CLASSES, Z_LAST, HIGH_C)
+            grad = tl.where(high, exact, grad)
         grad += zero  # NaN where targets are invalid
         tl.store(scratch_first + point, grad, mask=valid)
         tl.store(grad_u_first + point, grad, mask=valid)
@@ -226,7 +264,9 @@ def dense_backward(
 
 def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool]:
     """Constants and launch options. Why without fusion: see `formulas.py`."""
-    blocks = blocks_at_once(pyramid.num_classes, config.classes)
+    blocks = -(-pyramid.num_classes // config.classes)
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
-    constants |= {"BLOCK_C": config.classes, "BLOCKS": blocks, "TILES": config.tiles}
-    return constants | {"num_warps": config.warps, "enable_fp_fusion": False}
+    constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES)}
+    constants |= {"BLOCK_C": config.classes, "BLOCKS": -(-blocks // -(-blocks // MOST_BLOCKS)), "TILES": config.tiles}
+    limit = {} if torch.version.hip else {"maxnreg": MAX_REGISTERS}
+    return constants | limit | {"num_warps": config.warps, "enable_fp_fusion": False}

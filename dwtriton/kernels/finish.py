@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dwtriton.kernels.boxes import BOX_SUMS
 
-ADDED_TOGETHER = 1024  # partial sums that the program reads at once
+ADDED_TOGETHER = 4096  # partial sums that the program reads at once
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def finish(dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor) -> tuple[Ten
         len(pair_sums),
         len(box_sums),
         BLOCK=ADDED_TOGETHER,
-        num_warps=8,
+        num_warps=16,
         enable_fp_fusion=False,
     )
     return losses, counts, poison

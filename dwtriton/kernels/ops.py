@@ -81,7 +81,7 @@ def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, we
     def empty(*shape: int) -> Tensor:
         return boxes.new_empty(shape, dtype=torch.float32)
 
-    return empty(3), empty(3), empty(), empty(FIELDS, labels.shape[0])
+    return empty(3), empty(3), empty(), empty(FIELDS * labels.shape[0])
 
 
 @torch.library.custom_op("dwtriton::dual_weight_backward", mutates_args=())

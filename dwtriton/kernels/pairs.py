@@ -14,19 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, MASS, WEIGHT
+from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, MASS, WEIGHT, details_of, load_corners
 from dwtriton.kernels.inputs import Boxes, Pyramid, Squares, cut
 from dwtriton.kernels.levels import image_rows, load_distances, pick, place
-from dwtriton.kernels.squares import BITS, NO_LABEL, bounds_of, is_inside, load_corners, next_box, open_square
+from dwtriton.kernels.squares import BITS, NO_LABEL, bounds_of, is_inside, next_box, open_square
 from dwtriton.kernels.tuning import PairsConfig
 
 MOST_PROGRAMS = 4224  # of the correction: their partial sums are added up by one
 IGNORED_CLASSES = tl.constexpr(4)  # taken at a time where points are to be ignored
-
-
-@triton.jit
-def load_deficits(table, row, capacity):
-    return tl.load(table + DEFICIT_MIN * capacity + row), tl.load(table + DEFICIT_MAX * capacity + row)
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
@@ -38,7 +33,7 @@ def correction_kernel(
     widths,
     strides,
     offsets,  # [B + 1]
-    table,  # [FIELDS, N], see `boxes.py`
+    table,  # [FIELDS * N], see `boxes_kernel`
     sums,  # out: [programs, 2] float64: what the negative loss changes by, and the sum of 1 - N
     side,  # of a square, in pixels
     columns,  # squares side by side
@@ -54,19 +49,19 @@ def correction_kernel(
     program = tl.program_id(0)
     change = tl.zeros((LANES,), tl.float64)
     missing = tl.zeros((LANES,), tl.float64)
-    number = program.to(tl.int64)
-    while number < squares.to(tl.int64) * batch:
+    number = program
+    while number < squares * batch:
         image = number // squares
-        square = (number - image * squares).to(tl.int32)
-        valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
-        bounds = bounds_of(valid, x, y)
+        square = number - image * squares
+        bounds = bounds_of(square, columns, side)
         first, last = image_rows(offsets, image, capacity)
         start = first - BITS * LANES
         notes = tl.zeros((LANES,), tl.int32)
         row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
         if label < NO_LABEL:
+            valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
             area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
-            before = image * area
+            before = image.to(tl.int64) * area
             z_points = pick(z_levels, level) + before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
             d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
             distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
@@ -85,9 +80,10 @@ def correction_kernel(
                     x1, y1, x2, y2 = load_corners(table, row, capacity)
                     inside = is_inside(valid, x, y, (x1, y1, x2, y2))
                     iou, _ = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
-                    deficit_min, deficit_max = load_deficits(table, row, capacity)
+                    details = details_of(table, row, capacity)
+                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
                     stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
-                    without = tl.load(table + WEIGHT * capacity + row) == 0
+                    without = tl.load(details + WEIGHT) == 0
                     neg = tl.where(inside, tl.where(without, 0.0, stretched), neg)
                     counted = tl.where(inside, tl.where(without, 1.0, stretched), counted)
                     row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
@@ -120,7 +116,7 @@ def pairs_backward_kernel(
     widths,
     strides,
     offsets,  # [B + 1]
-    table,  # [FIELDS, N], see `boxes.py`
+    table,  # [FIELDS * N], see `boxes_kernel`
     poison,  # [] 1 or NaN
     grad_pos,  # [] of the sum of loss_cls_pos; the others alike
     grad_loc,
@@ -141,24 +137,24 @@ def pairs_backward_kernel(
     SPANS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64)
-    while number < squares.to(tl.int64) * batch:
+    number = tl.program_id(0)
+    while number < squares * batch:
         image = number // squares
-        square = (number - image * squares).to(tl.int32)
-        valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
-        bounds = bounds_of(valid, x, y)
+        square = number - image * squares
+        bounds = bounds_of(square, columns, side)
         first, last = image_rows(offsets, image, capacity)
         start = first - BITS * LANES
         notes = tl.zeros((LANES,), tl.int32)
         row, label, notes, start = next_box(notes, start, last, table, capacity, bounds, LANES)
         if label < NO_LABEL:
+            valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
             area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
             stride = pick(strides, level)
             of_levels = level * 0
             for i in tl.static_range(len(SPANS) - 1):
                 level_points = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32) * batch
                 of_levels += tl.where(level > i, level_points, 0)
-            before = image * area
+            before = image.to(tl.int64) * area
             z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
             z_points, grad_z_points = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
             d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
@@ -205,8 +201,9 @@ def pairs_backward_kernel(
                     reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
                     prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
                     t = formulas.alignment(formulas.sigmoids(z)[0] * su, reg_loss)
-                    weight = tl.load(table + WEIGHT * capacity + row)
-                    share = weight / tl.load(table + MASS * capacity + row)
+                    details = details_of(table, row, capacity)
+                    weight = tl.load(details + WEIGHT)
+                    share = weight / tl.load(details + MASS)
                     pos = tl.where(inside, formulas.positive_share(t, prior) * share, 0.0)
                     slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
                     scaled = loc_factor * pos
@@ -214,7 +211,7 @@ def pairs_backward_kernel(
                     dt += tl.where(inside, scaled * slope_t, 0.0)
                     dr += tl.where(inside, scaled * slope_r, 0.0)
                     db += tl.where(inside, scaled * slope_b, 0.0)
-                    deficit_min, deficit_max = load_deficits(table, row, capacity)
+                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
                     stretched = formulas.negative_weight(iou, deficit_min, deficit_max)
                     neg = tl.where(inside, tl.where(weight == 0, 0.0, stretched), neg)
                     class_pos += pos
@@ -242,7 +239,7 @@ def pairs_backward_kernel(
 def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) -> Tensor:
     """Partial sums, [programs, 2] float64, of what boxes change of the negative loss with N = 1, and of 1 - N."""
     squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
-    programs = min(MOST_PROGRAMS, squares.count * pyramid.batch) if table.shape[1] else 0
+    programs = min(MOST_PROGRAMS, squares.count * pyramid.batch) if len(table) else 0
     sums = torch.empty(programs, 2, device=table.device, dtype=torch.float64)
     if programs:
         correction_kernel[(programs,)](
@@ -252,7 +249,7 @@ def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) 
             sums,
             *squares[:3],
             pyramid.batch,
-            table.shape[1],
+            len(boxes.labels),
             **pair_options(pyramid, squares, config),
         )
     return sums
@@ -271,7 +268,7 @@ def pairs_backward(
 ) -> None:
     """Put right, at the points of boxes, the gradients that the dense pass wrote."""
     squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
-    if table.shape[1]:
+    if len(table):
         pairs_backward_kernel[(squares.count * pyramid.batch,)](
             *pyramid.arguments,
             boxes.offsets,
@@ -282,7 +279,7 @@ def pairs_backward(
             *grads,
             *squares[:3],
             pyramid.batch,
-            table.shape[1],
+            len(boxes.labels),
             SOFT=soft_prior,
             **pair_options(pyramid, squares, config),
         )

@@ -8,8 +8,7 @@ come one after another in their sorted order, class by class.
 import triton
 import triton.language as tl
 
-from dwtriton.kernels.boxes import LABEL
-from dwtriton.kernels.levels import image_rows, pick, place
+from dwtriton.kernels.boxes import LABEL, details_of
 
 NO_LABEL = tl.constexpr(2**30)  # above all classes
 BITS = tl.constexpr(32)  # boxes that a lane notes at once
@@ -17,9 +16,12 @@ NO_BOX = tl.constexpr(2**30)
 
 
 @triton.jit
-def first_centre(edge, stride, count):
-    """First of `count` cells in a row whose centre is at `edge` or beyond."""
-    cell = tl.ceil(edge / stride - 0.5)
+def first_centre(edge, inverse, count):
+    """First of `count` cells in a row whose centre is at `edge` or beyond; `inverse` is one over their stride.
+
+    But for rounding, which is the same for the square that ends at the edge and the one that begins there.
+    """
+    cell = tl.ceil(edge * inverse - 0.5)
     return tl.minimum(tl.maximum(cell, 0.0), count).to(tl.int32)
 
 
@@ -40,8 +42,9 @@ def open_square(square, columns, side, heights, widths, strides, SPANS: tl.const
         span = SPANS[i]
         begin = lanes_before(SPANS, i)
         width, height, stride = widths[i], heights[i], strides[i]
-        left, right = first_centre(across * side, stride, width), first_centre((across + 1) * side, stride, width)
-        top, bottom = first_centre(down * side, stride, height), first_centre((down + 1) * side, stride, height)
+        inverse = 1 / stride
+        left, right = first_centre(across * side, inverse, width), first_centre((across + 1) * side, inverse, width)
+        top, bottom = first_centre(down * side, inverse, height), first_centre((down + 1) * side, inverse, height)
         column, row = left + (lane - begin) % span, top + (lane - begin) // span
         here = (lane >= begin) & (lane < begin + span * span)
         level = tl.where(here, i, level)
@@ -59,12 +62,10 @@ def lanes_before(spans, level):
 
 
 @triton.jit
-def bounds_of(valid, x, y):
-    """Least and greatest x and y of a square's points."""
-    far = float("inf")
-    low_x, low_y = tl.min(tl.where(valid, x, far)), tl.min(tl.where(valid, y, far))
-    high_x, high_y = tl.max(tl.where(valid, x, -far)), tl.max(tl.where(valid, y, -far))
-    return low_x, low_y, high_x, high_y
+def bounds_of(square, columns, side):
+    """Least and greatest x and y of a square."""
+    across, down = square % columns, square // columns
+    return across * side, down * side, (across + 1) * side, (down + 1) * side
 
 
 @triton.jit
@@ -111,15 +112,8 @@ def next_box(notes, start, last, table, capacity, bounds, LANES: tl.constexpr):
         found = tl.min(mine)
     notes = tl.where((mine == found) & (found < NO_BOX), notes & (notes - 1), notes)
     row = tl.where(found < NO_BOX, start + found, 0)
-    label = tl.load(table + LABEL * capacity + row, mask=found < NO_BOX, other=NO_LABEL).to(tl.int32)
+    label = tl.load(details_of(table, row, capacity) + LABEL, mask=found < NO_BOX, other=NO_LABEL).to(tl.int32)
     return row, label, notes, start
-
-
-@triton.jit
-def load_corners(table, row, capacity):
-    """x1, y1, x2, y2 of a box."""
-    box = table + row
-    return tl.load(box), tl.load(box + capacity), tl.load(box + 2 * capacity), tl.load(box + 3 * capacity)
 
 
 @triton.jit

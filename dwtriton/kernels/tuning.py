@@ -26,7 +26,6 @@ TABLE_VERSION = 2
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
 LARGEST = {"points": 4096, "classes": 256, "warps": 8, "tiles": 64, "cells": 32}
 MAX_BLOCK = 2**15  # points x classes that a table may ask of one program at a time
-MOST_BLOCKS = 8  # of classes that a dense pass reads without a loop
 
 
 class DenseConfig(NamedTuple):
@@ -125,12 +124,6 @@ def class_blocks(num_classes: int, itemsize: int) -> list[int]:
     sector = 32 // itemsize
     blocks = [block for block in (16, 32, 8) if sector <= block <= most] or [most]
     return sorted(blocks, key=lambda block: -(-num_classes // block) * block)
-
-
-def blocks_at_once(num_classes: int, block: int) -> int:
-    """Blocks of classes that a dense pass reads without a loop: all, or an equal share of them."""
-    blocks = -(-num_classes // block)
-    return -(-blocks // -(-blocks // MOST_BLOCKS))
 
 
 def _power_of_two(number: int) -> int:
