@@ -96,11 +96,11 @@ class DualWeightLoss(_DualWeighting):
         packed = self._check(cls_logits, box_distances, objectness, targets)
         objectness = _certain(cls_logits) if objectness is None else objectness
         with torch.autocast(cls_logits[0].device.type, enabled=False):
-            sums, counts = self._backend_for(cls_logits, box_distances, objectness).dual_weight_sums(
-                cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior
+            normalise = _normalisers if distributed.is_available() and distributed.is_initialized() else None
+            losses = self._backend_for(cls_logits, box_distances, objectness).dual_weight_losses(
+                cls_logits, box_distances, objectness, packed, self.strides, self.soft_prior, normalise
             )
-            losses = sums / _normalisers(counts)
-            return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses.unbind()))
+            return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses))
 
 
 class DualWeightAssigner(_DualWeighting):

@@ -4,7 +4,7 @@ No [points x boxes] tensor exists: pairs of a box and a point inside it are enum
 logits are read where they lie, a block of rows at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from dwtriton.dense_weights import dual_weights
 from dwtriton.pairs import Boxes, Level, memory, pair_terms, pairs_inside, places_in, read_boxes, read_level
 from dwtriton.targets import PackedTargets
 
-__all__ = ["dual_weight_sums", "dual_weights"]  # what a backend provides
+__all__ = ["dual_weight_losses", "dual_weight_sums", "dual_weights"]  # what a backend provides
 
 UNCOUNTED = -1.0  # N, for the time being, of entries to ignore: 0 in the loss, 1 in the normaliser
 ENTRIES_PER_BLOCK = 2**17  # class logits in a step of the dense pass, whose temporary tensors stay in the cache
@@ -38,6 +38,20 @@ def dual_weight_sums(
     needs_grad = torch.is_grad_enabled() and any(level.requires_grad for kind in kinds for level in kind)
     sums, counts, *_ = _operator(*kinds, *targets, [float(stride) for stride in strides], soft_prior, needs_grad)
     return sums, counts
+
+
+def dual_weight_losses(
+    cls_logits: Sequence[Tensor],
+    box_distances: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    targets: PackedTargets,
+    strides: Sequence[int],
+    soft_prior: bool,
+    normalise: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """The three losses, each []: the sums over what `normalise` makes of the counts, None: at least 1."""
+    sums, counts = dual_weight_sums(cls_logits, box_distances, objectness, targets, strides, soft_prior)
+    return (sums / (counts.clamp(min=1) if normalise is None else normalise(counts))).unbind()
 
 
 def forward_pass(

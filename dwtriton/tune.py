@@ -20,9 +20,10 @@ from dwtriton.errors import UserError
 from dwtriton.files import make_folder
 from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, kernel_calls, make_case
 from dwtriton.kernels.tuning import (
+    BagsConfig,
     Config,
+    DenseConfig,
     KernelConfigs,
-    StatisticsConfig,
     cache_table,
     default_configs,
     read_table,
@@ -141,7 +142,7 @@ def tune(
 
     `timers` makes the `measure` of each kernel on a setting's inputs. Returns what was found by setting and kernel.
     """
-    spaces = [search_space(setting.classes) for setting in settings]
+    spaces = [search_space(setting.classes, setting.dtype.itemsize) for setting in settings]
     searches = sum(len(space) for space in spaces)
     began = time.perf_counter()
     columns = (
@@ -181,7 +182,7 @@ def tune(
 
 def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
     """Device time of each kernel on a batch of its own, by config."""
-    calls = kernel_calls(make_case(setting, "cuda"), default_configs(setting.classes))
+    calls = kernel_calls(make_case(setting, "cuda"), default_configs(setting.classes, setting.dtype.itemsize))
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 
@@ -196,9 +197,11 @@ def check(settings: Sequence[Setting], configs: Sequence[KernelConfigs]) -> str 
 
 
 def describe(config: Config) -> str:
-    if isinstance(config, StatisticsConfig):
-        return f"{config.points} points, {config.warps} warps"
-    return f"{config.tile_height}x{config.tile_width} points, {config.classes} classes, {config.warps} warps"
+    if isinstance(config, DenseConfig):
+        tiles = f", {config.tiles} tiles" if config.tiles > 1 else ""
+        return f"{config.points} points, {config.classes} classes, {config.warps} warps{tiles}"
+    size = f"{config.points} points" if isinstance(config, BagsConfig) else f"{config.cells}x{config.cells} cells"
+    return f"{size}, {config.warps} warps"
 
 
 def result_table(settings: Sequence[Setting], results: Sequence[dict[str, Found]]) -> Table:
@@ -240,7 +243,7 @@ def main() -> int:
     out = arguments.out or cache_table(gpu)
     entries = read_entries(out, gpu)
     make_folder(out.parent)
-    defaults = [default_configs(setting.classes) for setting in settings]
+    defaults = [default_configs(setting.classes, setting.dtype.itemsize) for setting in settings]
     try:
         if arguments.check and (problem := check(settings, defaults)):
             return cli.report_failure(problem)

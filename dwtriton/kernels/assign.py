@@ -12,6 +12,7 @@ from dwtriton.kernels import formulas
 from dwtriton.kernels.bags import box_bags, image_of_rows
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, LABEL, MASS, ROW, box_table, details_of, load_corners
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
+from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import load_distances, pick, place
 from dwtriton.kernels.ops import configs_for
 from dwtriton.kernels.squares import is_inside
@@ -105,7 +106,9 @@ def dual_weights(
     if rows:
         with torch.cuda.device_of(boxes.corners):
             table, _ = box_table(pyramid, boxes, box_bags(pyramid, boxes, soft_prior, configs_for(pyramid).bags))
-            assign_kernel[(rows, triton.cdiv(points, POINTS_AT_ONCE))](
+            launch(
+                assign_kernel,
+                (rows, triton.cdiv(points, POINTS_AT_ONCE)),
                 *pyramid.arguments,
                 boxes.offsets,
                 table,
@@ -120,7 +123,6 @@ def dual_weights(
                 SOFT=soft_prior,
                 BLOCK=POINTS_AT_ONCE,
                 num_warps=4,
-                enable_fp_fusion=False,
             )
     centres = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()

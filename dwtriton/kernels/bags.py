@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import first_cell, load_distances, pick, place
 from dwtriton.kernels.tuning import BagsConfig
 
@@ -173,7 +174,9 @@ def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfi
     splits = next(splits for splits, most in SPLITS_BY_ROWS.items() if rows <= most)
     bags = torch.empty(rows, splits, SUMS.value, device=boxes.corners.device, dtype=torch.float64)
     if rows:
-        bags_kernel[(rows, splits)](
+        launch(
+            bags_kernel,
+            (rows, splits),
             *pyramid.arguments,
             boxes.corners,
             boxes.labels,
@@ -188,6 +191,5 @@ def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfi
             SOFT=soft_prior,
             BLOCK=config.points,
             num_warps=config.warps,
-            enable_fp_fusion=False,
         )
     return bags

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dwtriton.kernels.bags import GROUP, PARTS, SUMS, image_of_rows, load_class
 from dwtriton.kernels.inputs import Boxes, Pyramid
+from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import image_rows
 
 ROWS_EACH = 16  # rows of the targets that a program sorts
@@ -140,7 +141,9 @@ def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor) -> tuple[Tensor, Ten
     table = torch.empty(FIELDS * rows, device=bags.device)
     sums = torch.empty(programs, BOX_SUMS.value, device=bags.device, dtype=torch.float64)
     if rows:
-        boxes_kernel[(programs,)](
+        launch(
+            boxes_kernel,
+            (programs,),
             boxes.corners,
             boxes.labels,
             boxes.iscrowd,
@@ -156,6 +159,5 @@ def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor) -> tuple[Tensor, Ten
             SPLITS=splits,
             BLOCK=ROWS_EACH,
             num_warps=4,
-            enable_fp_fusion=False,
         )
     return table, sums

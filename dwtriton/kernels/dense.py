@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import Pyramid
+from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import pick, place
 from dwtriton.kernels.tuning import DenseConfig
 
@@ -163,7 +164,8 @@ def dense_backward_kernel(
     heights,
     widths,
     poison,  # [] 1 or NaN
-    grad_loss,  # [] of the sum of the negative loss
+    norms,  # [3] by which the sums of the losses were divided
+    grad_loss,  # [] of the negative loss
     grad_z_levels,  # out, laid out as z_levels; the others alike
     grad_d_levels,  # out: zeros
     grad_u_levels,  # out
@@ -194,7 +196,7 @@ def dense_backward_kernel(
         of_levels += tl.where(level > i, level_points, 0)
     scratch_first = grad_u + of_levels.to(tl.int64) + before + first
     SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
-    factor = tl.load(grad_loss).to(tl.float32) * tl.load(poison)
+    factor = tl.load(grad_loss).to(tl.float32) / tl.load(norms + 2) * tl.load(poison)
     zero = factor * 0
     for tile in range(0, TILES):
         point = tile * POINTS + tl.arange(0, POINTS)
@@ -231,14 +233,18 @@ def dense_forward(pyramid: Pyramid, config: DenseConfig) -> Tensor:
     """Partial sums of the negative loss with N = 1, float64."""
     programs = pyramid.dense_programs(config.points * config.tiles)
     sums = torch.empty(programs, device=pyramid.z[0].device, dtype=torch.float64)
-    dense_forward_kernel[(programs,)](
-        pyramid.z, pyramid.u, *pyramid.sizes, sums, pyramid.batch, **dense_options(pyramid, config)
-    )
+    inputs = (pyramid.z, pyramid.u, *pyramid.sizes)
+    launch(dense_forward_kernel, (programs,), *inputs, sums, pyramid.batch, **dense_options(pyramid, config))
     return sums
 
 
 def dense_backward(
-    pyramid: Pyramid, poison: Tensor, grad_loss: Tensor, grads: list[tuple[Tensor, ...]], config: DenseConfig
+    pyramid: Pyramid,
+    poison: Tensor,
+    norms: Tensor,
+    grad_loss: Tensor,
+    grads: list[tuple[Tensor, ...]],
+    config: DenseConfig,
 ) -> Tensor:
     """Write gradients of logits, distances and objectness as if there were no boxes; returns those of objectness.
 
@@ -246,11 +252,14 @@ def dense_backward(
     """
     grad_z, grad_d, grad_u = grads
     scratch = torch.empty(pyramid.batch * pyramid.points, device=poison.device)
-    dense_backward_kernel[(pyramid.dense_programs(config.points * config.tiles),)](
+    launch(
+        dense_backward_kernel,
+        (pyramid.dense_programs(config.points * config.tiles),),
         pyramid.z,
         pyramid.u,
         *pyramid.sizes,
         poison,
+        norms,
         grad_loss,
         grad_z,
         grad_d,
@@ -263,10 +272,9 @@ def dense_backward(
 
 
 def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool]:
-    """Constants and launch options. Why without fusion: see `formulas.py`."""
+    """Constants and launch options."""
     blocks = -(-pyramid.num_classes // config.classes)
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
     constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES)}
     constants |= {"BLOCK_C": config.classes, "BLOCKS": -(-blocks // -(-blocks // MOST_BLOCKS)), "TILES": config.tiles}
-    limit = {} if torch.version.hip else {"maxnreg": MAX_REGISTERS}
-    return constants | limit | {"num_warps": config.warps, "enable_fp_fusion": False}
+    return constants | {"num_warps": config.warps, "maxnreg": MAX_REGISTERS}

@@ -6,14 +6,12 @@ from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from dwtriton.targets import PackedTargets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_POINTS = 2**31  # of a batch on all levels
-INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
 
 
 class Pyramid(NamedTuple):
@@ -134,8 +132,10 @@ def read_boxes(targets: PackedTargets) -> Boxes:
 
 def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
     """The levels of one kind, and whether they are channels_last."""
-    dtype = reduce(torch.promote_types, {level.dtype for level in levels})
-    levels = tuple(level.detach().to(dtype) for level in levels)
+    dtype = levels[0].dtype
+    if any(level.dtype != dtype for level in levels):
+        dtype = reduce(torch.promote_types, {level.dtype for level in levels})
+        levels = [level.to(dtype) for level in levels]
     if all(level.is_contiguous(memory_format=torch.channels_last) for level in levels):
-        return levels, True
+        return tuple(levels), True
     return tuple(level.contiguous() for level in levels), False

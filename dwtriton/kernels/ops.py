@@ -1,4 +1,4 @@
-"""The kernels as PyTorch operators, which `torch.compile` keeps whole: one for the sums, one for their gradients."""
+"""The kernels for autograd: operators, which `torch.compile` keeps whole, and a function for everything else."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,13 @@ from dwtriton.kernels.bags import box_bags
 from dwtriton.kernels.boxes import FIELDS, box_table
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
-from dwtriton.kernels.inputs import INTERPRETED, Boxes, Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.pairs import correct, pairs_backward
+from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
+from dwtriton.kernels.launch import INTERPRETED, Beside
+from dwtriton.kernels.pairs import correct, pairs_backward, touched_squares
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
+
+NO_SECOND_DERIVATIVE = "the dual weight loss has no second derivative; call backward without create_graph=True"
 
 
 def configs_for(pyramid: Pyramid) -> KernelConfigs:
@@ -24,13 +27,25 @@ def configs_for(pyramid: Pyramid) -> KernelConfigs:
 
 def forward_pass(
     pyramid: Pyramid, boxes: Boxes, soft_prior: bool, configs: KernelConfigs
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], poison [] and the table of boxes."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `finish` returns, and the table of boxes.
+
+    The pairs do not wait for the dense pass: on a GPU they run beside it, in a stream of their own.
+    """
+    with Beside(boxes.labels) as other:
+        pair_sums, box_sums, table = _pairs_forward(pyramid, boxes, soft_prior, configs)
     dense_sums = dense_forward(pyramid, configs.dense_forward)
+    other.join()
+    return *finish(dense_sums, pair_sums, box_sums), table
+
+
+def _pairs_forward(
+    pyramid: Pyramid, boxes: Boxes, soft_prior: bool, configs: KernelConfigs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial sums over squares and over boxes, and the table."""
     bags = box_bags(pyramid, boxes, soft_prior, configs.bags)
     table, box_sums = box_table(pyramid, boxes, bags)
-    pair_sums = correct(pyramid, boxes, table, configs.correction)
-    return *finish(dense_sums, pair_sums, box_sums), table
+    return correct(pyramid, boxes, table, configs.correction), box_sums, table
 
 
 def backward_pass(
@@ -38,22 +53,64 @@ def backward_pass(
     boxes: Boxes,
     table: Tensor,
     poison: Tensor,
+    norms: Tensor,  # [3]
     grad_losses: Sequence[Tensor],  # three, []
     soft_prior: bool,
     configs: KernelConfigs,
 ) -> list[Tensor]:
-    """Gradients of class logits, distances and objectness logits, one after the other, given those of the sums.
+    """Gradients of class logits, distances and objectness logits, one after the other, given those of the losses.
 
-    Each has dtype and memory of its level in `pyramid`; from the interpreter, which would cut off bits where a GPU
-    rounds, all are float32.
+    The losses are the sums over `norms`. Each gradient has dtype and memory of its level in `pyramid`; from the
+    interpreter, which would cut off bits where a GPU rounds, all are float32.
     """
     dtype = torch.float32 if INTERPRETED else None
     kinds = (pyramid.z, pyramid.d, pyramid.u)
     grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
-    dense_grad_u = dense_backward(pyramid, poison, grad_losses[2], grads, configs.dense_backward)
-    inputs = (pyramid, boxes, table, poison, grad_losses, dense_grad_u, grads)
+    with Beside(boxes.labels) as other:
+        touched = touched_squares(pyramid, boxes, table, configs.pairs_backward)
+    dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
+    other.join()
+    inputs = (pyramid, boxes, table, poison, norms, grad_losses, touched, dense_grad_u, grads)
     pairs_backward(*inputs, soft_prior, configs.pairs_backward)
     return [level for kind in grads for level in kind]
+
+
+class DualWeightFunction(torch.autograd.Function):
+    """The losses outside of compiled code, where an operator would cost more than the kernels do."""
+
+    @staticmethod
+    def forward(ctx, targets: PackedTargets, strides, soft_prior, normalise, levels, *tensors):
+        """`normalise` makes the normalisers of the counts, None if they are just to be at least 1."""
+        kinds = [tensors[i * levels : (i + 1) * levels] for i in range(3)]
+        pyramid, boxes = read_pyramid(*kinds, strides), read_boxes(targets)
+        with torch.cuda.device_of(boxes.corners):  # Triton launches on the current device
+            sums, counts, normalised, poison, table = forward_pass(pyramid, boxes, soft_prior, configs_for(pyramid))
+        norms, losses = normalised
+        if normalise is not None:
+            norms = normalise(counts)
+            losses = sums / norms
+        corners, labels, offsets, iscrowd, _ = targets
+        ctx.save_for_backward(corners, labels, offsets, iscrowd, poison, norms, table, *tensors)
+        ctx.strides, ctx.soft_prior, ctx.levels = strides, soft_prior, levels
+        ctx.mark_non_differentiable(counts)
+        ctx.set_materialize_grads(False)
+        return *losses.unbind(), counts
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if all(grad is None for grad in grads[:3]):
+            return (None,) * (5 + 3 * ctx.levels)
+        if torch.is_grad_enabled():
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
+        corners, labels, offsets, iscrowd, poison, norms, table, *tensors = ctx.saved_tensors
+        grads = [poison.new_zeros(()) if grad is None else grad for grad in grads[:3]]
+        kinds = [tensors[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
+        pyramid = read_pyramid(*kinds, ctx.strides)
+        boxes = read_boxes(PackedTargets(corners, labels, offsets, iscrowd))
+        with torch.cuda.device_of(table):
+            inputs = (pyramid, boxes, table, poison, norms, grads, ctx.soft_prior)
+            results = backward_pass(*inputs, configs_for(pyramid))
+        return *(None,) * 5, *(_as_level(*pair) for pair in zip(results, tensors))
 
 
 @torch.library.custom_op("dwtriton::dual_weight", mutates_args=())
@@ -69,11 +126,12 @@ def dual_weight(
     strides: Sequence[float],
     soft_prior: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `forward_pass` returns."""
+    """Sums of the three losses [3], what normalises each [3], poison [] and the table of boxes."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd, weights))
     with torch.cuda.device_of(boxes):  # Triton launches on the current device
-        return forward_pass(pyramid, rows, soft_prior, configs_for(pyramid))
+        sums, counts, _, poison, table = forward_pass(pyramid, rows, soft_prior, configs_for(pyramid))
+    return sums, counts, poison, table
 
 
 @dual_weight.register_fake
@@ -103,8 +161,8 @@ def dual_weight_backward(
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
     with torch.cuda.device_of(boxes):
-        each = grad_losses.contiguous().unbind()
-        grads = backward_pass(pyramid, rows, table, poison, each, soft_prior, configs_for(pyramid))
+        inputs = (pyramid, rows, table, poison, torch.ones_like(grad_losses), grad_losses.contiguous().unbind())
+        grads = backward_pass(*inputs, soft_prior, configs_for(pyramid))
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 
 
@@ -133,7 +191,7 @@ def _backward(ctx, grad_losses, *_):
     if grad_losses is None:
         return *([None] * ctx.levels for _ in range(3)), *[None] * 7
     if torch.is_grad_enabled():
-        raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
     boxes, labels, offsets, iscrowd, poison, table, *levels = ctx.saved_tensors
     kinds = [levels[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
     grads = dual_weight_backward(

@@ -16,11 +16,13 @@ from torch import Tensor
 from dwtriton.kernels import formulas
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, MASS, WEIGHT, details_of, load_corners
 from dwtriton.kernels.inputs import Boxes, Pyramid, Squares, cut
+from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import image_rows, load_distances, pick, place
-from dwtriton.kernels.squares import BITS, NO_LABEL, bounds_of, is_inside, next_box, open_square
+from dwtriton.kernels.squares import BITS, NO_LABEL, bounds_of, is_inside, next_box, note_boxes, open_square
 from dwtriton.kernels.tuning import PairsConfig
 
-MOST_PROGRAMS = 4224  # of the correction: their partial sums are added up by one
+MOST_PROGRAMS = 4224  # that take squares in turn: as many warps as an H100 holds at once
+LOOKING_LANES = 32  # of a program that only looks which boxes there are
 IGNORED_CLASSES = tl.constexpr(4)  # taken at a time where points are to be ignored
 
 
@@ -108,6 +110,31 @@ def correction_kernel(
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
+def touched_kernel(
+    offsets,  # [B + 1]
+    table,  # [FIELDS * N], see `boxes_kernel`
+    touched,  # out: [1 + squares * batch] int32, zero at first: how many squares boxes touch, then which, in any order
+    side,  # of a square, in pixels
+    columns,  # squares side by side
+    squares,  # of an image
+    batch,
+    capacity,  # N
+    LANES: tl.constexpr,
+):
+    """A program looks at one square. It runs beside the dense pass, so that the next kernel need not look at all."""
+    number = tl.program_id(0)
+    image = number // squares
+    bounds = bounds_of(number - image * squares, columns, side)
+    start, last = image_rows(offsets, image, capacity)
+    notes = tl.zeros((LANES,), tl.int32)
+    while (start < last) & (tl.max((notes != 0).to(tl.int32)) == 0):
+        notes = note_boxes(start, last, table, capacity, bounds, LANES)
+        start += BITS * LANES
+    if tl.max((notes != 0).to(tl.int32)) != 0:
+        tl.store(touched + 1 + tl.atomic_add(touched, 1), number)
+
+
+@triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
 def pairs_backward_kernel(
     z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
     d_levels,
@@ -118,9 +145,11 @@ def pairs_backward_kernel(
     offsets,  # [B + 1]
     table,  # [FIELDS * N], see `boxes_kernel`
     poison,  # [] 1 or NaN
-    grad_pos,  # [] of the sum of loss_cls_pos; the others alike
+    norms,  # [3] by which the sums of the losses were divided
+    grad_pos,  # [] of loss_cls_pos; the others alike
     grad_loc,
     grad_neg,
+    touched,  # [1 + squares * batch], see `touched_kernel`
     grad_u,  # [points of all levels and images] float32: that of the dense pass
     grad_z_levels,  # out, laid out as z_levels; the others alike: what the dense pass wrote is replaced
     grad_d_levels,
@@ -137,8 +166,10 @@ def pairs_backward_kernel(
     SPANS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    number = tl.program_id(0)
-    while number < squares * batch:
+    turn = tl.program_id(0)
+    end = tl.load(touched)
+    while turn < end:
+        number = tl.load(touched + 1 + turn)
         image = number // squares
         square = number - image * squares
         bounds = bounds_of(square, columns, side)
@@ -162,9 +193,9 @@ def pairs_backward_kernel(
             u = tl.load(pick(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
             su, not_u = formulas.sigmoids(u)
             factor = tl.load(poison)
-            pos_factor = 0.25 * tl.load(grad_pos).to(tl.float32) * factor
-            loc_factor = 1.25 * tl.load(grad_loc).to(tl.float32) * factor
-            neg_factor = tl.load(grad_neg).to(tl.float32) * factor
+            pos_factor = 0.25 * (tl.load(grad_pos).to(tl.float32) / tl.load(norms) * factor)
+            loc_factor = 1.25 * (tl.load(grad_loc).to(tl.float32) / tl.load(norms + 1) * factor)
+            neg_factor = tl.load(grad_neg).to(tl.float32) / tl.load(norms + 2) * factor
 
             ignored = valid & (x != x)
             while label < 0:
@@ -179,7 +210,7 @@ def pairs_backward_kernel(
                     tl.store(grad_z_points[:, None] + z_places, zeros, mask=mask)
                 tl.debug_barrier()  # some of them are written again below
 
-            touched = ignored
+            changed = ignored
             du = tl.zeros((LANES,), tl.float32)
             dl = tl.zeros((LANES,), tl.float32)
             dt = tl.zeros((LANES,), tl.float32)
@@ -223,17 +254,17 @@ def pairs_backward_kernel(
                 tl.store(grad_z_points + z_places, dz, mask=held)
                 less = tl.where(ignored, 0.0, neg - 1)
                 du += tl.where(held, neg_factor * less * slope_u - of_pos * not_u, 0.0)
-                touched |= held
-            dense = tl.load(grad_u + of_levels.to(tl.int64) + before + point, mask=touched, other=0.0)
+                changed |= held
+            dense = tl.load(grad_u + of_levels.to(tl.int64) + before + point, mask=changed, other=0.0)
             du += tl.where(ignored, 0 * neg_factor, dense)
-            tl.store(pick(grad_u_levels, level) + before + point, du, mask=touched)
+            tl.store(pick(grad_u_levels, level) + before + point, du, mask=changed)
             grad_d_points = pick(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
             step = place(0, 1, area, 4, D_LAST)
-            tl.store(grad_d_points, dl, mask=touched)
-            tl.store(grad_d_points + step, dt, mask=touched)
-            tl.store(grad_d_points + 2 * step, dr, mask=touched)
-            tl.store(grad_d_points + 3 * step, db, mask=touched)
-        number += tl.num_programs(0)
+            tl.store(grad_d_points, dl, mask=changed)
+            tl.store(grad_d_points + step, dt, mask=changed)
+            tl.store(grad_d_points + 2 * step, dr, mask=changed)
+            tl.store(grad_d_points + 3 * step, db, mask=changed)
+        turn += tl.num_programs(0)
 
 
 def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) -> Tensor:
@@ -242,7 +273,9 @@ def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) 
     programs = min(MOST_PROGRAMS, squares.count * pyramid.batch) if len(table) else 0
     sums = torch.empty(programs, 2, device=table.device, dtype=torch.float64)
     if programs:
-        correction_kernel[(programs,)](
+        launch(
+            correction_kernel,
+            (programs,),
             *pyramid.arguments,
             boxes.offsets,
             table,
@@ -255,12 +288,34 @@ def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) 
     return sums
 
 
+def touched_squares(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) -> Tensor:
+    """How many squares boxes touch, and which, see `touched_kernel`."""
+    squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
+    touched = torch.zeros(1 + squares.count * pyramid.batch, device=table.device, dtype=torch.int32)
+    if len(table):
+        launch(
+            touched_kernel,
+            (squares.count * pyramid.batch,),
+            boxes.offsets,
+            table,
+            touched,
+            *squares[:3],
+            pyramid.batch,
+            len(boxes.labels),
+            LANES=LOOKING_LANES,
+            num_warps=1,
+        )
+    return touched
+
+
 def pairs_backward(
     pyramid: Pyramid,
     boxes: Boxes,
     table: Tensor,
     poison: Tensor,
+    norms: Tensor,
     grad_losses: Sequence[Tensor],
+    touched: Tensor,
     dense_grad_u: Tensor,
     grads: list[tuple[Tensor, ...]],
     soft_prior: bool,
@@ -269,18 +324,23 @@ def pairs_backward(
     """Put right, at the points of boxes, the gradients that the dense pass wrote."""
     squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
     if len(table):
-        pairs_backward_kernel[(squares.count * pyramid.batch,)](
+        launch(
+            pairs_backward_kernel,
+            (min(MOST_PROGRAMS, squares.count * pyramid.batch),),
             *pyramid.arguments,
             boxes.offsets,
             table,
             poison,
+            norms,
             *grad_losses,
+            touched,
             dense_grad_u,
             *grads,
             *squares[:3],
             pyramid.batch,
             len(boxes.labels),
             SOFT=soft_prior,
+            maxnreg=128,
             **pair_options(pyramid, squares, config),
         )
 
@@ -289,4 +349,4 @@ def pair_options(pyramid: Pyramid, squares: Squares, config: PairsConfig) -> dic
     """Constants and launch options."""
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
     constants |= {"SPANS": squares.spans, "LANES": squares.lanes}
-    return constants | {"num_warps": config.warps, "enable_fp_fusion": False}
+    return constants | {"num_warps": config.warps}

@@ -10,15 +10,18 @@ from triton.errors import TritonError
 from triton.testing import do_bench_cudagraph
 
 from dwtriton import formulas, reference
-from dwtriton.kernels.backward import dense_backward
-from dwtriton.kernels.forward import dense_forward
+from dwtriton.kernels.bags import box_bags
+from dwtriton.kernels.boxes import box_table
+from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
-from dwtriton.kernels.statistics import box_statistics
-from dwtriton.kernels.tuning import Config, KernelConfigs, Key
+from dwtriton.kernels.ops import backward_pass, forward_pass
+from dwtriton.kernels.pairs import correct, pairs_backward, touched_squares
+from dwtriton.kernels.tuning import Config, KernelConfigs, Key, PairsConfig
 from dwtriton.points import STRIDES, level_points
 from dwtriton.targets import PackedTargets, pack_targets
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+START_OF_TRAINING = -4.6  # mean of the logits
 TIMED_MS = 5  # device time of one replay; a timing is the median of ten
 LOSS_LIMIT = 1e-5  # relative; of float32 arithmetic against float64
 GRADIENT_LIMIT = 1e-4  # of a gradient's largest entry, besides rounding to the input's dtype
@@ -76,7 +79,7 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
     case = Case([], [], [], pack_targets(targets, device))
     for size, stride in zip(setting.level_sizes(), STRIDES):
         shape = (setting.batch, setting.classes, *size)
-        case.cls_logits.append(place(torch.randn(shape, generator=generator) - 3))
+        case.cls_logits.append(place(torch.randn(shape, generator=generator) + START_OF_TRAINING))
         case.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))
         distances = stride * torch.randn(setting.batch, 4, *size, generator=generator).exp()
         points = level_points(*size, stride).T  # [2, P]
@@ -94,13 +97,23 @@ def kernel_calls(case: Case, configs: KernelConfigs) -> dict[str, Callable]:
     """Each kernel as a function of its config; what it needs of the kernels before it is computed with `configs`."""
     pyramid = read_pyramid(case.cls_logits, case.box_distances, case.objectness, STRIDES)
     boxes = read_boxes(case.targets)
-    statistics = box_statistics(pyramid, boxes, True, configs.statistics)
-    *_, poison = dense_forward(pyramid, boxes, statistics, True, configs.forward)
-    ones = torch.ones(3, device=poison.device)
+    table, _ = box_table(pyramid, boxes, box_bags(pyramid, boxes, True, configs.bags))
+    poison, norms = torch.ones((), device=table.device), torch.ones(3, device=table.device)
+    grads = [tuple(torch.empty_like(level) for level in kind) for kind in (pyramid.z, pyramid.d, pyramid.u)]
+    of_losses = norms.unbind()
+    dense_grad_u = dense_backward(pyramid, poison, norms, of_losses[2], grads, configs.dense_backward)
+
+    def backward_pairs(config: PairsConfig) -> None:
+        touched = touched_squares(pyramid, boxes, table, config)
+        inputs = (pyramid, boxes, table, poison, norms, of_losses, touched, dense_grad_u, grads)
+        pairs_backward(*inputs, True, config)
+
     return {
-        "statistics": lambda config: box_statistics(pyramid, boxes, True, config),
-        "forward": lambda config: dense_forward(pyramid, boxes, statistics, True, config),
-        "backward": lambda config: dense_backward(pyramid, boxes, statistics, poison, ones, True, config),
+        "dense_forward": lambda config: dense_forward(pyramid, config),
+        "bags": lambda config: box_bags(pyramid, boxes, True, config),
+        "correction": lambda config: correct(pyramid, boxes, table, config),
+        "dense_backward": lambda config: dense_backward(pyramid, poison, norms, of_losses[2], grads, config),
+        "pairs_backward": backward_pairs,
     }
 
 
@@ -114,9 +127,11 @@ def device_time(call: Callable[[Config], object], config: Config) -> float:
 
 def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     """What differs from the torch backend in float64, element by element, by more than arithmetic explains."""
-    calls = kernel_calls(case, configs)
-    losses, counts, _ = calls["forward"](configs.forward)
-    grads = calls["backward"](configs.backward)
+    pyramid = read_pyramid(case.cls_logits, case.box_distances, case.objectness, STRIDES)
+    boxes = read_boxes(case.targets)
+    losses, counts, _, poison, table = forward_pass(pyramid, boxes, True, configs)
+    ones = torch.ones_like(losses)
+    grads = backward_pass(pyramid, boxes, table, poison, ones, ones.unbind(), True, configs)
     kinds = (case.cls_logits, case.box_distances, case.objectness)
     exact = [[level.detach().double().requires_grad_() for level in kind] for kind in kinds]
     true_losses, true_counts = reference.dual_weight_sums(*exact, case.targets, STRIDES, soft_prior=True)

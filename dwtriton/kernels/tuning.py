@@ -80,50 +80,54 @@ class Key(NamedTuple):
 
 
 # What is worth trying, the more promising first.
-_POINTS = (64, 32, 128)
-_WARPS = (4, 2, 1, 8)
-_TILES = (1, 2, 4)
-_BAGS = tuple(BagsConfig(*pair) for pair in ((128, 1), (64, 1), (32, 1), (128, 2), (128, 4), (256, 4)))
-_PAIRS = tuple(PairsConfig(*pair) for pair in ((4, 1), (8, 2), (8, 4), (8, 1)))
-ENTRIES_OF_A_THREAD = 8  # of one block of classes: with more, a thread would need too many registers
+_POINTS = (16, 32, 64, 128)
+_WARPS = (1, 2, 4, 8)
+_TILES = (1, 2)
+_BAGS = tuple(BagsConfig(*pair) for pair in ((64, 1), (128, 2), (32, 1), (128, 1), (128, 4), (256, 4)))
+_PAIRS = tuple(PairsConfig(*pair) for pair in ((4, 1), (8, 1), (8, 2), (8, 4)))
+_ENTRIES = (4, 8)  # of one block of classes in a thread, if there are so many: with more it needs too many registers
 
 
 def default_configs(num_classes: int, itemsize: int = 2) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table."""
-    block = class_blocks(num_classes, itemsize)[0]
-    points = max(64, 1024 // block)
-    dense = DenseConfig(points, block, 4, 1)
-    return KernelConfigs(dense, _BAGS[0], _PAIRS[0], dense, _PAIRS[0])
+    """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes."""
+    blocks = class_blocks(num_classes, itemsize)
+    narrow, wide = blocks[0], max(blocks)
+    forward = DenseConfig(max(16, 256 // narrow), narrow, 1, 1)
+    backward = DenseConfig(max(32, 1024 // wide), wide, 4, 1)
+    return KernelConfigs(forward, _BAGS[0], _PAIRS[0], backward, _PAIRS[0])
 
 
 def search_space(num_classes: int, itemsize: int = 2) -> dict[str, list[Config]]:
     """Configs worth timing for each kernel: the default first, then the more promising before the less."""
     default = default_configs(num_classes, itemsize)
     choices = (_POINTS, class_blocks(num_classes, itemsize), _WARPS, _TILES)
-    dense = [default.dense_forward]
+    dense = []
     for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
         config = DenseConfig(*(choice[rank] for choice, rank in zip(choices, ranks)))
-        entries = config.points * config.classes // (32 * config.warps)
-        if min(4, config.classes) <= entries <= ENTRIES_OF_A_THREAD and config not in dense:
+        entries = config.points * config.classes / (32 * config.warps)
+        if min(_ENTRIES[0], config.classes) <= entries <= _ENTRIES[1]:
             dense.append(config)
+    spaces = (dense, _BAGS, _PAIRS, dense, _PAIRS)
     return {
-        "dense_forward": dense,
-        "bags": list(_BAGS),
-        "correction": list(_PAIRS),
-        "dense_backward": list(dense),
-        "pairs_backward": list(_PAIRS),
+        name: [first, *(config for config in space if config != first)]
+        for name, first, space in zip(KernelConfigs._fields, default, spaces)
     }
 
 
+def interpreter_configs(num_classes: int) -> KernelConfigs:
+    """For Triton's interpreter, where few large programs take less time than many small ones."""
+    dense = DenseConfig(256, min(16, _power_of_two(num_classes)), 1, 1)
+    return KernelConfigs(dense, BagsConfig(512, 1), PairsConfig(8, 1), dense, PairsConfig(8, 1))
+
+
 def class_blocks(num_classes: int, itemsize: int) -> list[int]:
-    """Class blocks worth trying, the best first: whole sectors of 32 bytes a row, and few entries beyond the classes.
+    """Class blocks worth trying, the best first: whole sectors of 32 bytes a row, with few entries beyond the classes.
 
     A row of fewer bytes is one block.
     """
     most = _power_of_two(num_classes)
-    sector = 32 // itemsize
-    blocks = [block for block in (16, 32, 8) if sector <= block <= most] or [most]
-    return sorted(blocks, key=lambda block: -(-num_classes // block) * block)
+    blocks = [block for block in (16, 32, 8) if 32 // itemsize <= block <= most]
+    return [block for block in blocks if -(-num_classes // block) * block <= 1.25 * num_classes] or [min(most, 16)]
 
 
 def _power_of_two(number: int) -> int:
@@ -137,10 +141,10 @@ def lookup(device: torch.device, key: Key) -> KernelConfigs:
     The first of these that exists is the device's table: the file that DWTRITON_TABLE names (`default`: none), the
     user's cache, the table shipped for this GPU. Where there is none, or it lacks the key, the defaults serve. A table
     is read once in a process, and what was taken is logged once, as INFO of the logger "dwtriton". Tensors on a CPU
-    (Triton's interpreter) take the defaults. Raises UserError if the table is broken.
+    (Triton's interpreter) take configs of their own. Raises UserError if the table is broken.
     """
     if device.type != "cuda":
-        return default_configs(key.classes, key.dtype.itemsize)
+        return interpreter_configs(key.classes)
     index = torch.cuda.current_device() if device.index is None else device.index
     name = key.name
     configs = _device_table(index).get(name)
