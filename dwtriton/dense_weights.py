@@ -19,7 +19,7 @@ class DualWeights(NamedTuple):
     iou: Tensor  # (P, G) of the predicted box with the ground truth; 0 outside
     prior: Tensor  # (P, G) centre prior; 0 outside
     score: Tensor  # (P, C) joint score: classification times objectness
-    pos: Tensor  # (P, G) positive weight w_pos
+    pos: Tensor  # (P, G) positive weight w_pos, times the weight of the box
     neg: Tensor  # (P, C) negative weight N, 0 at ignored points; the paper's negative weight is neg * score**2
 
 
@@ -76,6 +76,8 @@ def _image_weights(
     t = formulas.alignment(score[:, labels], overlap.reg_loss).where(inside, 0)
     denominator = formulas.positive_mass(t, prior).sum(0, dtype=torch.float64).clamp(min=1e-12).to(t.dtype)
     pos = formulas.positive_weight(t, prior, denominator)
+    if weights is not None:
+        pos = pos * weights
 
     deficit = formulas.iou_deficit(iou)
     deficit_min = deficit.masked_fill(~inside, torch.inf).amin(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dwtriton.dense_weights import DualWeights, last_of_class
 from dwtriton.kernels import formulas
 from dwtriton.kernels.bags import box_bags, image_of_rows
-from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, LABEL, MASS, ROW, box_table, details_of, load_corners
+from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, LABEL, MASS, ROW, WEIGHT, box_table, details_of, load_corners
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import load_distances, pick, place
@@ -77,7 +77,7 @@ def assign_kernel(
         prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
         score = formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0]
         t = formulas.alignment(score, tl.where(inside, reg_loss, 0.0))
-        pos = formulas.positive_weight(t, prior, tl.load(details + MASS))
+        pos = formulas.positive_weight(t, prior, tl.load(details + MASS)) * tl.load(details + WEIGHT)
         deficit_min = tl.load(details + DEFICIT_MIN)
         neg = formulas.negative_weight(iou, deficit_min, tl.load(details + DEFICIT_MAX))
         source = tl.load(details + ROW).to(tl.int64)

@@ -1,5 +1,6 @@
 """Launches that cost the host little: compiled kernels are kept, and given plain addresses instead of tensors."""
 
+import threading
 from functools import cache
 
 import torch
@@ -12,6 +13,7 @@ INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kern
 ALIGNED = 16  # bytes; Triton compiles another binary where memory begins elsewhere
 
 _kept: dict[tuple, CompiledKernel] = {}
+_now = threading.local()  # its `stream` is where launches go, where it is set; autograd runs in threads of its own
 
 
 def launch(
@@ -45,22 +47,27 @@ def launch(
             address = argument.data_ptr()
             aligned |= address
         addresses.append(address)
-    if aligned % ALIGNED:
-        kernel[grid](*arguments, **constants, **options)
-        return
+    beside = getattr(_now, "stream", None)
     key = (kernel.fn, tensor.device.index, num_warps, *dtypes, *constants.values())
-    compiled = _kept.get(key)
+    compiled = None if aligned % ALIGNED else _kept.get(key)
     if compiled is None:
-        _kept[key] = kernel[grid](*arguments, **constants, **options)
+        with torch.cuda.stream(beside):  # None: no other than the current one
+            compiled = kernel[grid](*arguments, **constants, **options)
+        if aligned % ALIGNED == 0:
+            _kept[key] = compiled
         return
-    stream = torch._C._cuda_getCurrentRawStream(tensor.device.index)
+    stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) if beside is None else beside.cuda_stream
     rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
     sizes = grid + (1,) * (3 - len(grid))
     compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *rest)
 
 
 class Beside:
-    """A context whose launches run beside those that follow it, until `join`; on a GPU, and if there are rows at all."""
+    """A context whose launches run beside those that follow it, until `join`; on a GPU, and if there are rows at all.
+
+    Memory still belongs to the current stream: what is launched beside must be kept until `join`, and what it reads or
+    writes must have been made, and filled, before.
+    """
 
     def __init__(self, rows: Tensor):
         self.stream = _side_stream(rows.device.index) if rows.is_cuda and len(rows) else None
@@ -69,12 +76,11 @@ class Beside:
         if self.stream is not None:
             self.main = torch.cuda.current_stream(self.stream.device)
             self.stream.wait_stream(self.main)
-            torch.cuda.set_stream(self.stream)
+            _now.stream = self.stream
         return self
 
     def __exit__(self, *_) -> None:
-        if self.stream is not None:
-            torch.cuda.set_stream(self.main)
+        _now.stream = None
 
     def join(self) -> None:
         """What is launched from now on waits for what ran beside."""

@@ -11,7 +11,7 @@ from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
 from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
 from dwtriton.kernels.launch import INTERPRETED, Beside
-from dwtriton.kernels.pairs import correct, pairs_backward, touched_squares
+from dwtriton.kernels.pairs import correct, find_touched, no_squares, pairs_backward
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
 
@@ -33,24 +33,17 @@ def forward_pass(
     The pairs do not wait for the dense pass: on a GPU they run beside it, in a stream of their own.
     """
     with Beside(boxes.labels) as other:
-        pair_sums, box_sums, table = _pairs_forward(pyramid, boxes, soft_prior, configs)
+        bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept until the join
+        table, box_sums = box_table(pyramid, boxes, bags)
+        pair_sums = correct(pyramid, boxes, table, configs.correction)
     dense_sums = dense_forward(pyramid, configs.dense_forward)
     other.join()
     return *finish(dense_sums, pair_sums, box_sums), table
 
 
-def _pairs_forward(
-    pyramid: Pyramid, boxes: Boxes, soft_prior: bool, configs: KernelConfigs
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Partial sums over squares and over boxes, and the table."""
-    bags = box_bags(pyramid, boxes, soft_prior, configs.bags)
-    table, box_sums = box_table(pyramid, boxes, bags)
-    return correct(pyramid, boxes, table, configs.correction), box_sums, table
-
-
 def backward_pass(
     pyramid: Pyramid,
-    boxes: Boxes,
+    offsets: Tensor,  # [B + 1]
     table: Tensor,
     poison: Tensor,
     norms: Tensor,  # [3]
@@ -66,11 +59,12 @@ def backward_pass(
     dtype = torch.float32 if INTERPRETED else None
     kinds = (pyramid.z, pyramid.d, pyramid.u)
     grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
-    with Beside(boxes.labels) as other:
-        touched = touched_squares(pyramid, boxes, table, configs.pairs_backward)
+    touched = no_squares(pyramid, table, configs.pairs_backward)
+    with Beside(table) as other:
+        find_touched(pyramid, offsets, table, touched, configs.pairs_backward)
     dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
     other.join()
-    inputs = (pyramid, boxes, table, poison, norms, grad_losses, touched, dense_grad_u, grads)
+    inputs = (pyramid, offsets, table, poison, norms, grad_losses, touched, dense_grad_u, grads)
     pairs_backward(*inputs, soft_prior, configs.pairs_backward)
     return [level for kind in grads for level in kind]
 
@@ -89,8 +83,7 @@ class DualWeightFunction(torch.autograd.Function):
         if normalise is not None:
             norms = normalise(counts)
             losses = sums / norms
-        corners, labels, offsets, iscrowd, _ = targets
-        ctx.save_for_backward(corners, labels, offsets, iscrowd, poison, norms, table, *tensors)
+        ctx.save_for_backward(boxes.offsets, poison, norms, table, *tensors)
         ctx.strides, ctx.soft_prior, ctx.levels = strides, soft_prior, levels
         ctx.mark_non_differentiable(counts)
         ctx.set_materialize_grads(False)
@@ -102,13 +95,12 @@ class DualWeightFunction(torch.autograd.Function):
             return (None,) * (5 + 3 * ctx.levels)
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
-        corners, labels, offsets, iscrowd, poison, norms, table, *tensors = ctx.saved_tensors
+        offsets, poison, norms, table, *tensors = ctx.saved_tensors
         grads = [poison.new_zeros(()) if grad is None else grad for grad in grads[:3]]
         kinds = [tensors[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
         pyramid = read_pyramid(*kinds, ctx.strides)
-        boxes = read_boxes(PackedTargets(corners, labels, offsets, iscrowd))
         with torch.cuda.device_of(table):
-            inputs = (pyramid, boxes, table, poison, norms, grads, ctx.soft_prior)
+            inputs = (pyramid, offsets, table, poison, norms, grads, ctx.soft_prior)
             results = backward_pass(*inputs, configs_for(pyramid))
         return *(None,) * 5, *(_as_level(*pair) for pair in zip(results, tensors))
 
@@ -148,10 +140,7 @@ def dual_weight_backward(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor],
-    boxes: Tensor,
-    labels: Tensor,
     offsets: Tensor,
-    iscrowd: Tensor | None,
     poison: Tensor,
     table: Tensor,
     strides: Sequence[float],
@@ -159,9 +148,8 @@ def dual_weight_backward(
 ) -> list[Tensor]:
     """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
-    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
-    with torch.cuda.device_of(boxes):
-        inputs = (pyramid, rows, table, poison, torch.ones_like(grad_losses), grad_losses.contiguous().unbind())
+    with torch.cuda.device_of(table):
+        inputs = (pyramid, offsets.contiguous(), table, poison, torch.ones_like(grad_losses), grad_losses.contiguous().unbind())
         grads = backward_pass(*inputs, soft_prior, configs_for(pyramid))
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 
@@ -179,10 +167,10 @@ def _(grad_losses, cls_logits, box_distances, objectness, *_):
 
 
 def _save(ctx, inputs, output) -> None:
-    cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, _, ctx.strides, ctx.soft_prior = inputs
+    cls_logits, box_distances, objectness, _, _, offsets, _, _, ctx.strides, ctx.soft_prior = inputs
     _, counts, poison, table = output
     ctx.levels = len(cls_logits)
-    ctx.save_for_backward(boxes, labels, offsets, iscrowd, poison, table, *cls_logits, *box_distances, *objectness)
+    ctx.save_for_backward(offsets, poison, table, *cls_logits, *box_distances, *objectness)
     ctx.mark_non_differentiable(counts, poison, table)
     ctx.set_materialize_grads(False)  # or else zeros come in for these
 
@@ -192,11 +180,9 @@ def _backward(ctx, grad_losses, *_):
         return *([None] * ctx.levels for _ in range(3)), *[None] * 7
     if torch.is_grad_enabled():
         raise RuntimeError(NO_SECOND_DERIVATIVE)
-    boxes, labels, offsets, iscrowd, poison, table, *levels = ctx.saved_tensors
+    offsets, poison, table, *levels = ctx.saved_tensors
     kinds = [levels[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)]
-    grads = dual_weight_backward(
-        grad_losses, *kinds, boxes, labels, offsets, iscrowd, poison, table, ctx.strides, ctx.soft_prior
-    )
+    grads = dual_weight_backward(grad_losses, *kinds, offsets, poison, table, ctx.strides, ctx.soft_prior)
     return *(grads[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)), *[None] * 7
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
-from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, MASS, WEIGHT, details_of, load_corners
+from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, MASS, WEIGHT, details_of, load_corners
 from dwtriton.kernels.inputs import Boxes, Pyramid, Squares, cut
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import image_rows, load_distances, pick, place
@@ -212,10 +212,10 @@ def pairs_backward_kernel(
 
             changed = ignored
             du = tl.zeros((LANES,), tl.float32)
-            dl = tl.zeros((LANES,), tl.float32)
-            dt = tl.zeros((LANES,), tl.float32)
-            dr = tl.zeros((LANES,), tl.float32)
-            db = tl.zeros((LANES,), tl.float32)
+            dl = tl.zeros((LANES,), tl.float32) + 0 * loc_factor  # NaN from the beginning where targets are invalid
+            dt = dl
+            dr = dl
+            db = dl
             while label < NO_LABEL:
                 run = label
                 z_places = place(0, tl.minimum(run, NUM_CLASSES - 1), area, NUM_CLASSES, Z_LAST)
@@ -288,29 +288,33 @@ def correct(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) 
     return sums
 
 
-def touched_squares(pyramid: Pyramid, boxes: Boxes, table: Tensor, config: PairsConfig) -> Tensor:
-    """How many squares boxes touch, and which, see `touched_kernel`."""
+def no_squares(pyramid: Pyramid, table: Tensor, config: PairsConfig) -> Tensor:
+    """For `find_touched` to fill."""
     squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
-    touched = torch.zeros(1 + squares.count * pyramid.batch, device=table.device, dtype=torch.int32)
+    return torch.zeros(1 + squares.count * pyramid.batch, device=table.device, dtype=torch.int32)
+
+
+def find_touched(pyramid: Pyramid, offsets: Tensor, table: Tensor, touched: Tensor, config: PairsConfig) -> None:
+    """Write how many squares boxes touch, and which, see `touched_kernel`."""
+    squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, config.cells)
     if len(table):
         launch(
             touched_kernel,
             (squares.count * pyramid.batch,),
-            boxes.offsets,
+            offsets,
             table,
             touched,
             *squares[:3],
             pyramid.batch,
-            len(boxes.labels),
+            len(table) // FIELDS,
             LANES=LOOKING_LANES,
             num_warps=1,
         )
-    return touched
 
 
 def pairs_backward(
     pyramid: Pyramid,
-    boxes: Boxes,
+    offsets: Tensor,
     table: Tensor,
     poison: Tensor,
     norms: Tensor,
@@ -328,7 +332,7 @@ def pairs_backward(
             pairs_backward_kernel,
             (min(MOST_PROGRAMS, squares.count * pyramid.batch),),
             *pyramid.arguments,
-            boxes.offsets,
+            offsets,
             table,
             poison,
             norms,
@@ -338,7 +342,7 @@ def pairs_backward(
             *grads,
             *squares[:3],
             pyramid.batch,
-            len(boxes.labels),
+            len(table) // FIELDS,
             SOFT=soft_prior,
             maxnreg=128,
             **pair_options(pyramid, squares, config),

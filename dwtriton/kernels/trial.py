@@ -15,7 +15,7 @@ from dwtriton.kernels.boxes import box_table
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.ops import backward_pass, forward_pass
-from dwtriton.kernels.pairs import correct, pairs_backward, touched_squares
+from dwtriton.kernels.pairs import correct, find_touched, no_squares, pairs_backward
 from dwtriton.kernels.tuning import Config, KernelConfigs, Key, PairsConfig
 from dwtriton.points import STRIDES, level_points
 from dwtriton.targets import PackedTargets, pack_targets
@@ -104,8 +104,9 @@ def kernel_calls(case: Case, configs: KernelConfigs) -> dict[str, Callable]:
     dense_grad_u = dense_backward(pyramid, poison, norms, of_losses[2], grads, configs.dense_backward)
 
     def backward_pairs(config: PairsConfig) -> None:
-        touched = touched_squares(pyramid, boxes, table, config)
-        inputs = (pyramid, boxes, table, poison, norms, of_losses, touched, dense_grad_u, grads)
+        touched = no_squares(pyramid, table, config)
+        find_touched(pyramid, boxes.offsets, table, touched, config)
+        inputs = (pyramid, boxes.offsets, table, poison, norms, of_losses, touched, dense_grad_u, grads)
         pairs_backward(*inputs, True, config)
 
     return {
@@ -131,7 +132,7 @@ def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     boxes = read_boxes(case.targets)
     losses, counts, _, poison, table = forward_pass(pyramid, boxes, True, configs)
     ones = torch.ones_like(losses)
-    grads = backward_pass(pyramid, boxes, table, poison, ones, ones.unbind(), True, configs)
+    grads = backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
     kinds = (case.cls_logits, case.box_distances, case.objectness)
     exact = [[level.detach().double().requires_grad_() for level in kind] for kind in kinds]
     true_losses, true_counts = reference.dual_weight_sums(*exact, case.targets, STRIDES, soft_prior=True)

@@ -91,7 +91,8 @@ _ENTRIES = (4, 8)  # of one block of classes in a thread, if there are so many: 
 def default_configs(num_classes: int, itemsize: int = 2) -> KernelConfigs:
     """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes."""
     blocks = class_blocks(num_classes, itemsize)
-    narrow, wide = blocks[0], max(blocks)
+    narrow = blocks[0]
+    wide = next((block for block in blocks if block * itemsize == 64), narrow)  # for stores
     forward = DenseConfig(max(16, 256 // narrow), narrow, 1, 1)
     backward = DenseConfig(max(32, 1024 // wide), wide, 4, 1)
     return KernelConfigs(forward, _BAGS[0], _PAIRS[0], backward, _PAIRS[0])

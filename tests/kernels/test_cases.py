@@ -15,14 +15,17 @@ from generated_cases import (
 )
 from kernel_cases import on_kernels, using
 from loss_cases import (
+    all_without_weight,
     assert_gradients,
     check_without_objectness,
     crowded,
+    last_without_weight,
     overlapping,
     random_case,
     run_loss,
     sums_and_gradients,
     truth_gradients,
+    weighted,
 )
 
 from dwtriton.kernels.boxes import box_table
@@ -120,6 +123,9 @@ EDGE_CASES = [
     far_outside,
     crowded,
     crowd_alone,
+    weighted,
+    all_without_weight,
+    last_without_weight,
 ]
 
 
@@ -266,6 +272,9 @@ PROBLEMS = {
     "all NaN": ("boxes", (torch.nan,) * 4),
     "one infinity": ("boxes", (1.0, 3.0, torch.inf, 30.0)),
     "all infinite": ("boxes", (-torch.inf, -torch.inf, torch.inf, torch.inf)),
+    "a negative weight": ("weights", -1.0),
+    "a weight of NaN": ("weights", torch.nan),
+    "an infinite weight": ("weights", torch.inf),
 }
 
 
@@ -274,6 +283,7 @@ PROBLEMS = {
 def test_unchecked_invalid_targets_make_all_losses_and_gradients_nan_and_touch_no_other_memory(problem, crowd, device):
     """As on a device, where values are not looked at. The interpreter refuses access to other memory."""
     case = on_kernels(random_case(16, [2, 3], **SMALL))
+    case.box_weights = [np.ones(2), np.full(3, 0.5)]
     packed = pack_targets(case.targets(), device)
     part, value = PROBLEMS[problem]
     getattr(packed, part)[3] = torch.tensor(value, device=device)
@@ -293,7 +303,7 @@ def test_unchecked_invalid_targets_make_all_losses_and_gradients_nan_and_touch_n
 )
 def test_unchecked_offsets_out_of_order_or_range_touch_no_other_memory(offsets, device):
     case = on_kernels(random_case(17, [2, 2], **SMALL))
-    boxes, labels, _, iscrowd = pack_targets(case.targets(), device)
+    boxes, labels, _, iscrowd, _ = pack_targets(case.targets(), device)
     offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
     sums_and_gradients(case, PackedTargets(boxes, labels, offsets, iscrowd))
 
