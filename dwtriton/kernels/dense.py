@@ -18,7 +18,7 @@ from dwtriton.kernels.levels import pick, place
 from dwtriton.kernels.tuning import DenseConfig
 
 MOST_BLOCKS = 6  # of classes, that are read without a loop: all, or an equal share of them
-HIGH_CLASSES = 8  # taken at a time where scores are high
+HIGH_CLASSES = 4  # taken at a time where scores are high
 MAX_REGISTERS = 64  # of a thread: memory's latency is hidden by 32 warps on a multiprocessor
 NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
 
@@ -60,6 +60,17 @@ def entries(point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.c
     if MASKED:
         mask = mask & (classes < NUM_CLASSES)[None, :]
     return place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST), mask
+
+
+@triton.jit
+def load_logits(z_points, point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, SPAN: tl.constexpr):
+    """Logits of a block of classes, where they lie, and which exist; those of points that do not exist are anything."""
+    places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
+    if SPAN != NUM_CLASSES:
+        z = tl.load(z_points + places, mask=mask, other=NO_SCORE)
+    else:
+        z = tl.load(z_points + places, mask=mask)
+    return z.to(tl.float32), places, mask
 
 
 @triton.jit
@@ -136,7 +147,7 @@ def dense_forward_kernel(
     u_first = pick(u_levels, level) + before + first
     SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
     total = tl.zeros((POINTS,), tl.float64)
-    for tile in range(0, TILES):
+    for tile in tl.static_range(TILES):
         point = tile * POINTS + tl.arange(0, POINTS)
         valid = first + point < area
         u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
@@ -145,11 +156,10 @@ def dense_forward_kernel(
         for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
-                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
-                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
+                z, places, mask = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
                 score = formulas.joint_score(z, lift[:, None])
                 losses = tl.fma(formulas.cube(score), formulas.low_negative_loss(score), losses)
-        loss = tl.sum(losses, 1)
+        loss = tl.where(valid, tl.sum(losses, 1), 0.0)
         if any_not(loss < formulas.LOSS_OF_LOW_SCORE):  # a high score, or NaN
             total += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
         else:
@@ -198,7 +208,7 @@ def dense_backward_kernel(
     SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
     factor = tl.load(grad_loss).to(tl.float32) / tl.load(norms + 2) * tl.load(poison)
     zero = factor * 0
-    for tile in range(0, TILES):
+    for tile in tl.static_range(TILES):
         point = tile * POINTS + tl.arange(0, POINTS)
         valid = first + point < area
         u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
@@ -208,13 +218,12 @@ def dense_backward_kernel(
         for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
-                places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
-                z = tl.load(z_first + places, mask=mask, other=NO_SCORE).to(tl.float32)
+                z, places, mask = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
                 score, not_z = formulas.low_scores(z, lift[:, None], log2_su[:, None])
                 common = formulas.cube(score) * formulas.low_negative_slope(score, factor)
                 commons += common
                 tl.store(grad_z_first + places, common * not_z, mask=mask, eviction_policy="evict_first")
-        of_point = tl.sum(commons, 1)
+        of_point = tl.where(valid, tl.sum(commons, 1), 0.0)
         grad = of_point * not_u
         high = (tl.abs(of_point) <= tl.abs(factor) * formulas.SLOPE_OF_LOW_SCORE) == 0  # a high score, or NaN
         if tl.max(high.to(tl.int32)) != 0:

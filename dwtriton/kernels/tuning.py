@@ -83,18 +83,16 @@ class Key(NamedTuple):
 _POINTS = (16, 32, 64, 128)
 _WARPS = (1, 2, 4, 8)
 _TILES = (1, 2)
-_BAGS = tuple(BagsConfig(*pair) for pair in ((64, 1), (128, 2), (32, 1), (128, 1), (128, 4), (256, 4)))
+_BAGS = tuple(BagsConfig(*pair) for pair in ((128, 2), (64, 1), (32, 1), (128, 1), (128, 4), (256, 4)))
 _PAIRS = tuple(PairsConfig(*pair) for pair in ((4, 1), (8, 1), (8, 2), (8, 4)))
-_ENTRIES = (4, 8)  # of one block of classes in a thread, if there are so many: with more it needs too many registers
+_ENTRIES = (4, 16)  # of one block of classes in a thread, if there are so many: with more it needs too many registers
 
 
 def default_configs(num_classes: int, itemsize: int = 2) -> KernelConfigs:
     """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes."""
-    blocks = class_blocks(num_classes, itemsize)
-    narrow = blocks[0]
-    wide = next((block for block in blocks if block * itemsize == 64), narrow)  # for stores
-    forward = DenseConfig(max(16, 256 // narrow), narrow, 1, 1)
-    backward = DenseConfig(max(32, 1024 // wide), wide, 4, 1)
+    block = class_blocks(num_classes, itemsize)[0]
+    forward = DenseConfig(256 // block, block, 1, 1)
+    backward = forward._replace(points=forward.points * (2 if itemsize == 2 else 1))  # its fixed costs are higher
     return KernelConfigs(forward, _BAGS[0], _PAIRS[0], backward, _PAIRS[0])
 
 
