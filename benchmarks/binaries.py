@@ -4,8 +4,9 @@
     python benchmarks/binaries.py --all
 
 prints a table of the default configs, with --all of the whole tuning space, and fails if a binary spills or does not
-fit. Instructions an entry are those of a dense pass on the way that ordinary logits take. The kernels' own launchers are called on small CPU tensors, so that each is compiled with the types and alignments
-that a launch infers. NVIDIA binaries are read with cuobjdump of Triton's wheel, AMD ones from their assembly.
+fit. Instructions an entry are those of a dense pass on the way that ordinary logits take. The kernels' own launchers
+are called on small CPU tensors, so that each is compiled with the types and alignments that a launch infers. NVIDIA
+binaries are read with cuobjdump of Triton's wheel, AMD ones from their assembly.
 """
 
 import argparse
@@ -193,7 +194,9 @@ def _read_nvidia(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None,
         return registers, stack + local, *[None] * 4
     sass = _cuobjdump(kernel.asm["cubin"], "-sass")
     lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass, re.MULTILINE)
-    wide = (sum(re.match(rf"(@\S+ )?{name}\.E\S*\.128", line) is not None for _, line in lines) for name in ("LDG", "STG"))
+    wide = (
+        sum(re.match(rf"(@\S+ )?{name}\.E\S*\.128", line) is not None for _, line in lines) for name in ("LDG", "STG")
+    )
     return registers, stack + local, len(lines), _shortest_path(lines), *wide
 
 

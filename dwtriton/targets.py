@@ -196,7 +196,9 @@ def _pad(packed: PackedTargets, capacity: int) -> PackedTargets:
             return None
         return torch.cat((tensor, tensor.new_zeros(capacity - count, *tensor.shape[1:])))
 
-    return PackedTargets(pad(packed.boxes), pad(packed.labels), packed.offsets, pad(packed.iscrowd), pad(packed.weights))
+    return PackedTargets(
+        pad(packed.boxes), pad(packed.labels), packed.offsets, pad(packed.iscrowd), pad(packed.weights)
+    )
 
 
 def _describe(value: object) -> str:

@@ -10,7 +10,17 @@ from torch import Tensor
 from dwtriton.dense_weights import DualWeights, last_of_class
 from dwtriton.kernels import formulas
 from dwtriton.kernels.bags import box_bags, image_of_rows
-from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, LABEL, MASS, ROW, WEIGHT, box_table, details_of, load_corners
+from dwtriton.kernels.boxes import (
+    DEFICIT_MAX,
+    DEFICIT_MIN,
+    LABEL,
+    MASS,
+    ROW,
+    WEIGHT,
+    box_table,
+    details_of,
+    load_corners,
+)
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import load_distances, pick, place

@@ -3,8 +3,8 @@
 One visit to each pair gives the denominator of the positive weights, both positive losses times that denominator, and
 the extremes of the IoU deficit. The points inside a box are a rectangle of cells on each level; the cells of all levels
 are numbered on, so that no lane is idle on a coarse level. PARTS programs share a box: part i sums every PARTS-th block
-from block i on. Parts are added up in groups, and groups to boxes, in order: how many of either a program takes changes no
-bit, so that a box's sums do not depend on how many boxes there are.
+from block i on. Parts are added up in groups, and groups to boxes, in order: how many of either a program takes changes
+no bit, so that a box's sums do not depend on how many boxes there are.
 """
 
 import torch
@@ -91,7 +91,8 @@ def bags_kernel(
             top, bottom = first_cell(y1, strides[i], heights[i], False), first_cell(y2, strides[i], heights[i], True)
             across = tl.maximum(right - left, 0)
             count += across * tl.maximum(bottom - top, 0)
-            lefts, tops, widths_of, ends = lefts + (left,), tops + (top,), widths_of + (across,), ends + (count,)
+            lefts, tops = lefts + (left,), tops + (top,)  # noqa: RUF005 (Triton cannot unpack)
+            widths_of, ends = widths_of + (across,), ends + (count,)  # noqa: RUF005
 
         parts_each = PARTS // tl.num_programs(1)
         part = tl.program_id(1) * parts_each

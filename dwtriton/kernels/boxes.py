@@ -120,6 +120,8 @@ def boxes_kernel(
     tl.store(details + DEFICIT_MIN, deficit_min.to(tl.float32), mask=stored)
     tl.store(details + DEFICIT_MAX, tl.minimum(deficit_max, 1.0).to(tl.float32), mask=stored)
     tl.store(details + ROW, rows.to(tl.float32), mask=stored)
+    for unused in tl.static_range(ROW + 1, DETAILS):  # that fill up a sector
+        tl.store(details + unused, rows * 0.0, mask=stored)
 
     given = tl.load(labels + rows, mask=used, other=0)  # that of a region to ignore has to be right, too
     right = (x1 <= x2) & (y1 <= y2) & (x1 > float("-inf")) & (y1 > float("-inf")) & (x2 < float("inf"))

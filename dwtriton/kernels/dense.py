@@ -63,7 +63,9 @@ def entries(point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.c
 
 
 @triton.jit
-def load_logits(z_points, point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, SPAN: tl.constexpr):
+def load_logits(
+    z_points, point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, SPAN: tl.constexpr
+):
     """Logits of a block of classes, where they lie, and which exist; those of points that do not exist are anything."""
     places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
     if SPAN != NUM_CLASSES:
@@ -80,7 +82,9 @@ def any_not(condition):
 
 
 @triton.jit
-def exact_losses(z_points, point, valid, u, lift, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr):
+def exact_losses(
+    z_points, point, valid, u, lift, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr
+):
     """Negative losses of any scores added up over the classes, [P] float64."""
     su, not_u = formulas.sigmoids(u)
     total = tl.zeros(point.shape, tl.float64)
@@ -97,7 +101,9 @@ def exact_losses(z_points, point, valid, u, lift, area, NUM_CLASSES: tl.constexp
 
 
 @triton.jit
-def exact_gradients(z_points, grad_z_points, rows, factor, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr):
+def exact_gradients(
+    z_points, grad_z_points, rows, factor, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr
+):
     """Write gradients of logits whose scores are not low; returns those of the objectness from all classes, [P].
 
     `rows` are point, valid, u and what `formulas.lift` makes of it, as in the kernel.
@@ -156,7 +162,7 @@ def dense_forward_kernel(
         for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
-                z, places, mask = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                z, _, _ = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
                 score = formulas.joint_score(z, lift[:, None])
                 losses = tl.fma(formulas.cube(score), formulas.low_negative_loss(score), losses)
         loss = tl.where(valid, tl.sum(losses, 1), 0.0)

@@ -62,7 +62,7 @@ def finish_kernel(
 
 
 def finish(dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], normalisers and losses [2, 3], and the poison [], float32.
+    """Sums of the three losses [3], what normalises each [3], normalisers and losses [2, 3], poison [], float32.
 
     The poison is 1, or NaN if a box, a label or a weight is invalid, and is a factor of the losses already.
     """

@@ -17,19 +17,19 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
 MAX_LOG = tl.constexpr(formulas.MAX_LOG)
 LOW_SCORE = tl.constexpr(0.5)  # below it polynomials serve for logarithms
-DEGREE = tl.constexpr(6)  # of these polynomials
+LOSS_DEGREE, SLOPE_DEGREE = tl.constexpr(6), tl.constexpr(7)  # of these polynomials
 LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
 FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
 
 
-def _polynomial(function: Callable[[np.ndarray], np.ndarray]) -> tl.constexpr:
+def _polynomial(function: Callable[[np.ndarray], np.ndarray], degree: int) -> tl.constexpr:
     """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE."""
-    fit = Chebyshev.interpolate(function, DEGREE.value, domain=[0, LOW_SCORE.value])
+    fit = Chebyshev.interpolate(function, degree, domain=[0, LOW_SCORE.value])
     return tl.constexpr(tuple(fit.convert(kind=Polynomial).coef[::-1].tolist()))
 
 
-NEG_LOG_COMPLEMENT = _polynomial(lambda s: -np.log1p(-s) / s)  # relative error within 1.2e-6
-NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s))  # within 5e-6
+NEG_LOG_COMPLEMENT = _polynomial(lambda s: -np.log1p(-s) / s, LOSS_DEGREE.value)  # within 1.2e-6
+NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s), SLOPE_DEGREE.value)  # within 8e-7
 # What one entry of LOW_SCORE adds to the sums that tell whether a point has any. All terms are positive, and the
 # polynomials rise beyond LOW_SCORE, too: a lower sum cannot hide such an entry.
 LOSS_OF_LOW_SCORE = tl.constexpr(0.999 * LOW_SCORE.value**2 * np.log(2))
@@ -40,15 +40,6 @@ SLOPE_OF_LOW_SCORE = tl.constexpr(0.999 * LOW_SCORE.value**3 * (4 * np.log(2) + 
 def exp(x):
     """e^x, without the extra instructions by which `tl.exp` keeps results below 1e-38."""
     return tl.exp2(x * LOG2_E)
-
-
-@triton.jit
-def evaluate(COEFFICIENTS: tl.constexpr, x):
-    """A polynomial's value."""
-    value = tl.full(x.shape, COEFFICIENTS[0], tl.float32)
-    for i in tl.static_range(1, DEGREE + 1):
-        value = tl.fma(value, x, COEFFICIENTS[i])
-    return value
 
 
 @triton.jit
@@ -123,14 +114,17 @@ def neg_log_complement(score, not_score, z, u):
     nearer = tl.minimum(z, u)
     far = nearer > FAR_LOGIT
     rest = tl.where(far, 1 + exp(-tl.abs(z - u)), not_score)
-    low = score * evaluate(NEG_LOG_COMPLEMENT, score)
+    low = score * low_negative_loss(score)
     return tl.where(score < LOW_SCORE, low, tl.where(far, nearer, 0.0) - tl.log(rest))
 
 
 @triton.jit
 def low_negative_loss(score):
     """s^2 (-ln(1 - s)) / s^3 for s below LOW_SCORE: its product with the cube of s is the loss."""
-    return evaluate(NEG_LOG_COMPLEMENT, score)
+    value = tl.full(score.shape, NEG_LOG_COMPLEMENT[0], tl.float32)
+    for i in tl.static_range(1, LOSS_DEGREE + 1):
+        value = tl.fma(value, score, NEG_LOG_COMPLEMENT[i])
+    return value
 
 
 @triton.jit
@@ -161,7 +155,7 @@ def low_negative_slope(score, factor):
     d(s^2 (-ln(1 - s))) / dz is its product with the cube of s and sigmoid(-z); by u it is sigmoid(-u) instead.
     """
     value = tl.full(score.shape, 1.0, tl.float32) * (factor * NEGATIVE_SLOPE[0])
-    for i in tl.static_range(1, DEGREE + 1):
+    for i in tl.static_range(1, SLOPE_DEGREE + 1):
         value = tl.fma(value, score, factor * NEGATIVE_SLOPE[i])
     return value
 
@@ -180,6 +174,20 @@ def negative_slopes(z, u, su, not_u):
     twice = 2 * neg_log_complement(score, not_score, z, u)
     square = score * score
     return square * (twice * not_z + score * ratio_z), square * (twice * not_u + score * ratio_u)
+
+
+@triton.jit
+def negative_gradients(z, u, lift, log2_su, not_u, factor):
+    """`factor` d(s^2 (-ln(1 - s))) / d(z and u), for any logits; by `low_negative_slope` wherever that is enough.
+
+    `lift` and `not_u` are what `lift` makes of u, `log2_su` is the logarithm of one over the former.
+    """
+    score, not_z = low_scores(z, lift, log2_su)
+    common = cube(score) * low_negative_slope(score, factor)
+    su, exact_not_u = sigmoids(u)
+    slope_z, slope_u = negative_slopes(z, u, su, exact_not_u)
+    low = score < LOW_SCORE
+    return tl.where(low, common * not_z, factor * slope_z), tl.where(low, common * not_u, factor * slope_u)
 
 
 @triton.jit

@@ -17,7 +17,12 @@ _now = threading.local()  # its `stream` is where launches go, where it is set; 
 
 
 def launch(
-    kernel: JITFunction, grid: tuple[int, ...], *arguments: object, num_warps: int, maxnreg: int | None = None, **constants
+    kernel: JITFunction,
+    grid: tuple[int, ...],
+    *arguments: object,
+    num_warps: int,
+    maxnreg: int | None = None,
+    **constants,
 ) -> None:
     """`kernel[grid](*arguments, **constants)` on the device of the arguments, which is the current one.
 
@@ -27,7 +32,9 @@ def launch(
     options = {"num_warps": num_warps, "enable_fp_fusion": False}
     if maxnreg is not None and torch.version.hip is None:
         options["maxnreg"] = maxnreg
-    tensor = next(part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor))
+    tensor = next(
+        part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor)
+    )
     if INTERPRETED or not tensor.is_cuda:
         kernel[grid](*arguments, **constants, **options)
         return

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from dwtriton.kernels.bags import box_bags
 from dwtriton.kernels.boxes import FIELDS, box_table
+from dwtriton.kernels.correction import correct
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
 from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
 from dwtriton.kernels.launch import INTERPRETED, Beside
-from dwtriton.kernels.pairs import correct, find_touched, no_squares, pairs_backward
+from dwtriton.kernels.pairs import find_touched, no_squares, pairs_backward
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.targets import PackedTargets
 
@@ -149,7 +150,14 @@ def dual_weight_backward(
     """Gradients of all levels: of class logits, then of distances, then of objectness logits."""
     pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
     with torch.cuda.device_of(table):
-        inputs = (pyramid, offsets.contiguous(), table, poison, torch.ones_like(grad_losses), grad_losses.contiguous().unbind())
+        inputs = (
+            pyramid,
+            offsets.contiguous(),
+            table,
+            poison,
+            torch.ones_like(grad_losses),
+            grad_losses.contiguous().unbind(),
+        )
         grads = backward_pass(*inputs, soft_prior, configs_for(pyramid))
     return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
 

@@ -9,7 +9,11 @@ import triton
 import triton.language as tl
 
 from dwtriton.kernels.boxes import LABEL, details_of
+from dwtriton.kernels.inputs import Pyramid, Squares
+from dwtriton.kernels.tuning import PairsConfig
 
+MOST_PROGRAMS = 4224  # that take squares in turn: as many warps as an H100 holds at once
+IGNORED_CLASSES = tl.constexpr(4)  # taken at a time where points are to be ignored
 NO_LABEL = tl.constexpr(2**30)  # above all classes
 BITS = tl.constexpr(32)  # boxes that a lane notes at once
 NO_BOX = tl.constexpr(2**30)
@@ -27,7 +31,7 @@ def first_centre(edge, inverse, count):
 
 @triton.jit
 def open_square(square, columns, side, heights, widths, strides, SPANS: tl.constexpr, LANES: tl.constexpr):
-    """The points of a square, one for each lane; `columns` squares stand side by side, SPANS cells of each level in one.
+    """The points of a square, one for each lane; `columns` squares stand side by side, SPANS cells of a level in one.
 
     Returns what each lane has: whether a point, level, number among the level's points, x and y.
     """
@@ -120,3 +124,10 @@ def next_box(notes, start, last, table, capacity, bounds, LANES: tl.constexpr):
 def is_inside(valid, x, y, corners):
     x1, y1, x2, y2 = corners
     return valid & (x > x1) & (y > y1) & (x < x2) & (y < y2)
+
+
+def pair_options(pyramid: Pyramid, squares: Squares, config: PairsConfig) -> dict[str, object]:
+    """Constants and launch options."""
+    constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
+    constants |= {"SPANS": squares.spans, "LANES": squares.lanes}
+    return constants | {"num_warps": config.warps}

@@ -12,10 +12,11 @@ from triton.testing import do_bench_cudagraph
 from dwtriton import formulas, reference
 from dwtriton.kernels.bags import box_bags
 from dwtriton.kernels.boxes import box_table
+from dwtriton.kernels.correction import correct
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.ops import backward_pass, forward_pass
-from dwtriton.kernels.pairs import correct, find_touched, no_squares, pairs_backward
+from dwtriton.kernels.pairs import find_touched, no_squares, pairs_backward
 from dwtriton.kernels.tuning import Config, KernelConfigs, Key, PairsConfig
 from dwtriton.points import STRIDES, level_points
 from dwtriton.targets import PackedTargets, pack_targets

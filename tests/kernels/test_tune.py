@@ -94,9 +94,7 @@ def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_wi
         tried = [found.tried - found.failed for found in by_kernel.values()]
         assert tried == [1] * len(tried)  # the default, or the first that runs
         default = default_configs(80, itemsize)
-        assert all(
-            found.config == first for found, first in zip(by_kernel.values(), default) if found.failed == 0
-        )
+        assert all(found.config == first for found, first in zip(by_kernel.values(), default) if found.failed == 0)
 
 
 @pytest.fixture
@@ -153,7 +151,11 @@ def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cac
 @pytest.mark.parametrize("which", ["default", "tuned"])
 def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, cache, monkeypatch):
     def disagreement(_, chosen):
-        return "the sum is 2, not 1" if (chosen in (default_configs(80), default_configs(80, 4))) == (which == "default") else None
+        return (
+            "the sum is 2, not 1"
+            if (chosen in (default_configs(80), default_configs(80, 4))) == (which == "default")
+            else None
+        )
 
     monkeypatch.setattr(command, "make_case", lambda *_: None)
     monkeypatch.setattr(command, "disagreement", disagreement)

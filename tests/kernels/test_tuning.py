@@ -81,8 +81,19 @@ def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it
 
 @pytest.mark.parametrize(
     ("classes", "itemsize", "blocks"),
-    [(1, 2, [1]), (2, 2, [2]), (3, 2, [4]), (16, 2, [16]), (60, 2, [16, 32]), (80, 2, [16, 32]), (80, 4, [16, 32, 8])]
-    + [(20, 2, [16]), (20, 4, [8]), (365, 2, [16, 32]), (1203, 4, [16, 32, 8])],
+    [
+        (1, 2, [1]),
+        (2, 2, [2]),
+        (3, 2, [4]),
+        (16, 2, [16]),
+        (20, 2, [16]),
+        (20, 4, [8]),
+        (60, 2, [16, 32]),
+        (80, 2, [16, 32]),
+        (80, 4, [16, 32, 8]),
+        (365, 2, [16, 32]),
+        (1203, 4, [16, 32, 8]),
+    ],
 )
 def test_class_blocks_are_whole_sectors_or_what_fewer_classes_need(classes, itemsize, blocks):
     assert tuning.class_blocks(classes, itemsize) == blocks
