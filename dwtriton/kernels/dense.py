@@ -157,12 +157,12 @@ def dense_forward_kernel(
         point = tile * POINTS + tl.arange(0, POINTS)
         valid = first + point < area
         u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
-        lift, _ = formulas.lift(u)
+        lift = formulas.lift(u)[0]
         losses = tl.zeros((POINTS, BLOCK_C), tl.float32)
         for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
-                z, _, _ = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                z = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)[0]
                 score = formulas.joint_score(z, lift[:, None])
                 losses = tl.fma(formulas.cube(score), formulas.low_negative_loss(score), losses)
         loss = tl.where(valid, tl.sum(losses, 1), 0.0)
