@@ -23,7 +23,7 @@ from dwtriton.kernels.boxes import (
 )
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import load_distances, pick, place
+from dwtriton.kernels.levels import load_distances, pick, pick_memory, place
 from dwtriton.kernels.ops import configs_for
 from dwtriton.kernels.squares import is_inside
 from dwtriton.points import pyramid_points
@@ -78,10 +78,10 @@ def assign_kernel(
         inside = is_inside(number < points, x, y, (x1, y1, x2, y2)) & (label >= 0) & (label < NUM_CLASSES)
 
         before = image.to(tl.int64) * area
-        z_points = pick(z_levels, level) + before * NUM_CLASSES
+        z_points = pick_memory(z_levels, level) + before * NUM_CLASSES
         z = tl.load(z_points + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0).to(tl.float32)
-        u = tl.load(pick(u_levels, level) + before + point, mask=inside, other=0.0).to(tl.float32)
-        d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+        u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0).to(tl.float32)
+        d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
         distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
         iou, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
         prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)

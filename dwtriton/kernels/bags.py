@@ -15,7 +15,7 @@ from torch import Tensor
 from dwtriton.kernels import formulas
 from dwtriton.kernels.inputs import Boxes, Pyramid
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import first_cell, load_distances, pick, place
+from dwtriton.kernels.levels import first_cell, load_distances, pick, pick_memory, place
 from dwtriton.kernels.tuning import BagsConfig
 
 SPLITS_BY_ROWS = {16: 512, 4: 2**14, 1: 2**24}  # programs that share a box: fewer where there are more boxes
@@ -128,10 +128,10 @@ def bags_kernel(
                 area = tl.cast(pick(heights, level), tl.int32) * width
                 point = cell_row * width + column
                 before = image.to(tl.int64) * area
-                z_points = pick(z_levels, level) + before * NUM_CLASSES
-                d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+                z_points = pick_memory(z_levels, level) + before * NUM_CLASSES
+                d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
                 z = tl.load(z_points + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0)
-                u = tl.load(pick(u_levels, level) + before + point, mask=inside, other=0.0)
+                u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0)
                 distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
                 x, y = (column + 0.5) * stride, (cell_row + 0.5) * stride
                 iou, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))

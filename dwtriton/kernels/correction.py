@@ -12,7 +12,7 @@ from dwtriton.kernels import formulas
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, WEIGHT, details_of, load_corners
 from dwtriton.kernels.inputs import Boxes, Pyramid, cut
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import image_rows, load_distances, pick, place
+from dwtriton.kernels.levels import image_rows, load_distances, pick, pick_memory, place
 from dwtriton.kernels.squares import (
     BITS,
     IGNORED_CLASSES,
@@ -65,10 +65,10 @@ def correction_kernel(
             valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
             area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
             before = image.to(tl.int64) * area
-            z_points = pick(z_levels, level) + before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
-            d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+            z_points = pick_memory(z_levels, level) + before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+            d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
             distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
-            u = tl.load(pick(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
+            u = tl.load(pick_memory(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
             lift, _ = formulas.lift(u)
             su, not_u = formulas.sigmoids(u)
             ignored = valid & (x != x)

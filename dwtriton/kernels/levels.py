@@ -6,11 +6,20 @@ import triton.language as tl
 
 @triton.jit
 def pick(items, level):
-    """The entry of a tuple, one for each level, at a level, or at many, known only at run time."""
+    """The entry of a tuple, one for each level, at a level, or numbers at many, known only at run time."""
     item = items[0]
     for i in tl.static_range(1, len(items)):
         item = tl.where(level >= i, items[i], item)
     return item
+
+
+@triton.jit
+def pick_memory(pointers, levels):
+    """The pointers of many levels; as numbers, since compilers for AMD cannot choose among tensors of pointers."""
+    memory = pointers[0].to(tl.int64)
+    for i in tl.static_range(1, len(pointers)):
+        memory = tl.where(levels >= i, pointers[i].to(tl.int64), memory)
+    return memory.to(pointers[0].dtype)
 
 
 @triton.jit

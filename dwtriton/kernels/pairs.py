@@ -17,7 +17,7 @@ from dwtriton.kernels import formulas
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, MASS, WEIGHT, details_of, load_corners
 from dwtriton.kernels.inputs import Pyramid, cut
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import image_rows, load_distances, pick, place
+from dwtriton.kernels.levels import image_rows, load_distances, pick, pick_memory, place
 from dwtriton.kernels.squares import (
     BITS,
     IGNORED_CLASSES,
@@ -33,7 +33,7 @@ from dwtriton.kernels.squares import (
 from dwtriton.kernels.tuning import PairsConfig
 
 LOOKING_LANES = 32  # of a program that only looks which boxes there are
-MAX_REGISTERS = 128  # of a thread
+MAX_REGISTERS = 144  # of a thread: some GPUs need so many
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
@@ -114,10 +114,13 @@ def pairs_backward_kernel(
                 of_levels += tl.where(level > i, level_points, 0)
             before = image.to(tl.int64) * area
             z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
-            z_points, grad_z_points = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
-            d_points = pick(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+            z_points, grad_z_points = (
+                pick_memory(z_levels, level) + z_offset,
+                pick_memory(grad_z_levels, level) + z_offset,
+            )
+            d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
             distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
-            u = tl.load(pick(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
+            u = tl.load(pick_memory(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
             su, not_u = formulas.sigmoids(u)
             factor = tl.load(poison)
             pos_factor = 0.25 * (tl.load(grad_pos).to(tl.float32) / tl.load(norms) * factor)
@@ -185,8 +188,8 @@ def pairs_backward_kernel(
                 changed |= held
             dense = tl.load(grad_u + of_levels.to(tl.int64) + before + point, mask=changed, other=0.0)
             du += tl.where(ignored, 0 * neg_factor, dense)
-            tl.store(pick(grad_u_levels, level) + before + point, du, mask=changed)
-            grad_d_points = pick(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+            tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
+            grad_d_points = pick_memory(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
             step = place(0, 1, area, 4, D_LAST)
             tl.store(grad_d_points, dl, mask=changed)
             tl.store(grad_d_points + step, dt, mask=changed)
