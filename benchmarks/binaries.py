@@ -4,8 +4,9 @@
     python -m benchmarks.binaries --all
 
 prints a table of the default configs, with --all of the whole tuning space, and fails if a binary spills or does not
-fit. The kernels' own launchers are called on small CPU tensors, so that each is compiled with the types and alignments
-that a launch infers. NVIDIA binaries are read with cuobjdump of Triton's wheel, AMD ones from their assembly.
+fit. Instructions an entry are those of a dense pass on the way that ordinary logits take. The kernels' own launchers
+are called on small CPU tensors, so that each is compiled with the types and alignments that a launch infers. NVIDIA
+binaries are read with cuobjdump of Triton's wheel, AMD ones from their assembly.
 """
 
 import argparse
@@ -34,7 +35,9 @@ from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
 from dwtriton.kernels import dual_weights
-from dwtriton.kernels.trial import LAYOUTS, Setting, kernel_calls, make_case
+from dwtriton.kernels.inputs import read_boxes, read_pyramid
+from dwtriton.kernels.ops import backward_pass, forward_pass
+from dwtriton.kernels.trial import LAYOUTS, Setting, make_case
 from dwtriton.kernels.tuning import Config, DenseConfig, KernelConfigs, default_configs, search_space
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -80,6 +83,7 @@ class Binary(NamedTuple):
     stack: int  # bytes a thread of stack and local memory, where registers spill
     shared: int  # bytes
     instructions: int | None
+    each: float | None  # instructions an entry of the logits, where no score is high
     wide_loads: int | None  # from global memory
     wide_stores: int | None
 
@@ -105,13 +109,13 @@ class Binary(NamedTuple):
 def default_job(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> Job:
     """Return the job of the default configs."""
     setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3)
-    return Job(target, setting, default_configs(classes))
+    return Job(target, setting, default_configs(classes, DTYPES[dtype].itemsize))
 
 
 def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> list[Job]:
     """Return the jobs of the whole tuning space, the default configs first."""
     default = default_job(target, dtype, layout, classes)
-    rows = zip_longest(*search_space(classes).values())
+    rows = zip_longest(*search_space(classes, DTYPES[dtype].itemsize).values())
     return [
         default._replace(configs=KernelConfigs(*(config or other for config, other in zip(row, default.configs))))
         for row in rows
@@ -152,7 +156,10 @@ class _AbsentDriver:
 def launch_all(setting: Setting, configs: KernelConfigs) -> None:
     """Launch every kernel once; the assigner's with its default config."""
     case = make_case(setting, "cpu")
-    kernel_calls(case, configs)["backward"](configs.backward)  # after statistics and forward
+    pyramid, boxes = read_pyramid(case.outputs, STRIDES), read_boxes(case.targets)
+    *_, poison, table = forward_pass(pyramid, boxes, True, configs)
+    ones = torch.ones(3)
+    backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
     dual_weights(case.outputs, case.targets, STRIDES, True)
 
 
@@ -161,16 +168,21 @@ def compile_job(job: Job) -> list[Binary]:
     target, setting, configs = job
     with compile_only(target) as compiled:
         launch_all(setting, configs)
-    defaults = default_configs(setting.classes)
-    config_of = {**configs._asdict(), "assign": defaults.forward}
+    defaults = default_configs(setting.classes, setting.dtype.itemsize)
+    config_of = configs._asdict()
     inputs = (target, str(setting.dtype).removeprefix("torch."), setting.layout, setting.classes)
     read = _read_nvidia if target.startswith("cuda") else _read_amd
     binaries = {}
     for function, kernel in compiled:
         name = function.removesuffix("_kernel")
         config = config_of.get(name)
-        registers, stack, *counts = read(kernel, disassemble=name in ("forward", "backward") and config in defaults)
+        dense = isinstance(config, DenseConfig) and config in defaults
+        registers, stack, instructions, ordinary, *wide = read(kernel, disassemble=dense)
+        entries = config.points * config.tiles * setting.classes / (32 * kernel.metadata.num_warps) if dense else 0
+        counts = (instructions, round(ordinary / entries, 1) if ordinary else None, *wide)
         resources = (kernel.metadata.num_warps, registers, stack, kernel.metadata.shared)
+        if name in binaries:  # the assigner's, of other configs
+            continue
         binaries[name] = Binary(*inputs, name, config, *resources, *counts)
     return list(binaries.values())
 
@@ -179,10 +191,33 @@ def _read_nvidia(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None,
     usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
     if not disassemble:
-        return registers, stack + local, None, None, None
+        return registers, stack + local, *[None] * 4
     sass = _cuobjdump(kernel.asm["cubin"], "-sass")
-    patterns = (r"^\s+/\*[0-9a-f]{4,}\*/\s+[^;]+;", r"\sLDG\.E\S*\.128", r"\sSTG\.E\S*\.128")
-    return registers, stack + local, *(len(re.findall(pattern, sass, re.MULTILINE)) for pattern in patterns)
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass, re.MULTILINE)
+    wide = (
+        sum(re.match(rf"(@\S+ )?{name}\.E\S*\.128", line) is not None for _, line in lines) for name in ("LDG", "STG")
+    )
+    return registers, stack + local, len(lines), _shortest_path(lines), *wide
+
+
+def _shortest_path(lines: list[tuple[str, str]]) -> int:
+    """Instructions on the shortest way from the first to the last exit: where scores are high, dense passes go further.
+
+    Only for kernels whose loops are unrolled but for those on the longer way.
+    """
+    index = {int(address, 16): number for number, (address, _) in enumerate(lines)}
+    last = max(number for number, (_, line) in enumerate(lines) if re.match(r"(@\S+ )?EXIT", line))
+    reached, steps = {0}, 1
+    while last not in reached:
+        following = set()
+        for number in reached:
+            branch = re.match(r"(@\S+ )?BRA (0x[0-9a-f]+)", lines[number][1])
+            if branch:
+                following.add(index[int(branch[2], 16)])
+            if not branch or branch[1]:
+                following.add(number + 1)
+        reached, steps = following, steps + 1
+    return steps
 
 
 def _read_amd(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ...]:
@@ -191,8 +226,8 @@ def _read_amd(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ..
     names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     registers, private, spilled = (int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names)
     patterns = (r"^\t[a-z]\w+ ", r"\t(?:global|buffer)_load_dwordx4", r"\t(?:global|buffer)_store_dwordx4")
-    counts = (len(re.findall(pattern, assembly, re.MULTILINE)) if disassemble else None for pattern in patterns)
-    return registers, max(private, 4 * spilled), *counts
+    counts = [len(re.findall(pattern, assembly, re.MULTILINE)) if disassemble else None for pattern in patterns]
+    return registers, max(private, 4 * spilled), counts[0], None, *counts[1:]
 
 
 @cache
@@ -226,20 +261,17 @@ def compile_all(jobs: Iterable[Job], pool: Executor) -> list[Binary]:
 def show(binaries: Iterable[Binary]) -> None:
     """Print binaries as a table."""
     table = Table("target", "dtype", "layout", "C", "kernel", "config", title="Compiled kernels")
-    for heading in ("registers", "stack", "shared", "instructions", "wide loads", "wide stores"):
+    for heading in ("registers", "stack", "shared", "instructions", "an entry", "wide loads", "wide stores"):
         table.add_column(heading, justify="right")
     for binary in binaries:
-        counts = (binary.registers, binary.stack, binary.shared, *binary[-3:])
+        counts = (binary.registers, binary.stack, binary.shared, *binary[-4:])
         config = f"{binary.warps} warps" if binary.config is None else _label(binary.config)
         table.add_row(*map(str, binary[:5]), config, *("" if count is None else str(count) for count in counts))
     Console(width=200).print(table)
 
 
 def _label(config: Config) -> str:
-    if isinstance(config, DenseConfig):
-        height, width, classes, warps = config
-        return f"{height}x{width} points, {classes} classes, {warps} warps"
-    return f"{config.points} points, {config.warps} warps"
+    return ", ".join(f"{value} {name}" for name, value in config._asdict().items())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -118,7 +118,7 @@ def read_entries(path: Path, gpu: str) -> dict[str, dict]:
 
 def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[dict[str, SearchResult]]:
     """Search the configs of each kernel for each setting; each search gets an equal share of the time left."""
-    spaces = [tuning.search_space(setting.classes) for setting in settings]
+    spaces = [tuning.search_space(setting.classes, setting.dtype.itemsize) for setting in settings]
     searches_left = sum(map(len, spaces))
     total = sum(len(candidates) for space in spaces for candidates in space.values())
     deadline = time.perf_counter() + seconds
@@ -139,7 +139,7 @@ def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[
 
 def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
     """Return for each kernel the function from a config to its device time, on one generated batch."""
-    calls = kernel_calls(make_case(setting, "cuda"), tuning.default_configs(setting.classes))
+    calls = kernel_calls(make_case(setting, "cuda"), tuning.default_configs(setting.classes, setting.dtype.itemsize))
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 
@@ -179,7 +179,7 @@ def list_candidates(arguments: argparse.Namespace, settings: Sequence[Setting], 
     """Print what a search would try."""
     for setting in settings:
         print_line(console, f"key {setting.key().name}: {setting}")
-    space = tuning.search_space(arguments.classes)
+    space = tuning.search_space(arguments.classes, settings[0].dtype.itemsize)
     for kernel, configs in space.items():
         print_line(console, f"{kernel}: {len(configs)} configs, the default first")
         for config in configs:
@@ -199,7 +199,7 @@ def main() -> int:
     out = arguments.out or tuning.cache_table(gpu)
     entries = read_entries(out, gpu)
     make_folder(out.parent)
-    defaults = [tuning.default_configs(setting.classes) for setting in settings]
+    defaults = [tuning.default_configs(setting.classes, setting.dtype.itemsize) for setting in settings]
     try:
         if arguments.check and (problem := check(settings, defaults)):
             return cli.report_failure(problem)

@@ -22,6 +22,7 @@ class Image:
     d: np.ndarray  # [P, 4] left, top, right, bottom, pixels
     boxes: np.ndarray  # [G, 4] xyxy, pixels
     labels: np.ndarray  # [G]
+    weights: np.ndarray | None = None  # [G] of the boxes; None: 1
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Weights:
     neg: np.ndarray  # [P, C]
     spread: np.ndarray  # [G] f_max - f_min; infinite where no point has an IoU of one half
     ignored: np.ndarray  # [P] points strictly inside a crowd region
+    uncounted: np.ndarray  # [P, C] entries whose deciding box has no weight: N is 0, and nothing in the normaliser
 
 
 @dataclass
@@ -118,6 +120,8 @@ def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
     crowd = np.zeros(len(image.boxes), bool) if iscrowd is None else np.asarray(iscrowd, bool)
     ignored = is_inside(image.points, image.boxes[crowd]).any(1)
     boxes, labels = image.boxes[~crowd], image.labels[~crowd]
+    box_weights = np.ones(len(crowd)) if image.weights is None else image.weights
+    box_weights = box_weights[~crowd]
 
     inside = is_inside(image.points, boxes)
     prior = np.where(inside, center_prior(image.points, image.strides, boxes, soft_prior), 0)
@@ -125,9 +129,10 @@ def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
     iou = np.where(inside, iou, 0)
 
     score = np.exp(log_sigmoid(image.z) + log_sigmoid(image.u)[:, None])
-    pos = positive_weights(score[:, labels], reg_loss, prior)
+    pos = box_weights * positive_weights(score[:, labels], reg_loss, prior)
 
     neg = np.ones_like(score)
+    uncounted = np.zeros(score.shape, bool)
     spread = np.full(len(boxes), np.inf)
     for g, label in enumerate(labels):  # in order: the last box of a class wins
         bag = inside[:, g]
@@ -138,11 +143,12 @@ def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
         f_min, f_max = f.min(), min(1, f.max())
         m = (f - f_min + 1e-12) / (f_max - f_min + 1e-12)
         m[v < 0.5] = 1
-        neg[bag, label] = m
+        neg[bag, label] = m if box_weights[g] > 0 else 0
+        uncounted[bag, label] = box_weights[g] == 0
         if (v >= 0.5).any():
             spread[g] = f_max - f_min
     neg[ignored] = 0
-    return Weights(inside, prior, iou, reg_loss, pos, neg, spread, ignored)
+    return Weights(inside, prior, iou, reg_loss, pos, neg, spread, ignored, uncounted)
 
 
 def losses_and_gradients(
@@ -154,8 +160,9 @@ def losses_and_gradients(
     """
     crowds = iscrowd or [None] * len(images)
     kept = [np.ones(len(i.boxes), bool) if c is None else ~np.asarray(c, bool) for i, c in zip(images, crowds)]
-    neg_counts = np.array([(1 - w.neg[~w.ignored]).sum() for w in all_weights])
-    pos_norm = max(1.0, float(sum(keep.sum() for keep in kept)))
+    neg_counts = np.array([((1 - w.neg) * ~w.uncounted)[~w.ignored].sum() for w in all_weights])
+    given = [np.ones(len(keep)) if image.weights is None else image.weights for image, keep in zip(images, kept)]
+    pos_norm = max(1.0, float(sum(weights[keep].sum() for weights, keep in zip(given, kept))))
     neg_norm = max(1.0, float(neg_counts.sum()))
     scale_pos, scale_loc, scale_neg = factors[0] / pos_norm, factors[1] / pos_norm, factors[2] / neg_norm
 

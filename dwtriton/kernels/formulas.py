@@ -16,36 +16,30 @@ from dwtriton.reference import formulas
 LOG2_E = tl.constexpr(1.4426950408889634)
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
 MAX_LOG = tl.constexpr(formulas.MAX_LOG)
-LOW_SCORE = tl.constexpr(0.25)  # most tiles of an image have no greater one: there, polynomials serve for logarithms
-LOW_SCORE_BITS = tl.constexpr(int(np.float32(LOW_SCORE.value).view(np.int32)))
-DEGREE = tl.constexpr(6)  # of these polynomials
+LOW_SCORE = tl.constexpr(0.5)  # below it polynomials serve for logarithms
+LOSS_DEGREE, SLOPE_DEGREE = tl.constexpr(6), tl.constexpr(7)  # of these polynomials
 LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
 FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
 
 
-def _polynomial(function: Callable[[np.ndarray], np.ndarray]) -> tl.constexpr:
-    """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE; those below are within 1e-8."""
-    fit = Chebyshev.interpolate(function, DEGREE.value, domain=[0, LOW_SCORE.value])
+def _polynomial(function: Callable[[np.ndarray], np.ndarray], degree: int) -> tl.constexpr:
+    """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE."""
+    fit = Chebyshev.interpolate(function, degree, domain=[0, LOW_SCORE.value])
     return tl.constexpr(tuple(fit.convert(kind=Polynomial).coef[::-1].tolist()))
 
 
-NEG_LOG_COMPLEMENT = _polynomial(lambda s: -np.log1p(-s) / s)
-NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s))
+NEG_LOG_COMPLEMENT = _polynomial(lambda s: -np.log1p(-s) / s, LOSS_DEGREE.value)  # within 1.2e-6
+NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s), SLOPE_DEGREE.value)  # within 8e-7
+# What one entry of LOW_SCORE adds to the sums that tell whether a point has any. All terms are positive, and the
+# polynomials rise beyond LOW_SCORE, too: a lower sum cannot hide such an entry.
+LOSS_OF_LOW_SCORE = tl.constexpr(0.999 * LOW_SCORE.value**2 * np.log(2))
+SLOPE_OF_LOW_SCORE = tl.constexpr(0.999 * LOW_SCORE.value**3 * (4 * np.log(2) + 2))
 
 
 @triton.jit
 def exp(x):
     """e^x, without the extra instructions by which `tl.exp` keeps results below 1e-38."""
     return tl.exp2(x * LOG2_E)
-
-
-@triton.jit
-def evaluate(COEFFICIENTS: tl.constexpr, x):
-    """A polynomial's value."""
-    value = tl.full(x.shape, COEFFICIENTS[0], tl.float32)
-    for i in tl.static_range(1, DEGREE + 1):
-        value = tl.fma(value, x, COEFFICIENTS[i])
-    return value
 
 
 @triton.jit
@@ -76,12 +70,6 @@ def dense_sigmoids(x):
 
 
 @triton.jit
-def all_low(score):
-    """Whether all scores are below LOW_SCORE, or NaN; compared by their bits, which order as numbers >= 0 do."""
-    return tl.max(score.to(tl.int32, bitcast=True)) < LOW_SCORE_BITS
-
-
-@triton.jit
 def log1p(x):
     """ln(1 + x) for x from -1/2 to 1, as 2 artanh(x / (2 + x)): a GPU's fast logarithm has no digits left near 1."""
     t = x / (2 + x)
@@ -102,9 +90,22 @@ def neg_log_sigmoid(x):
 
 
 @triton.jit
-def low_negative_loss(score):
-    """-ln(1 - s) for s below LOW_SCORE."""
-    return score * evaluate(NEG_LOG_COMPLEMENT, score)
+def lift(u):
+    """1 / sigmoid(u), finite, and sigmoid(-u)."""
+    raised = exp(-tl.maximum(u, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL))
+    return 1 + raised, raised / (1 + raised)
+
+
+@triton.jit
+def joint_score(z, lift):
+    """s, from z and what `lift` makes of u; 0 where it would be below 1e-38."""
+    root = tl.math.rsqrt(tl.fma(tl.exp2(z * -LOG2_E), lift, lift))
+    return root * root
+
+
+@triton.jit
+def cube(x):
+    return x * x * x
 
 
 @triton.jit
@@ -113,31 +114,80 @@ def neg_log_complement(score, not_score, z, u):
     nearer = tl.minimum(z, u)
     far = nearer > FAR_LOGIT
     rest = tl.where(far, 1 + exp(-tl.abs(z - u)), not_score)
-    return tl.where(score < LOW_SCORE, low_negative_loss(score), tl.where(far, nearer, 0.0) - tl.log(rest))
+    low = score * low_negative_loss(score)
+    return tl.where(score < LOW_SCORE, low, tl.where(far, nearer, 0.0) - tl.log(rest))
 
 
 @triton.jit
-def negative_loss(score, not_score, z, u):
-    """-ln(1 - s), clamped, for any score."""
-    return tl.minimum(neg_log_complement(score, not_score, z, u), MAX_LOG)
+def low_negative_loss(score):
+    """s^2 (-ln(1 - s)) / s^3 for s below LOW_SCORE: its product with the cube of s is the loss."""
+    value = tl.full(score.shape, NEG_LOG_COMPLEMENT[0], tl.float32)
+    for i in tl.static_range(1, LOSS_DEGREE + 1):
+        value = tl.fma(value, score, NEG_LOG_COMPLEMENT[i])
+    return value
 
 
 @triton.jit
-def low_negative_slope(score):
-    """2 (-ln(1 - s)) + s / (1 - s) for s below LOW_SCORE."""
-    return score * evaluate(NEGATIVE_SLOPE, score)
+def negative_loss(z, u, lift, su, not_u):
+    """s^2 (-ln(1 - s)), clamped, for any logits; the same bits as of `low_negative_loss` wherever that is enough.
+
+    `lift`, `su` and `not_u` are what `lift` and `sigmoids` make of u.
+    """
+    score = joint_score(z, lift)
+    sz, not_z = dense_sigmoids(z)
+    exact = tl.minimum(neg_log_complement(score, tl.fma(sz, not_u, not_z), z, u), MAX_LOG)
+    return tl.where(score < LOW_SCORE, cube(score) * low_negative_loss(score), score * score * exact)
 
 
 @triton.jit
-def negative_slopes(score, not_score, z, u, not_z, not_u):
-    """d(s^2 (-ln(1 - s))) / d(z and u), both over s^2; `not_z` and `not_u` are sigmoid(-z) and sigmoid(-u)."""
+def low_scores(z, lift, log2_su):
+    """s and sigmoid(-z) in few instructions; s is NaN for logits beyond 88, where `lift` times e^z is infinite."""
+    raised = tl.exp2(tl.fma(z, LOG2_E, log2_su))  # su e^z
+    root = tl.math.rsqrt(tl.fma(raised, lift, 1.0))
+    not_z = root * root
+    return raised * not_z, not_z
+
+
+@triton.jit
+def low_negative_slope(score, factor):
+    """`factor` (2 (-ln(1 - s)) / s + 1 / (1 - s)) for s below LOW_SCORE.
+
+    d(s^2 (-ln(1 - s))) / dz is its product with the cube of s and sigmoid(-z); by u it is sigmoid(-u) instead.
+    """
+    value = tl.full(score.shape, 1.0, tl.float32) * (factor * NEGATIVE_SLOPE[0])
+    for i in tl.static_range(1, SLOPE_DEGREE + 1):
+        value = tl.fma(value, score, factor * NEGATIVE_SLOPE[i])
+    return value
+
+
+@triton.jit
+def negative_slopes(z, u, su, not_u):
+    """d(s^2 (-ln(1 - s))) / d(z and u), for any logits; `su` and `not_u` are sigmoid(u) and sigmoid(-u)."""
+    sz, not_z = dense_sigmoids(z)
+    score = sz * su
+    not_score = tl.fma(sz, not_u, not_z)
     far = tl.minimum(z, u) > FAR_LOGIT
     toward_u, toward_z = dense_sigmoids(u - z)
     inverse = reciprocal(tl.where(far, 1.0, not_score))
     ratio_z = tl.where(far, toward_u, not_z * inverse)  # sigmoid(softplus(u) - z)
     ratio_u = tl.where(far, toward_z, not_u * inverse)  # sigmoid(softplus(z) - u)
     twice = 2 * neg_log_complement(score, not_score, z, u)
-    return twice * not_z + score * ratio_z, twice * not_u + score * ratio_u
+    square = score * score
+    return square * (twice * not_z + score * ratio_z), square * (twice * not_u + score * ratio_u)
+
+
+@triton.jit
+def negative_gradients(z, u, lift, log2_su, not_u, factor):
+    """`factor` d(s^2 (-ln(1 - s))) / d(z and u), for any logits; by `low_negative_slope` wherever that is enough.
+
+    `lift` and `not_u` are what `lift` makes of u, `log2_su` is the logarithm of one over the former.
+    """
+    score, not_z = low_scores(z, lift, log2_su)
+    common = cube(score) * low_negative_slope(score, factor)
+    su, exact_not_u = sigmoids(u)
+    slope_z, slope_u = negative_slopes(z, u, su, exact_not_u)
+    low = score < LOW_SCORE
+    return tl.where(low, common * not_z, factor * slope_z), tl.where(low, common * not_u, factor * slope_u)
 
 
 @triton.jit
@@ -229,9 +279,15 @@ def positive_mass(t, prior):
 
 
 @triton.jit
+def positive_share(t, prior):
+    """w_pos times its denominator."""
+    return exp(5 * t) * t * prior
+
+
+@triton.jit
 def positive_weight(t, prior, denominator):
     """w_pos."""
-    return exp(5 * t) * t * prior / denominator
+    return positive_share(t, prior) / denominator
 
 
 @triton.jit

@@ -12,15 +12,19 @@ from triton.testing import do_bench_cudagraph
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.core.targets import PackedTargets, pack_targets
-from dwtriton.kernels.backward import dense_backward
-from dwtriton.kernels.forward import dense_forward
+from dwtriton.kernels.bags import box_bags
+from dwtriton.kernels.boxes import box_table
+from dwtriton.kernels.correction import correct
+from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
-from dwtriton.kernels.statistics import box_statistics
-from dwtriton.kernels.tuning import Config, KernelConfigs, Key
+from dwtriton.kernels.ops import backward_pass, forward_pass
+from dwtriton.kernels.pairs import find_touched, no_squares, pairs_backward
+from dwtriton.kernels.tuning import Config, KernelConfigs, Key, PairsConfig
 from dwtriton.reference import formulas
 from dwtriton.reference import loss as reference
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+START_OF_TRAINING = -4.6  # mean of the logits
 TIMED_MS = 5  # device time of one replay; a timing is the median of ten
 LOSS_LIMIT = 1e-5  # relative; of float32 arithmetic against float64
 GRADIENT_LIMIT = 1e-4  # of a gradient's largest entry, besides rounding to the input's dtype
@@ -76,7 +80,7 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
     outputs = HeadOutputs([], [], [])
     for size, stride in zip(setting.level_sizes(), STRIDES):
         shape = (setting.batch, setting.classes, *size)
-        outputs.cls_logits.append(place(torch.randn(shape, generator=generator) - 3))
+        outputs.cls_logits.append(place(torch.randn(shape, generator=generator) + START_OF_TRAINING))
         outputs.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))
         distances = stride * torch.randn(setting.batch, 4, *size, generator=generator).exp()
         points = level_points(*size, stride).T  # [2, P]
@@ -92,15 +96,26 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
 
 def kernel_calls(case: Case, configs: KernelConfigs) -> dict[str, Callable]:
     """Each kernel as a function of its config; what it needs of the kernels before it is computed with `configs`."""
-    pyramid = read_pyramid(*case.outputs, STRIDES)
+    pyramid = read_pyramid(case.outputs, STRIDES)
     boxes = read_boxes(case.targets)
-    statistics = box_statistics(pyramid, boxes, True, configs.statistics)
-    *_, poison = dense_forward(pyramid, boxes, statistics, True, configs.forward)
-    ones = torch.ones(3, device=poison.device)
+    table, _ = box_table(pyramid, boxes, box_bags(pyramid, boxes, True, configs.bags))
+    poison, norms = torch.ones((), device=table.device), torch.ones(3, device=table.device)
+    grads = [tuple(torch.empty_like(level) for level in kind) for kind in (pyramid.z, pyramid.d, pyramid.u)]
+    of_losses = norms.unbind()
+    dense_grad_u = dense_backward(pyramid, poison, norms, of_losses[2], grads, configs.dense_backward)
+
+    def backward_pairs(config: PairsConfig) -> None:
+        touched = no_squares(pyramid, table, config)
+        find_touched(pyramid, boxes.offsets, table, touched, config)
+        inputs = (pyramid, boxes.offsets, table, poison, norms, of_losses, touched, dense_grad_u, grads)
+        pairs_backward(*inputs, True, config)
+
     return {
-        "statistics": lambda config: box_statistics(pyramid, boxes, True, config),
-        "forward": lambda config: dense_forward(pyramid, boxes, statistics, True, config),
-        "backward": lambda config: dense_backward(pyramid, boxes, statistics, poison, ones, True, config),
+        "dense_forward": lambda config: dense_forward(pyramid, config),
+        "bags": lambda config: box_bags(pyramid, boxes, True, config),
+        "correction": lambda config: correct(pyramid, boxes, table, config),
+        "dense_backward": lambda config: dense_backward(pyramid, poison, norms, of_losses[2], grads, config),
+        "pairs_backward": backward_pairs,
     }
 
 
@@ -114,9 +129,11 @@ def device_time(call: Callable[[Config], object], config: Config) -> float:
 
 def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     """What differs from the torch backend in float64, element by element, by more than arithmetic explains."""
-    calls = kernel_calls(case, configs)
-    losses, counts, _ = calls["forward"](configs.forward)
-    grads = calls["backward"](configs.backward)
+    pyramid = read_pyramid(case.outputs, STRIDES)
+    boxes = read_boxes(case.targets)
+    losses, counts, _, poison, table = forward_pass(pyramid, boxes, True, configs)
+    ones = torch.ones_like(losses)
+    grads = backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
     exact = HeadOutputs(*([level.detach().double().requires_grad_() for level in kind] for kind in case.outputs))
     true_losses, true_counts = reference.dual_weight_sums(exact, case.targets, STRIDES, soft_prior=True)
     truths = torch.autograd.grad(true_losses.sum(), exact.levels)

@@ -22,38 +22,46 @@ from dwtriton.core.files import write_text
 
 logger = logging.getLogger("dwtriton")
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
-WARPS = (1, 2, 4, 8)
-LARGEST = {"points": 4096, "tile_height": 64, "tile_width": 128, "classes": 256, "warps": WARPS[-1]}
-MAX_BLOCK = 2**15  # points x classes that a table may ask of one program
-
-
-class StatisticsConfig(NamedTuple):
-    """Of the per-box statistics; powers of two."""
-
-    points: int  # points of a rectangle that a program takes at a time
-    warps: int
+LARGEST = {"points": 4096, "classes": 256, "warps": 8, "tiles": 64, "cells": 32}
+MAX_BLOCK = 2**15  # points x classes that a table may ask of one program at a time
 
 
 class DenseConfig(NamedTuple):
     """Of a dense pass; powers of two."""
 
-    tile_height: int  # a program owns tile_height x tile_width points of one level
-    tile_width: int
+    points: int  # of a tile
     classes: int  # class block: classes taken at a time
+    warps: int
+    tiles: int  # that a program takes, one after the other
+
+
+class BagsConfig(NamedTuple):
+    """Of the sums over the points of each box; powers of two."""
+
+    points: int  # that a program takes at a time
     warps: int
 
 
-Config = StatisticsConfig | DenseConfig
+class PairsConfig(NamedTuple):
+    """Of the kernels whose programs own squares of an image; powers of two."""
+
+    cells: int  # of the finest level, along a side of a square
+    warps: int
+
+
+Config = DenseConfig | BagsConfig | PairsConfig
 
 
 class KernelConfigs(NamedTuple):
     """One config for each kernel; the field names are the kernels' names in tables."""
 
-    statistics: StatisticsConfig
-    forward: DenseConfig
-    backward: DenseConfig
+    dense_forward: DenseConfig
+    bags: BagsConfig
+    correction: PairsConfig
+    dense_backward: DenseConfig
+    pairs_backward: PairsConfig
 
 
 class Key(NamedTuple):
@@ -72,41 +80,53 @@ class Key(NamedTuple):
 
 
 # What is worth trying, the more promising first.
-_TILES = ((8, 16), (8, 8), (4, 8), (4, 16), (4, 32))
-_WARPS = (4, 2, 1, 8)
-_STATISTICS = tuple(StatisticsConfig(*pair) for pair in ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1)))
-_BLOCK = 2**10  # points x classes
+_POINTS = (16, 32, 64, 128)
+_WARPS = (1, 2, 4, 8)
+_TILES = (1, 2)
+_BAGS = tuple(BagsConfig(*pair) for pair in ((128, 2), (64, 1), (32, 1), (128, 1), (128, 4), (256, 4)))
+_PAIRS = tuple(PairsConfig(*pair) for pair in ((4, 1), (8, 1), (8, 2), (8, 4)))
+_ENTRIES = (4, 16)  # of one block of classes in a thread, if there are so many: with more it needs too many registers
 
 
-def default_configs(num_classes: int) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table: a thread has one point of a tile and up to 8 of its classes."""
-    dense = DenseConfig(8, 16, _class_blocks(num_classes)[0], 4)
-    return KernelConfigs(_STATISTICS[0], dense, dense)
+def default_configs(num_classes: int, itemsize: int = 2) -> KernelConfigs:
+    """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes."""
+    block = class_blocks(num_classes, itemsize)[0]
+    forward = DenseConfig(256 // block, block, 1, 1)
+    backward = forward._replace(points=forward.points * (2 if itemsize == 2 else 1))  # its fixed costs are higher
+    return KernelConfigs(forward, _BAGS[0], _PAIRS[0], backward, _PAIRS[0])
 
 
-def search_space(num_classes: int) -> dict[str, list[Config]]:
-    """Configs worth timing for each kernel: the default first, then the more promising before the less.
-
-    Dense configs have a thread or more for each point, and 4 to 8 elements in it if there are so many classes: with
-    more of either they would need more registers than MAX_REGISTERS.
-    """
-    default = default_configs(num_classes).forward
-    choices = (_TILES, _WARPS, _class_blocks(num_classes))
-    dense = [default]
+def search_space(num_classes: int, itemsize: int = 2) -> dict[str, list[Config]]:
+    """Configs worth timing for each kernel: the default first, then the more promising before the less."""
+    default = default_configs(num_classes, itemsize)
+    choices = (_POINTS, class_blocks(num_classes, itemsize), _WARPS, _TILES)
+    dense = []
     for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
-        (height, width), warps, classes = (choice[rank] for choice, rank in zip(choices, ranks))
-        config, points, threads = DenseConfig(height, width, classes, warps), height * width, 32 * warps
-        elements = points * classes / threads
-        fits = points <= threads and min(4, classes) <= elements <= 8 and points * classes <= _BLOCK
-        if fits and config != default:
+        config = DenseConfig(*(choice[rank] for choice, rank in zip(choices, ranks)))
+        entries = config.points * config.classes / (32 * config.warps)
+        if min(_ENTRIES[0], config.classes) <= entries <= _ENTRIES[1]:
             dense.append(config)
-    return {"statistics": list(_STATISTICS), "forward": dense, "backward": dense}
+    spaces = (dense, _BAGS, _PAIRS, dense, _PAIRS)
+    return {
+        name: [first, *(config for config in space if config != first)]
+        for name, first, space in zip(KernelConfigs._fields, default, spaces)
+    }
 
 
-def _class_blocks(num_classes: int) -> list[int]:
-    """Class blocks worth trying: 8, which are 16 bytes of half-precision logits, or fewer classes; then larger ones."""
+def interpreter_configs(num_classes: int) -> KernelConfigs:
+    """For Triton's interpreter, where few large programs take less time than many small ones."""
+    dense = DenseConfig(256, min(16, _power_of_two(num_classes)), 1, 1)
+    return KernelConfigs(dense, BagsConfig(512, 1), PairsConfig(8, 1), dense, PairsConfig(8, 1))
+
+
+def class_blocks(num_classes: int, itemsize: int) -> list[int]:
+    """Class blocks worth trying, the best first: whole sectors of 32 bytes a row, with few entries beyond the classes.
+
+    A row of fewer bytes is one block.
+    """
     most = _power_of_two(num_classes)
-    return [most] if most <= 8 else [block for block in (8, 16, 32) if block <= most]
+    blocks = [block for block in (16, 32, 8) if 32 // itemsize <= block <= most]
+    return [block for block in blocks if -(-num_classes // block) * block <= 1.25 * num_classes] or [min(most, 16)]
 
 
 def _power_of_two(number: int) -> int:
@@ -120,12 +140,12 @@ def lookup(device: torch.device, key: Key) -> KernelConfigs:
     The first of these that exists is the device's table: the file that DWTRITON_TABLE names (`default`: none), the
     user's cache, the table shipped for this GPU. Without one, or if it lacks the key, the defaults are used. A table
     is read once in a process, and what was taken is logged once, as INFO of the logger "dwtriton". Tensors on a CPU
-    (Triton's interpreter) take the defaults. Raises UserError if the table is broken.
+    (Triton's interpreter) take configs of their own. Raises UserError if the table is broken.
     """
     if device.type != "cuda":
-        return default_configs(key.classes)
+        return interpreter_configs(key.classes)
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _tuned_configs(index, key.name) or default_configs(key.classes)
+    return _tuned_configs(index, key.name) or default_configs(key.classes, key.dtype.itemsize)
 
 
 def clear_cache() -> None:
@@ -234,6 +254,6 @@ def _read_config(entry: object, kernel: str, kind: type[Config]) -> Config:
         if type(value) is not int or not 1 <= value <= largest or value != _power_of_two(value):
             raise ValueError(f"{kernel} {field} must be a power of two up to {largest}, not {value!r}")
     config = kind(**{field: fields[field] for field in kind._fields})
-    if isinstance(config, DenseConfig) and config.tile_height * config.tile_width * config.classes > MAX_BLOCK:
-        raise ValueError(f"{kernel} tile times classes must be at most {MAX_BLOCK}")
+    if isinstance(config, DenseConfig) and config.points * config.classes > MAX_BLOCK:
+        raise ValueError(f"{kernel} points times classes must be at most {MAX_BLOCK}")
     return config

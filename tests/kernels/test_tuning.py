@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import tuning
 from dwtriton.kernels.trial import Setting
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, StatisticsConfig, default_configs, lookup
+from dwtriton.kernels.tuning import (
+    BagsConfig,
+    DenseConfig,
+    KernelConfigs,
+    Key,
+    PairsConfig,
+    default_configs,
+    interpreter_configs,
+    lookup,
+)
 
 GPU = "NVIDIA H200"
 CUDA = torch.device("cuda", 0)
@@ -21,8 +30,8 @@ OTHER_KEY = KEY._replace(layout="contiguous")
 
 def configs(warps: int) -> KernelConfigs:
     """Configs that the number of warps tells apart."""
-    dense = DenseConfig(8, 8, 32, warps)
-    return KernelConfigs(StatisticsConfig(256, warps), dense, dense)
+    dense, pairs = DenseConfig(64, 32, warps, 1), PairsConfig(4, warps)
+    return KernelConfigs(dense, BagsConfig(256, warps), pairs, dense, pairs)
 
 
 def entry(warps: int) -> dict:
@@ -55,24 +64,39 @@ def said(caplog):
 
 @given(st.integers(1, 3000))
 def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it(classes):
-    space = tuning.search_space(classes)
-    assert tuple(candidates[0] for candidates in space.values()) == default_configs(classes)
-    assert tuple(space) == KernelConfigs._fields
-    assert len(set(space["statistics"])) == 6
-    dense = space["forward"]
-    assert len(set(dense)) == len(dense) <= 25
-    assert len(dense) >= (15 if classes > 32 else 5)
-    for config in dense:
-        points = config.tile_height * config.tile_width
-        assert points <= 32 * config.warps
-        assert min(4, classes) <= points * config.classes / (32 * config.warps) <= 8
-        fields = {"statistics": space["statistics"][-1]._asdict(), "forward": config._asdict()}
-        assert tuning._read_entry({**fields, "backward": config._asdict()}).backward == config
+    for itemsize in (2, 4):
+        space = tuning.search_space(classes, itemsize)
+        assert tuple(candidates[0] for candidates in space.values()) == default_configs(classes, itemsize)
+        assert tuple(space) == KernelConfigs._fields
+        assert (len(space["bags"]), len(space["correction"]), len(space["pairs_backward"])) == (6, 4, 4)
+        for kernel in ("dense_forward", "dense_backward"):
+            dense = space[kernel]
+            assert len(set(dense)) == len(dense) <= 80
+            assert len(dense) >= (10 if classes > 32 else 5)
+            for config in dense:
+                assert min(4, classes) <= config.points * config.classes / (32 * config.warps) <= 16
+                fields = {name: candidates[-1]._asdict() for name, candidates in space.items()}
+                assert getattr(tuning._read_entry({**fields, kernel: config._asdict()}), kernel) == config
 
 
-@pytest.mark.parametrize(("classes", "block"), [(1, 1), (2, 2), (3, 4), (8, 8), (20, 8), (80, 8), (1203, 8)])
-def test_the_default_class_block_is_8_or_what_fewer_classes_need(classes, block):
-    assert default_configs(classes).forward.classes == default_configs(classes).backward.classes == block
+@pytest.mark.parametrize(
+    ("classes", "itemsize", "blocks"),
+    [
+        (1, 2, [1]),
+        (2, 2, [2]),
+        (3, 2, [4]),
+        (16, 2, [16]),
+        (20, 2, [16]),
+        (20, 4, [8]),
+        (60, 2, [16, 32]),
+        (80, 2, [16, 32]),
+        (80, 4, [16, 32, 8]),
+        (365, 2, [16, 32]),
+        (1203, 4, [16, 32, 8]),
+    ],
+)
+def test_class_blocks_are_whole_sectors_or_what_fewer_classes_need(classes, itemsize, blocks):
+    assert tuning.class_blocks(classes, itemsize) == blocks
 
 
 @given(st.integers(1, 2**20), st.integers(1, 2**20))
@@ -135,9 +159,9 @@ def test_without_a_table_one_line_says_how_to_get_one(said):
     assert said() == [f"cuda:0 ({GPU}): default kernel configs; `python -m dwtriton.tune` finds better ones"]
 
 
-def test_on_a_cpu_the_defaults_serve_in_silence(monkeypatch, said):
+def test_on_a_cpu_configs_for_the_interpreter_serve_in_silence(monkeypatch, said):
     monkeypatch.setenv("DWTRITON_TABLE", "absent.json")
-    assert lookup(torch.device("cpu"), KEY) == default_configs(80)
+    assert lookup(torch.device("cpu"), KEY) == interpreter_configs(80)
     assert said() == []
 
 
@@ -152,27 +176,27 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
 
 
 def forward(**change) -> dict:
-    return {"entries": {KEY.name: {**entry(4), "forward": {**entry(4)["forward"], **change}}}}
+    return {"entries": {KEY.name: {**entry(4), "dense_forward": {**entry(4)["dense_forward"], **change}}}}
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (None, "it is not JSON"),
-        ({"version": 2}, "its version is 2, this dwtriton reads version 1"),
+        ({"version": 1}, "its version is 1, this dwtriton reads version 2"),
         ({"gpu": None}, "it names no gpu or has no entries"),
         ({"entries": []}, "it names no gpu or has no entries"),
         (
-            {"entries": {KEY.name: {"statistics": {"points": 256, "warps": 4}}}},
-            f"{KEY.name!r}: it has no forward config",
+            {"entries": {KEY.name: {"dense_forward": configs(4).dense_forward._asdict()}}},
+            f"{KEY.name!r}: it has no bags config",
         ),
-        ({"entries": {KEY.name: 7}}, "it has no statistics config"),
-        (forward(warps=3), "forward warps must be a power of two up to 8, not 3"),
-        (forward(warps=32), "forward warps must be a power of two up to 8, not 32"),
-        (forward(classes=0), "forward classes must be a power of two up to 256, not 0"),
-        (forward(classes=None), "forward classes must be a power of two up to 256, not None"),
-        (forward(tile_height=True), "forward tile_height must be a power of two up to 64, not True"),
-        (forward(tile_height=64, tile_width=64), "forward tile times classes must be at most 32768"),
+        ({"entries": {KEY.name: 7}}, "it has no dense_forward config"),
+        (forward(warps=3), "dense_forward warps must be a power of two up to 8, not 3"),
+        (forward(warps=32), "dense_forward warps must be a power of two up to 8, not 32"),
+        (forward(classes=0), "dense_forward classes must be a power of two up to 256, not 0"),
+        (forward(classes=None), "dense_forward classes must be a power of two up to 256, not None"),
+        (forward(points=True), "dense_forward points must be a power of two up to 4096, not True"),
+        (forward(points=4096, classes=16), "dense_forward points times classes must be at most 32768"),
     ],
 )
 def test_a_broken_table_is_one_clear_error(change, problem, places):

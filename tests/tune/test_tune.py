@@ -16,7 +16,7 @@ from dwtriton import tune as command
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import trial, tuning
 from dwtriton.kernels.trial import Setting, make_case
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, default_configs, search_space
+from dwtriton.kernels.tuning import KernelConfigs, Key, default_configs, search_space
 from dwtriton.tune import NOISE, search
 
 GPU = "NVIDIA H200"
@@ -67,7 +67,7 @@ def test_the_search_keeps_to_its_time_skips_failures_and_takes_the_best(trials, 
 
 
 def fake_timers(setting):
-    """Eight warps are fastest, four of the default take 20 us; 32 classes at a time do not fit."""
+    """Eight warps are fastest; 32 classes at a time do not fit."""
 
     def measure(config):
         return math.inf if getattr(config, "classes", 0) == 32 else 80 / config.warps
@@ -83,13 +83,19 @@ def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_wi
     monkeypatch.setattr(command, "gpu_timers", fake_timers)
     results = command.tune(settings(), 60, Console(quiet=True))
     assert [list(found) for found in results] == [list(KernelConfigs._fields)] * 3
-    best = [[(found.config.warps, found.us) for found in by_kernel.values()] for by_kernel in results]
-    assert best == [[(8, 10), (8, 10), (8, 10)]] * 3
-    assert results[0]["forward"].failed == sum(config.classes == 32 for config in search_space(80)["forward"]) > 0
+    for by_kernel, itemsize in zip(results, (2, 2, 4)):
+        for kernel, found in by_kernel.items():
+            space = search_space(80, itemsize)[kernel]
+            fits = [config for config in space if getattr(config, "classes", 0) != 32]
+            assert found.config.warps == max(config.warps for config in fits)
+            assert found.failed == len(space) - len(fits)
+    assert results[0]["dense_forward"].failed > 0
     results = command.tune(settings(), 0, Console(quiet=True))
-    default = default_configs(80)
-    assert all(found.tried == 1 for by_kernel in results for found in by_kernel.values())
-    assert all(KernelConfigs(*(found.config for found in by_kernel.values())) == default for by_kernel in results)
+    for by_kernel, itemsize in zip(results, (2, 2, 4)):
+        tried = [found.tried - found.failed for found in by_kernel.values()]
+        assert tried == [1] * len(tried)  # the default, or the first that runs
+        default = default_configs(80, itemsize)
+        assert all(found.config == first for found, first in zip(by_kernel.values(), default) if found.failed == 0)
 
 
 @pytest.fixture
@@ -123,16 +129,16 @@ def cache(monkeypatch, tmp_path):
 def test_the_command_writes_what_the_lookup_reads_and_keeps_what_was_there(call, cache):
     code, printed, _ = call()
     assert code == 0
-    assert "tile_height 8, tile_width 16, classes 8, warps 8" in printed
+    assert "classes 16, warps 8" in printed
     assert "50%" in printed
-    assert tuning.lookup(torch.device("cuda", 0), KEY).forward == DenseConfig(8, 16, 8, 8)
+    assert tuning.lookup(torch.device("cuda", 0), KEY).dense_forward.warps == 8
     assert call("--classes", 20, "--dtype", "float16")[0] == 0
     table = json.loads(cache.read_text())
-    assert (table["version"], table["gpu"], len(table["entries"])) == (1, GPU, 4)
+    assert (table["version"], table["gpu"], len(table["entries"])) == (2, GPU, 4)
     assert all(table[name] for name in ("torch", "triton", "date"))
     kept = table["entries"][KEY.name]
     assert kept["measured_on"] == "16 images of 800x1344, 80 classes, 7 boxes an image"
-    assert (kept["forward"]["us"], kept["forward"]["default_us"]) == (10, 20)
+    assert (kept["dense_forward"]["us"], kept["dense_forward"]["default_us"]) == (10, 80)
 
 
 def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cache, tmp_path, monkeypatch):
@@ -147,7 +153,11 @@ def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cac
 @pytest.mark.parametrize("which", ["default", "tuned"])
 def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, cache, monkeypatch):
     def disagreement(_, chosen):
-        return "the sum is 2, not 1" if (chosen == default_configs(80)) == (which == "default") else None
+        return (
+            "the sum is 2, not 1"
+            if (chosen in (default_configs(80), default_configs(80, 4))) == (which == "default")
+            else None
+        )
 
     monkeypatch.setattr(command, "make_case", lambda *_: None)
     monkeypatch.setattr(command, "disagreement", disagreement)
@@ -238,19 +248,19 @@ def test_on_a_gpu_the_command_times_checks_and_writes(call, tmp_path):
 CHECK = """
 import torch
 from dwtriton.kernels import trial
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, StatisticsConfig
 from dwtriton.kernels.trial import Setting, disagreement, make_case
+from dwtriton.kernels.tuning import interpreter_configs
 
-right, backward = KernelConfigs(StatisticsConfig(64, 1), *[DenseConfig(8, 16, 4, 4)] * 2), trial.dense_backward
+right, backward = interpreter_configs(3), trial.backward_pass
 def wrong(*arguments):
     gradients = backward(*arguments)
     gradients[5][0, 2, 3, 4] += 1e-3 * gradients[5].abs().max()
     return gradients
 for dtype, layout in ((torch.float32, "channels_last"), (torch.bfloat16, "contiguous")):
     case = make_case(Setting(dtype, layout, 3, (64, 96), 1, 2), "cpu")
-    trial.dense_backward = backward
+    trial.backward_pass = backward
     print(disagreement(case, right))
-    trial.dense_backward = wrong
+    trial.backward_pass = wrong
     print(disagreement(case, right))
 """
 

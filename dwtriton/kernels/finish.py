@@ -1,0 +1,84 @@
+"""The last step forward: partial sums of all kernels become the losses, in a fixed order."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels.boxes import BOX_SUMS
+from dwtriton.kernels.launch import launch
+
+ADDED_TOGETHER = 4096  # partial sums that the program reads at once
+
+
+@triton.jit
+def add_up(sums, count, stride, BLOCK: tl.constexpr):
+    """Sum of every `stride`-th of float64 partial sums."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    start = count * 0
+    while start < count:
+        number = start + tl.arange(0, BLOCK)
+        total += tl.load(sums + number.to(tl.int64) * stride, mask=number < count, other=0.0)
+        start += BLOCK
+    return tl.sum(total)
+
+
+@triton.jit
+def store_loss(sums, counts, losses, loss, count):
+    """What `finish_kernel` writes of one loss."""
+    norm = tl.maximum(count, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(sums, loss)
+    tl.store(counts, count)
+    tl.store(losses, norm)
+    tl.store(losses + 3, loss / norm)
+
+
+@triton.jit(do_not_specialize=["dense_programs", "pair_programs", "box_programs"])
+def finish_kernel(
+    dense_sums,  # [dense_programs] float64
+    pair_sums,  # [pair_programs, 2] float64
+    box_sums,  # [box_programs, BOX_SUMS] float64
+    sums,  # out: [3] of the three losses
+    counts,  # out: [3] what normalises each: sum of the boxes' weights, twice, and of 1 - N
+    losses,  # out: [2, 3] the same, but at least 1; and the sums over that
+    poison,  # out: [] 1, or NaN if a box, a label or a weight is invalid
+    dense_programs,
+    pair_programs,
+    box_programs,
+    BLOCK: tl.constexpr,
+):
+    """One program."""
+    cls_neg = add_up(dense_sums, dense_programs, 1, BLOCK) + add_up(pair_sums, pair_programs, 2, BLOCK)
+    missing = add_up(pair_sums + 1, pair_programs, 2, BLOCK)
+    cls_pos = add_up(box_sums, box_programs, BOX_SUMS, BLOCK)
+    loc = add_up(box_sums + 1, box_programs, BOX_SUMS, BLOCK)
+    weight = add_up(box_sums + 2, box_programs, BOX_SUMS, BLOCK).to(tl.float32)
+    wrong = add_up(box_sums + 3, box_programs, BOX_SUMS, BLOCK)
+    factor = tl.where(wrong > 0, float("nan"), 1.0)
+    store_loss(sums, counts, losses, cls_pos.to(tl.float32) * factor, weight)
+    store_loss(sums + 1, counts + 1, losses + 1, loc.to(tl.float32) * factor, weight)
+    store_loss(sums + 2, counts + 2, losses + 2, cls_neg.to(tl.float32) * factor, missing.to(tl.float32))
+    tl.store(poison, factor)
+
+
+def finish(dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the three losses [3], what normalises each [3], normalisers and losses [2, 3], poison [], float32.
+
+    The poison is 1, or NaN if a box, a label or a weight is invalid, and is a factor of the losses already.
+    """
+    outputs = [torch.empty(shape, device=dense_sums.device) for shape in (3, 3, (2, 3), ())]
+    launch(
+        finish_kernel,
+        (1,),
+        dense_sums,
+        pair_sums,
+        box_sums,
+        *outputs,
+        len(dense_sums),
+        len(pair_sums),
+        len(box_sums),
+        BLOCK=ADDED_TOGETHER,
+        num_warps=16,
+        maxnreg=64,
+    )
+    return tuple(outputs)

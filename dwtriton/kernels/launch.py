@@ -1,0 +1,101 @@
+"""Launches that cost the host little: compiled kernels are kept, and given plain addresses instead of tensors."""
+
+import threading
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
+ALIGNED = 16  # bytes; Triton compiles another binary where memory begins elsewhere
+
+_kept: dict[tuple, CompiledKernel] = {}
+_now = threading.local()  # its `stream` is where launches go, where it is set; autograd runs in threads of its own
+
+
+def launch(
+    kernel: JITFunction,
+    grid: tuple[int, ...],
+    *arguments: object,
+    num_warps: int,
+    maxnreg: int | None = None,
+    **constants,
+) -> None:
+    """`kernel[grid](*arguments, **constants)` on the device of the arguments, which is the current one.
+
+    Arguments are tensors, numbers, and tuples of either, one for each level; the dtype of a tuple is that of its first
+    entry, and numbers are not specialised. Kernels are compiled without fusion, for which see `formulas.py`.
+    """
+    options = {"num_warps": num_warps, "enable_fp_fusion": False}
+    if maxnreg is not None and torch.version.hip is None:
+        options["maxnreg"] = maxnreg
+    tensor = next(
+        part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor)
+    )
+    if INTERPRETED or not tensor.is_cuda:
+        kernel[grid](*arguments, **constants, **options)
+        return
+    addresses, aligned, dtypes = [], 0, []
+    for argument in arguments:
+        first = argument[0] if isinstance(argument, tuple) else argument
+        if not isinstance(first, Tensor):
+            addresses.append(argument)
+            dtypes.append(len(argument) if isinstance(argument, tuple) else None)
+            continue
+        dtypes.append(first.dtype)
+        if isinstance(argument, tuple):
+            address = tuple([level.data_ptr() for level in argument])
+            for each in address:
+                aligned |= each
+        else:
+            address = argument.data_ptr()
+            aligned |= address
+        addresses.append(address)
+    beside = getattr(_now, "stream", None)
+    key = (kernel.fn, tensor.device.index, num_warps, *dtypes, *constants.values())
+    compiled = None if aligned % ALIGNED else _kept.get(key)
+    if compiled is None:
+        with torch.cuda.stream(beside):  # None: no other than the current one
+            compiled = kernel[grid](*arguments, **constants, **options)
+        if aligned % ALIGNED == 0:
+            _kept[key] = compiled
+        return
+    stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) if beside is None else beside.cuda_stream
+    rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+    sizes = grid + (1,) * (3 - len(grid))
+    compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *rest)
+
+
+class Beside:
+    """A context whose launches run beside those that follow it, until `join`; on a GPU, and if there are rows at all.
+
+    Memory still belongs to the current stream: what is launched beside must be kept until `join`, and what it reads or
+    writes must have been made, and filled, before.
+    """
+
+    def __init__(self, rows: Tensor):
+        self.stream = _side_stream(rows.device.index) if rows.is_cuda and len(rows) else None
+
+    def __enter__(self) -> "Beside":
+        if self.stream is not None:
+            self.main = torch.cuda.current_stream(self.stream.device)
+            self.stream.wait_stream(self.main)
+            _now.stream = self.stream
+        return self
+
+    def __exit__(self, *_) -> None:
+        _now.stream = None
+
+    def join(self) -> None:
+        """What is launched from now on waits for what ran beside."""
+        if self.stream is not None:
+            self.main.wait_stream(self.stream)
+
+
+@cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """Of high priority: its kernels are short, those beside it long."""
+    return torch.cuda.Stream(index, priority=-1)
