@@ -130,7 +130,8 @@ def compile_only(target: str) -> Iterator[list[tuple[str, CompiledKernel]]]:
 
     def compile_kernel(kernel, *args, grid, warmup, **options):
         try:
-            compiled.append((kernel.__name__, launch(kernel, *args, grid=grid, warmup=True, **options)))
+            name = kernel.__name__.removesuffix("_kernel") + ("_many" if options.get("MANY") else "")
+            compiled.append((name, launch(kernel, *args, grid=grid, warmup=True, **options)))
         except Exception as error:  # of many types, some of which cannot be pickled
             raise RuntimeError(f"{target}: {kernel.__name__} with {options} does not compile: {error}") from None
 
@@ -173,9 +174,8 @@ def compile_job(job: Job) -> list[Binary]:
     inputs = (target, str(setting.dtype).removeprefix("torch."), setting.layout, setting.classes)
     read = _read_nvidia if target.startswith("cuda") else _read_amd
     binaries = {}
-    for function, kernel in compiled:
-        name = function.removesuffix("_kernel")
-        config = config_of.get(name)
+    for name, kernel in compiled:
+        config = config_of.get(name.removesuffix("_many"))
         dense = isinstance(config, DenseConfig) and config in defaults
         registers, stack, instructions, ordinary, *wide = read(kernel, disassemble=dense)
         entries = config.points * config.tiles * setting.classes / (32 * kernel.metadata.num_warps) if dense else 0

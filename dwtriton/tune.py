@@ -139,7 +139,7 @@ def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[
 
 def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
     """Return for each kernel the function from a config to its device time, on one generated batch."""
-    calls = kernel_calls(make_case(setting, "cuda"), tuning.default_configs(setting.classes, setting.dtype.itemsize))
+    calls = kernel_calls(make_case(setting, "cuda"))
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 

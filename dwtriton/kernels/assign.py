@@ -26,7 +26,7 @@ from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import load_distances, pick, pick_memory, place
 from dwtriton.kernels.ops import configs_for
-from dwtriton.kernels.squares import is_inside
+from dwtriton.kernels.runs import is_inside, sides_of
 from dwtriton.reference.dense_weights import DualWeights, negative_weights
 
 POINTS_AT_ONCE = 256
@@ -74,8 +74,8 @@ def assign_kernel(
         area = tl.cast(pick(heights, level), tl.int32) * width
         point = number - begin
         x, y = (point % width + 0.5) * stride, (point // width + 0.5) * stride
-        x1, y1, x2, y2 = load_corners(table, row, capacity)
-        inside = is_inside(number < points, x, y, (x1, y1, x2, y2)) & (label >= 0) & (label < NUM_CLASSES)
+        corners = load_corners(table, row, capacity)
+        inside = is_inside(number < points, x, y, corners) & (label >= 0) & (label < NUM_CLASSES)
 
         before = image.to(tl.int64) * area
         z_points = pick_memory(z_levels, level) + before * NUM_CLASSES
@@ -83,13 +83,13 @@ def assign_kernel(
         u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0).to(tl.float32)
         d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
         distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
-        iou, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
-        prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
+        iou, reg_loss = formulas.overlap(distances, sides_of(x, y, corners))
+        prior = formulas.center_prior(x, y, corners, stride, SOFT)
         score = formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0]
         t = formulas.alignment(score, tl.where(inside, reg_loss, 0.0))
-        pos = formulas.positive_weight(t, prior, tl.load(details + MASS)) * tl.load(details + WEIGHT)
+        pos = formulas.positive_share(t, prior) / tl.load(details + MASS) * tl.load(details + WEIGHT)
         deficit_min = tl.load(details + DEFICIT_MIN)
-        neg = formulas.negative_weight(iou, deficit_min, tl.load(details + DEFICIT_MAX))
+        neg = formulas.p_neg(iou, deficit_min, tl.load(details + DEFICIT_MAX))
         source = tl.load(details + ROW).to(tl.int64)
         pairs = tl.minimum(tl.maximum(source, 0), capacity - 1) * points + number
         tl.store(inside_out + pairs, inside, mask=inside)
@@ -135,11 +135,11 @@ def dual_weights(
     results = []
     for image in range(pyramid.batch):
         truth, crowd = truths & (image_of_row == image), crowds & (image_of_row == image)
-        iou, prior, pos, stretched = (pair[truth].T for pair in pairs)
+        iou, prior, pos, p_neg = (pair[truth].T for pair in pairs)
         z, u = (torch.cat([level[image].flatten(1).T for level in kind]).float() for kind in (pyramid.z, pyramid.u))
         labels = targets.labels[truth].clamp(0, pyramid.num_classes - 1)
         weights = None if targets.weights is None else targets.weights[truth]
-        neg = negative_weights(inside[truth].T, labels, stretched, pyramid.num_classes, weights)
+        neg = negative_weights(inside[truth].T, labels, p_neg, pyramid.num_classes, weights)
         corners = boxes.corners[crowd]
         ignored = ((centres[:, None] > corners[:, :2]) & (centres[:, None] < corners[:, 2:])).all(2).any(1)
         neg = neg.masked_fill_(ignored[:, None], 0)

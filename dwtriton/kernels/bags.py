@@ -18,9 +18,9 @@ from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import first_cell, load_distances, pick, pick_memory, place
 from dwtriton.kernels.tuning import BagsConfig
 
-SPLITS_BY_ROWS = {16: 512, 4: 2**14, 1: 2**24}  # programs that share a box: fewer where there are more boxes
 PARTS = tl.constexpr(16)  # of a box
 GROUP = tl.constexpr(4)  # parts that are added up first
+SPLITS = (PARTS.value, PARTS.value // GROUP.value, 1)  # programs that may share a box
 SUMS = tl.constexpr(5)  # of a part: denominator, classification and localisation loss times it, extremes of the deficit
 IMAGES_PER_LOOK = tl.constexpr(64)
 ABOVE_DEFICITS = tl.constexpr(2.0)  # where a part of a box has no point: deficits lie from 0 to 4/3
@@ -136,7 +136,7 @@ def bags_kernel(
                 x, y = (column + 0.5) * stride, (cell_row + 0.5) * stride
                 iou, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
                 reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
-                prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
+                prior = formulas.center_prior(x, y, (x1, y1, x2, y2), stride, SOFT)
                 z, u = z.to(tl.float32), u.to(tl.float32)
                 t = formulas.alignment(formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0], reg_loss)
                 share = tl.where(inside, formulas.positive_share(t, prior), 0.0)
@@ -144,7 +144,7 @@ def bags_kernel(
                 deficit = formulas.iou_deficit(iou)
                 mass_sum += tl.where(inside, formulas.positive_mass(t, prior), 0.0)
                 cls_sum += share * score_loss
-                loc_sum += share * (5 * reg_loss)
+                loc_sum += share * (formulas.BETA * reg_loss)
                 lows = tl.where(inside, tl.minimum(lows, deficit), lows)
                 highs = tl.where(inside, tl.maximum(highs, deficit), highs)
                 start += PARTS * BLOCK
@@ -172,7 +172,7 @@ def bags_kernel(
 def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfig) -> Tensor:
     """Sums over the points of each box, [N, S, SUMS] float64, see `bags_kernel`."""
     rows = boxes.labels.shape[0]
-    splits = next(splits for splits, most in SPLITS_BY_ROWS.items() if rows <= most)
+    splits = next((splits for splits in SPLITS if rows * splits <= config.programs), 1)
     bags = torch.empty(rows, splits, SUMS.value, device=boxes.corners.device, dtype=torch.float64)
     if rows:
         launch(

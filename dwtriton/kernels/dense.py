@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dwtriton.kernels import formulas
+from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import pick, place
@@ -92,10 +92,7 @@ def exact_losses(
         classes = first_class + tl.arange(0, HIGH_C)
         places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, NUM_CLASSES % HIGH_C != 0)
         z = tl.load(z_points + places, mask=mask, other=NO_SCORE).to(tl.float32)
-        score = formulas.joint_score(z, lift[:, None])
-        losses = formulas.cube(score) * formulas.low_negative_loss(score)
-        if any_not(score < formulas.LOW_SCORE):
-            losses = formulas.negative_loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+        losses = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
         total += tl.sum(losses.to(tl.float64), 1)
     return total
 
@@ -106,7 +103,7 @@ def exact_gradients(
 ):
     """Write gradients of logits whose scores are not low; returns those of the objectness from all classes, [P].
 
-    `rows` are point, valid, u and what `formulas.lift` makes of it, as in the kernel.
+    `rows` are point, valid, u and what `negatives.lift` makes of it, as in the kernel.
     """
     point, valid, u, lift, log2_su, not_u = rows
     su, exact_not_u = formulas.sigmoids(u)
@@ -115,11 +112,11 @@ def exact_gradients(
         classes = first_class + tl.arange(0, HIGH_C)
         places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, NUM_CLASSES % HIGH_C != 0)
         z = tl.load(z_points + places, mask=mask, other=NO_SCORE).to(tl.float32)
-        score, _ = formulas.low_scores(z, lift[:, None], log2_su[:, None])
-        low = score < formulas.LOW_SCORE
-        grad_u = formulas.cube(score) * formulas.low_negative_slope(score, factor) * not_u[:, None]
+        score, _ = negatives.low_scores(z, lift[:, None], log2_su[:, None])
+        low = score < negatives.LOW_SCORE
+        grad_u = negatives.cube(score) * negatives.low_slope(score, factor) * not_u[:, None]
         if any_not(low):
-            slope_z, slope_u = formulas.negative_slopes(z, u[:, None], su[:, None], exact_not_u[:, None])
+            slope_z, slope_u = negatives.slopes(z, u[:, None], su[:, None], exact_not_u[:, None])
             grad_u = tl.where(low, grad_u, factor * slope_u)
             tl.store(grad_z_points + places, factor * slope_z, mask=mask & (low == 0))
         total += tl.sum(grad_u, 1)
@@ -141,6 +138,7 @@ def dense_forward_kernel(
     HIGH_C: tl.constexpr,
     BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Sum over a program's points and all classes of the negative loss with N = 1.
 
@@ -157,16 +155,16 @@ def dense_forward_kernel(
         point = tile * POINTS + tl.arange(0, POINTS)
         valid = first + point < area
         u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
-        lift = formulas.lift(u)[0]
+        lift = negatives.lift(u)[0]
         losses = tl.zeros((POINTS, BLOCK_C), tl.float32)
-        for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
+        for first_class in tl.range(0, SPAN, BLOCK_C * BLOCKS, num_stages=STAGES):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
                 z = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)[0]
-                score = formulas.joint_score(z, lift[:, None])
-                losses = tl.fma(formulas.cube(score), formulas.low_negative_loss(score), losses)
+                score = negatives.joint_score(z, lift[:, None])
+                losses = tl.fma(negatives.cube(score), negatives.low_loss(score), losses)
         loss = tl.where(valid, tl.sum(losses, 1), 0.0)
-        if any_not(loss < formulas.LOSS_OF_LOW_SCORE):  # a high score, or NaN
+        if any_not(loss < negatives.LOSS_OF_LOW_SCORE):  # a high score, or NaN
             total += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
         else:
             total += loss.to(tl.float64)
@@ -194,6 +192,7 @@ def dense_backward_kernel(
     HIGH_C: tl.constexpr,
     BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Gradients at a program's points as if there were no boxes; constants are those of the forward pass.
 
@@ -218,20 +217,20 @@ def dense_backward_kernel(
         point = tile * POINTS + tl.arange(0, POINTS)
         valid = first + point < area
         u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
-        lift, not_u = formulas.lift(u)
+        lift, not_u = negatives.lift(u)
         log2_su = -tl.log2(lift)
         commons = tl.zeros((POINTS, BLOCK_C), tl.float32)
-        for first_class in range(0, SPAN, BLOCK_C * BLOCKS):
+        for first_class in tl.range(0, SPAN, BLOCK_C * BLOCKS, num_stages=STAGES):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
                 z, places, mask = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
-                score, not_z = formulas.low_scores(z, lift[:, None], log2_su[:, None])
-                common = formulas.cube(score) * formulas.low_negative_slope(score, factor)
+                score, not_z = negatives.low_scores(z, lift[:, None], log2_su[:, None])
+                common = negatives.cube(score) * negatives.low_slope(score, factor)
                 commons += common
                 tl.store(grad_z_first + places, common * not_z, mask=mask, eviction_policy="evict_first")
         of_point = tl.where(valid, tl.sum(commons, 1), 0.0)
         grad = of_point * not_u
-        high = (tl.abs(of_point) <= tl.abs(factor) * formulas.SLOPE_OF_LOW_SCORE) == 0  # a high score, or NaN
+        high = (tl.abs(of_point) <= tl.abs(factor) * negatives.SLOPE_OF_LOW_SCORE) == 0  # a high score, or NaN
         if tl.max(high.to(tl.int32)) != 0:
             tl.debug_barrier()  # other threads wrote what is written again
             rows = (point, valid, u, lift, log2_su, not_u)
@@ -292,4 +291,5 @@ def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
     constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES)}
     constants |= {"BLOCK_C": config.classes, "BLOCKS": -(-blocks // -(-blocks // MOST_BLOCKS)), "TILES": config.tiles}
+    constants |= {"STAGES": config.stages}
     return constants | {"num_warps": config.warps, "maxnreg": MAX_REGISTERS}

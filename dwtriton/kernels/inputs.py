@@ -1,8 +1,7 @@
 """The head's outputs and the ground truth as kernels take them: every level where it lies, all memory dense."""
 
-import math
 from collections.abc import Sequence
-from functools import cache, reduce
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -56,28 +55,6 @@ class Pyramid(NamedTuple):
         if self.z_last:
             return sum(-(-self.batch * area // points) for area in areas)
         return self.batch * sum(-(-area // points) for area in areas)
-
-
-class Squares(NamedTuple):
-    """How squares cut an image, see `squares.py`."""
-
-    side: float  # pixels
-    columns: int
-    count: int  # of an image
-    spans: tuple[int, ...]  # most cells of each level across a square
-    lanes: int  # a power of two
-
-
-@cache
-def cut(heights: tuple[int, ...], widths: tuple[int, ...], strides: tuple[float, ...], cells: int) -> Squares:
-    """Squares of `cells` times `cells` points of the finest level, and what the others have there."""
-    side = cells * min(strides)
-    spans = tuple(math.ceil(side / stride + (0 if (side / stride).is_integer() else 1e-3)) for stride in strides)
-    columns, rows = (
-        max(math.ceil(count * stride / side) for count, stride in zip(counts, strides)) for counts in (widths, heights)
-    )
-    lanes = 1 << (sum(span * span for span in spans) - 1).bit_length()
-    return Squares(side, columns, columns * rows, spans, lanes)
 
 
 class Boxes(NamedTuple):

@@ -14,7 +14,9 @@ from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
 from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
 from dwtriton.kernels.launch import INTERPRETED, Beside
-from dwtriton.kernels.pairs import find_touched, no_squares, pairs_backward
+from dwtriton.kernels.pairs import pairs_backward
+from dwtriton.kernels.squares import squares_of
+from dwtriton.kernels.touching import empty_touching, find_touching
 from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
 from dwtriton.reference.autograd import SECOND_DERIVATIVE, register_gradients
 
@@ -33,10 +35,13 @@ def forward_pass(
 
     The pairs do not wait for the dense pass: on a GPU they run beside it, in a stream of their own.
     """
+    squares = squares_of(pyramid)
+    touching = empty_touching(pyramid, squares, boxes.corners.device)
     with Beside(boxes.labels) as other:
-        bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept until the join
+        bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept until the join, as are the others
         table, box_sums = box_table(pyramid, boxes, bags)
-        pair_sums = correct(pyramid, boxes, table, configs.correction)
+        find_touching(pyramid, boxes.offsets, table, squares, *touching)
+        pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
     dense_sums = dense_forward(pyramid, configs.dense_forward)
     other.join()
     return *finish(dense_sums, pair_sums, box_sums), table
@@ -60,13 +65,14 @@ def backward_pass(
     dtype = torch.float32 if INTERPRETED else None
     kinds = (pyramid.z, pyramid.d, pyramid.u)
     grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
-    touched = no_squares(pyramid, table, configs.pairs_backward)
+    squares = squares_of(pyramid)
+    touching = empty_touching(pyramid, squares, table.device)
     with Beside(table) as other:
-        find_touched(pyramid, offsets, table, touched, configs.pairs_backward)
+        find_touching(pyramid, offsets, table, squares, *touching)
     dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
     other.join()
-    inputs = (pyramid, offsets, table, poison, norms, grad_losses, touched, dense_grad_u, grads)
-    pairs_backward(*inputs, soft_prior, configs.pairs_backward)
+    inputs = (pyramid, offsets, table, squares, touching[0], poison, norms, grad_losses, dense_grad_u, grads)
+    pairs_backward(*inputs, soft_prior)
     return [level for kind in grads for level in kind]
 
 

@@ -13,13 +13,10 @@ from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.core.targets import PackedTargets, pack_targets
 from dwtriton.kernels.bags import box_bags
-from dwtriton.kernels.boxes import box_table
-from dwtriton.kernels.correction import correct
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.ops import backward_pass, forward_pass
-from dwtriton.kernels.pairs import find_touched, no_squares, pairs_backward
-from dwtriton.kernels.tuning import Config, KernelConfigs, Key, PairsConfig
+from dwtriton.kernels.tuning import Config, KernelConfigs, Key
 from dwtriton.reference import formulas
 from dwtriton.reference import loss as reference
 
@@ -94,28 +91,17 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
     return Case(outputs, pack_targets(targets, device))
 
 
-def kernel_calls(case: Case, configs: KernelConfigs) -> dict[str, Callable]:
-    """Each kernel as a function of its config; what it needs of the kernels before it is computed with `configs`."""
+def kernel_calls(case: Case) -> dict[str, Callable]:
+    """Each kernel that is tuned as a function of its config."""
     pyramid = read_pyramid(case.outputs, STRIDES)
     boxes = read_boxes(case.targets)
-    table, _ = box_table(pyramid, boxes, box_bags(pyramid, boxes, True, configs.bags))
-    poison, norms = torch.ones((), device=table.device), torch.ones(3, device=table.device)
+    device = boxes.corners.device
+    poison, norms = torch.ones((), device=device), torch.ones(3, device=device)
     grads = [tuple(torch.empty_like(level) for level in kind) for kind in (pyramid.z, pyramid.d, pyramid.u)]
-    of_losses = norms.unbind()
-    dense_grad_u = dense_backward(pyramid, poison, norms, of_losses[2], grads, configs.dense_backward)
-
-    def backward_pairs(config: PairsConfig) -> None:
-        touched = no_squares(pyramid, table, config)
-        find_touched(pyramid, boxes.offsets, table, touched, config)
-        inputs = (pyramid, boxes.offsets, table, poison, norms, of_losses, touched, dense_grad_u, grads)
-        pairs_backward(*inputs, True, config)
-
     return {
         "dense_forward": lambda config: dense_forward(pyramid, config),
         "bags": lambda config: box_bags(pyramid, boxes, True, config),
-        "correction": lambda config: correct(pyramid, boxes, table, config),
-        "dense_backward": lambda config: dense_backward(pyramid, poison, norms, of_losses[2], grads, config),
-        "pairs_backward": backward_pairs,
+        "dense_backward": lambda config: dense_backward(pyramid, poison, norms, norms[0], grads, config),
     }
 
 

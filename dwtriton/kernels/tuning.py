@@ -24,7 +24,7 @@ logger = logging.getLogger("dwtriton")
 
 TABLE_VERSION = 2
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
-LARGEST = {"points": 4096, "classes": 256, "warps": 8, "tiles": 64, "cells": 32}
+LARGEST = {"points": 4096, "classes": 256, "warps": 8, "tiles": 64, "stages": 4, "programs": 2**16}
 MAX_BLOCK = 2**15  # points x classes that a table may ask of one program at a time
 
 
@@ -35,6 +35,7 @@ class DenseConfig(NamedTuple):
     classes: int  # class block: classes taken at a time
     warps: int
     tiles: int  # that a program takes, one after the other
+    stages: int  # of the loop over classes, where there are too many to read them all at once
 
 
 class BagsConfig(NamedTuple):
@@ -42,16 +43,10 @@ class BagsConfig(NamedTuple):
 
     points: int  # that a program takes at a time
     warps: int
+    programs: int  # at most so many share the boxes of a batch, if these are fewer
 
 
-class PairsConfig(NamedTuple):
-    """Of the kernels whose programs own squares of an image; powers of two."""
-
-    cells: int  # of the finest level, along a side of a square
-    warps: int
-
-
-Config = DenseConfig | BagsConfig | PairsConfig
+Config = DenseConfig | BagsConfig
 
 
 class KernelConfigs(NamedTuple):
@@ -59,9 +54,7 @@ class KernelConfigs(NamedTuple):
 
     dense_forward: DenseConfig
     bags: BagsConfig
-    correction: PairsConfig
     dense_backward: DenseConfig
-    pairs_backward: PairsConfig
 
 
 class Key(NamedTuple):
@@ -83,30 +76,34 @@ class Key(NamedTuple):
 _POINTS = (16, 32, 64, 128)
 _WARPS = (1, 2, 4, 8)
 _TILES = (1, 2)
-_BAGS = tuple(BagsConfig(*pair) for pair in ((128, 2), (64, 1), (32, 1), (128, 1), (128, 4), (256, 4)))
-_PAIRS = tuple(PairsConfig(*pair) for pair in ((4, 1), (8, 1), (8, 2), (8, 4)))
+_STAGES = (1, 2)
+_BAGS = tuple(
+    BagsConfig(points, warps, programs)
+    for programs in (2**14, 2**12)
+    for points, warps in ((128, 2), (64, 1), (32, 1), (128, 1), (128, 4), (256, 4))
+)
 _ENTRIES = (4, 16)  # of one block of classes in a thread, if there are so many: with more it needs too many registers
 
 
 def default_configs(num_classes: int, itemsize: int = 2) -> KernelConfigs:
     """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes."""
     block = class_blocks(num_classes, itemsize)[0]
-    forward = DenseConfig(256 // block, block, 1, 1)
+    forward = DenseConfig(256 // block, block, 1, 1, 1)
     backward = forward._replace(points=forward.points * (2 if itemsize == 2 else 1))  # its fixed costs are higher
-    return KernelConfigs(forward, _BAGS[0], _PAIRS[0], backward, _PAIRS[0])
+    return KernelConfigs(forward, _BAGS[0], backward)
 
 
 def search_space(num_classes: int, itemsize: int = 2) -> dict[str, list[Config]]:
     """Configs worth timing for each kernel: the default first, then the more promising before the less."""
     default = default_configs(num_classes, itemsize)
-    choices = (_POINTS, class_blocks(num_classes, itemsize), _WARPS, _TILES)
+    choices = (_POINTS, class_blocks(num_classes, itemsize), _WARPS, _TILES, _STAGES)
     dense = []
     for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
         config = DenseConfig(*(choice[rank] for choice, rank in zip(choices, ranks)))
         entries = config.points * config.classes / (32 * config.warps)
         if min(_ENTRIES[0], config.classes) <= entries <= _ENTRIES[1]:
             dense.append(config)
-    spaces = (dense, _BAGS, _PAIRS, dense, _PAIRS)
+    spaces = (dense, _BAGS, dense)
     return {
         name: [first, *(config for config in space if config != first)]
         for name, first, space in zip(KernelConfigs._fields, default, spaces)
@@ -115,8 +112,8 @@ def search_space(num_classes: int, itemsize: int = 2) -> dict[str, list[Config]]
 
 def interpreter_configs(num_classes: int) -> KernelConfigs:
     """For Triton's interpreter, where few large programs take less time than many small ones."""
-    dense = DenseConfig(256, min(16, _power_of_two(num_classes)), 1, 1)
-    return KernelConfigs(dense, BagsConfig(512, 1), PairsConfig(8, 1), dense, PairsConfig(8, 1))
+    dense = DenseConfig(256, min(16, _power_of_two(num_classes)), 1, 1, 1)
+    return KernelConfigs(dense, BagsConfig(512, 1, 1), dense)
 
 
 def class_blocks(num_classes: int, itemsize: int) -> list[int]:

@@ -1,0 +1,107 @@
+"""Blocks of boxes against the points of a square, as device functions: tiles are [LANES, SLOTS], a point for each lane and a box for each slot.
+
+Boxes come sorted by class, so that a block holds runs of boxes of one class. The last box of a run that holds a point
+decides its N. A run may go on in the next block.
+"""
+
+import triton
+import triton.language as tl
+
+from dwtriton.kernels.boxes import LABEL, details_of, load_corners
+
+NO_LABEL = tl.constexpr(2**30)  # of slots without a box: above all classes
+
+
+@triton.jit
+def load_block(rows, filled, table, capacity, valid, x, y, SLOTS: tl.constexpr):
+    """Boxes in the first `filled` slots: labels and pointers to details [SLOTS], corners [1, SLOTS], inside the tile.
+
+    `rows` are theirs in the table; `valid`, `x` and `y` are the points' [LANES].
+    """
+    used = tl.arange(0, SLOTS) < filled
+    rows = tl.where(used, rows, 0)
+    details = details_of(table, rows, capacity)
+    label = tl.load(details + LABEL, mask=used, other=NO_LABEL).to(tl.int32)
+    x1, y1, x2, y2 = load_corners(table, rows, capacity)
+    corners = (x1[None, :], y1[None, :], x2[None, :], y2[None, :])
+    return label, details, corners, used[None, :] & is_inside(valid[:, None], x[:, None], y[:, None], corners)
+
+
+@triton.jit
+def is_inside(valid, x, y, corners):
+    """Whether points are strictly inside boxes."""
+    x1, y1, x2, y2 = corners
+    return valid & (x > x1) & (y > y1) & (x < x2) & (y < y2)
+
+
+@triton.jit
+def sides_of(x, y, corners):
+    """Distances from points to the left, top, right and bottom of boxes; all are positive inside."""
+    x1, y1, x2, y2 = corners
+    return x - x1, y - y1, x2 - x, y2 - y
+
+
+@triton.jit
+def any_of(condition):
+    """Whether it holds anywhere."""
+    return tl.max(condition.to(tl.int32)) != 0
+
+
+@triton.jit
+def any_box(condition):
+    """Whether it holds for any box, [LANES, SLOTS] to [LANES]."""
+    return tl.max(condition.to(tl.int32), 1) != 0
+
+
+@triton.jit
+def deciding(held, label, SLOTS: tl.constexpr):
+    """Which pairs are those of the last box of a class that holds a point; [LANES, SLOTS], like `held`: inside."""
+    slot = tl.arange(0, SLOTS)
+    bit = (slot * 0 + 1) << slot
+    held_by = tl.sum(tl.where(held, bit[None, :], 0), 1)  # bits of the boxes that hold a point, [LANES]
+    of_class = tl.sum(tl.where(label[None, :] == label[:, None], bit[None, :], 0), 1)  # [SLOTS]
+    later = of_class & (0 - (bit << 1))
+    return held & ((held_by[:, None] & later[None, :]) == 0)
+
+
+@triton.jit
+def run_sums(values, label, SLOTS: tl.constexpr):
+    """Sums over the boxes of a class from the first to each, in a fixed order; [LANES, SLOTS], like `values`."""
+    begin = tl.sum((label[None, :] < label[:, None]).to(tl.int32), 1)  # first slot of a box's class
+    slot = tl.arange(0, SLOTS)[None, :] + tl.zeros(values.shape, tl.int32)
+    for i in tl.static_range(5):
+        if 2**i < SLOTS:
+            earlier = tl.gather(values, tl.maximum(slot - 2**i, 0), 1)
+            values += tl.where(slot - 2**i >= begin[None, :], earlier, 0.0)
+    return values
+
+
+@triton.jit
+def carried(label, open_label, of_open, otherwise):
+    """What holds before a block, [LANES, SLOTS]: `of_open` [LANES] for the class that is open, else `otherwise`."""
+    return tl.where((label == open_label)[None, :], of_open[:, None], otherwise)
+
+
+@triton.jit
+def carry_on(chosen, values, of_open, still_open, otherwise):
+    """`of_open` [LANES] after a block: the value of the pair that is chosen at a point, or else what it was before.
+
+    What it was before counts if the class is still the same, else it is `otherwise`.
+    """
+    before = tl.where(still_open, of_open, otherwise)
+    return tl.where(any_box(chosen), tl.sum(tl.where(chosen, values, 0.0), 1), before)
+
+
+@triton.jit
+def load_tile(pointers, mask):
+    """What a tile of pointers points to, as float32; 0 where masked.
+
+    Flat, here and in `store_tile`: given a tile, the compiler would turn it and all that follows about.
+    """
+    return tl.load(tl.ravel(pointers), mask=tl.ravel(mask), other=0.0).to(tl.float32).reshape(mask.shape)
+
+
+@triton.jit
+def store_tile(pointers, values, mask):
+    """Write a tile."""
+    tl.store(tl.ravel(pointers), tl.ravel(values), mask=tl.ravel(mask))

@@ -1,0 +1,234 @@
+"""Which boxes touch which squares, and the squares in two lists: those that few boxes touch, and those that many do.
+
+Few are NEAR at most. Their rows are written down, so that nobody has to look for them again. Where there are more,
+whoever needs them looks through the boxes of the image, many at a time, and takes those that touch in full blocks.
+Lists are in the order of the squares, whatever the order in which programs run.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels.boxes import FIELDS, load_corners
+from dwtriton.kernels.inputs import Pyramid
+from dwtriton.kernels.launch import launch
+from dwtriton.kernels.levels import image_rows
+from dwtriton.kernels.squares import GROUP, Squares, bounds_of
+
+NEAR = 8  # boxes that are written down for a square
+SLOTS = 16  # boxes that are compared with GROUP squares at once
+BITS = tl.constexpr(32)
+WORDS = tl.constexpr(8)
+LOOK = tl.constexpr(BITS.value * WORDS.value)  # boxes that are compared with bounds at once
+LISTED = 32  # groups of squares whose squares a program lists
+
+
+class Touching(NamedTuple):
+    """Squares are counted over all images: image b has those from b * squares.count on."""
+
+    counts: Tensor  # [squares] int32, boxes that touch each
+    near: Tensor  # [squares, NEAR] int32, their rows in the table, as many as there are
+    lists: Tensor  # [2, squares] int32: squares with 1 to NEAR boxes, squares with more
+    lengths: Tensor  # [2] int32, of the lists
+
+
+@triton.jit
+def popcount(x):
+    """Bits that are set, [...] int32."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return (x & 0xFF) + ((x >> 8) & 0xFF) + ((x >> 16) & 0xFF) + (x >> 24)
+
+
+@triton.jit
+def lowest_bit(x):
+    """Number of the lowest bit that is set: the exponent of that bit as a float."""
+    power = (x & (0 - x)).to(tl.uint32, bitcast=True).to(tl.float32)
+    return (power.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def look_at(start, last, table, capacity, bounds):
+    """Which of LOOK boxes from `start` on may hold points: bit i of word j tells of box start + BITS * j + i."""
+    low_x, low_y, high_x, high_y = bounds
+    bit = tl.arange(0, BITS)[None, :]
+    rows = start + BITS * tl.arange(0, WORDS)[:, None] + bit
+    mask = rows < last
+    x1 = tl.load(table + rows, mask=mask, other=float("inf"))
+    y1 = tl.load(table + capacity + rows, mask=mask, other=float("inf"))
+    x2 = tl.load(table + 2 * capacity + rows, mask=mask, other=float("-inf"))
+    y2 = tl.load(table + 3 * capacity + rows, mask=mask, other=float("-inf"))
+    touches = (x1 < high_x) & (y1 < high_y) & (x2 > low_x) & (y2 > low_y)
+    return tl.sum(touches.to(tl.int32) << bit, 1)
+
+
+@triton.jit
+def next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS: tl.constexpr):
+    """The next boxes, SLOTS if there are so many, that touch bounds: their rows, [SLOTS], and how many they are.
+
+    Also what to go on with: `words` tell of the boxes from `start` on (see `look_at`), of which the first `taken` that
+    touch have been taken. The first call is given the image's first row less LOOK, words of 0, and 0.
+    """
+    slot = tl.arange(0, SLOTS)
+    rows = slot * 0
+    filled = start * 0
+    found = tl.sum(popcount(words))
+    while (filled < SLOTS) & ((taken < found) | (start + LOOK < last)):
+        if taken == found:
+            start += LOOK
+            words = look_at(start, last, table, capacity, bounds)
+            found = tl.sum(popcount(words))
+            taken = found * 0
+        count = popcount(words)
+        end = tl.cumsum(count, 0)
+        rank = slot - filled + taken  # of the box for a slot among those of `words`
+        wanted = (rank >= taken) & (rank < found)
+        number = tl.sum((end[None, :] <= rank[:, None]).to(tl.int32), 1)  # of its word
+        here = number[:, None] == tl.arange(0, WORDS)[None, :]
+        word = tl.sum(tl.where(here, words[None, :], 0), 1)
+        behind = tl.where(wanted, rank - tl.sum(tl.where(here, (end - count)[None, :], 0), 1), 0)  # bits before its own
+        most = tl.max(behind)
+        passed = most * 0
+        while passed < most:
+            word = tl.where(passed < behind, word & (word - 1), word)
+            passed += 1
+        rows = tl.where(wanted, start + BITS * number + lowest_bit(word), rows)
+        more = tl.minimum(SLOTS - filled, found - taken)
+        filled += more
+        taken += more
+    return rows, filled, start, words, taken
+
+
+@triton.jit(do_not_specialize=["columns", "squares", "capacity"])
+def touching_kernel(
+    heights,
+    widths,
+    strides,
+    offsets,  # [B + 1]
+    table,  # [FIELDS * N], see `boxes_kernel`
+    counts,  # out: [squares * B] int32
+    near,  # out: [squares * B, NEAR] int32
+    totals,  # out: [squares * B / GROUP, 2] int32: squares of a group that go into each list
+    side,  # of a square, in pixels
+    columns,  # squares side by side
+    squares,  # of an image
+    capacity,  # N
+    GROUP: tl.constexpr,
+    NEAR: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """A program owns GROUP squares of an image: it finds the boxes that touch any, and compares them with each."""
+    numbers = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
+    image = tl.program_id(0) * GROUP // squares
+    low_x, low_y, high_x, high_y = bounds_of(numbers - image * squares, columns, side, heights, widths, strides)
+    bounds = (tl.min(low_x), tl.min(low_y), tl.max(high_x), tl.max(high_y))
+    first, last = image_rows(offsets, image, capacity)
+    count = tl.zeros((GROUP,), tl.int32)
+    words = tl.zeros((WORDS,), tl.int32)
+    start = first - LOOK
+    taken = first * 0
+    go_on = True
+    while go_on:
+        rows, filled, start, words, taken = next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS)
+        go_on = filled == SLOTS
+        x1, y1, x2, y2 = load_corners(table, rows, capacity)
+        touches = (x1[:, None] < high_x[None, :]) & (y1[:, None] < high_y[None, :])
+        touches = touches & (x2[:, None] > low_x[None, :]) & (y2[:, None] > low_y[None, :])
+        touches = touches & (tl.arange(0, SLOTS) < filled)[:, None]
+        added = touches.to(tl.int32)
+        place = count[None, :] + tl.cumsum(added, 0) - added
+        out = near + numbers.to(tl.int64)[None, :] * NEAR + place
+        tl.store(out, tl.broadcast_to(rows[:, None], (SLOTS, GROUP)), mask=touches & (place < NEAR))
+        count += tl.sum(added, 0)
+    tl.store(counts + numbers, count)
+    tl.store(totals + 2 * tl.program_id(0), tl.sum(((count > 0) & (count <= NEAR)).to(tl.int32)))
+    tl.store(totals + 2 * tl.program_id(0) + 1, tl.sum((count > NEAR).to(tl.int32)))
+
+
+@triton.jit
+def list_squares(chosen, numbers, before, out):
+    """Write the numbers of chosen squares behind `before` others; returns how many there are then."""
+    one = chosen.to(tl.int32)
+    tl.store(out + before + tl.cumsum(one, 0) - one, numbers, mask=chosen)
+    return before + tl.sum(one)
+
+
+@triton.jit(do_not_specialize=["all_squares"])
+def listing_kernel(
+    counts,  # [squares * B] int32
+    totals,  # [squares * B / GROUP, 2] int32, see `touching_kernel`
+    lists,  # out: [2, squares * B] int32
+    lengths,  # out: [2] int32
+    all_squares,  # squares * B
+    GROUP: tl.constexpr,
+    LISTED: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """A program lists the squares of LISTED groups, behind those of all groups before."""
+    SQUARES: tl.constexpr = LISTED * GROUP
+    few = tl.zeros((SQUARES,), tl.int32)
+    many = tl.zeros((SQUARES,), tl.int32)
+    end = tl.program_id(0) * LISTED
+    start = end * 0
+    while start < end:
+        group = start + tl.arange(0, SQUARES)
+        few += tl.load(totals + 2 * group, mask=group < end, other=0)
+        many += tl.load(totals + 2 * group + 1, mask=group < end, other=0)
+        start += SQUARES
+    numbers = tl.program_id(0) * SQUARES + tl.arange(0, SQUARES)
+    count = tl.load(counts + numbers, mask=numbers < all_squares, other=0)
+    few_listed = list_squares((count > 0) & (count <= NEAR), numbers, tl.sum(few), lists)
+    many_listed = list_squares(count > NEAR, numbers, tl.sum(many), lists + all_squares)
+    if tl.program_id(0) == tl.num_programs(0) - 1:
+        tl.store(lengths, few_listed)
+        tl.store(lengths + 1, many_listed)
+
+
+def empty_touching(pyramid: Pyramid, squares: Squares, device: torch.device) -> tuple[Touching, Tensor]:
+    """Memory for `find_touching`: its result, and the totals of groups that it needs on the way."""
+    count = squares.count * pyramid.batch
+    shapes = ((count,), (count, NEAR), (2, count), (2,), (count // GROUP, 2))
+    *touching, totals = (torch.empty(shape, device=device, dtype=torch.int32) for shape in shapes)
+    return Touching(*touching), totals
+
+
+def find_touching(
+    pyramid: Pyramid, offsets: Tensor, table: Tensor, squares: Squares, touching: Touching, totals: Tensor
+) -> None:
+    """Fill `touching`, if there are boxes at all."""
+    if not len(table):
+        return
+    launch(
+        touching_kernel,
+        (len(totals),),
+        *pyramid.sizes,
+        pyramid.strides,
+        offsets,
+        table,
+        touching.counts,
+        touching.near,
+        totals,
+        *squares.numbers,
+        len(table) // FIELDS,
+        GROUP=GROUP,
+        NEAR=NEAR,
+        SLOTS=SLOTS,
+        num_warps=4,
+    )
+    launch(
+        listing_kernel,
+        (-(-len(totals) // LISTED),),
+        touching.counts,
+        totals,
+        touching.lists,
+        touching.lengths,
+        len(touching.counts),
+        GROUP=GROUP,
+        LISTED=LISTED,
+        NEAR=NEAR,
+        num_warps=4,
+    )
