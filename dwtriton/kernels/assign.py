@@ -26,7 +26,7 @@ from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import load_distances, pick, pick_memory, place
 from dwtriton.kernels.ops import configs_for
-from dwtriton.kernels.runs import is_inside, sides_of
+from dwtriton.kernels.tiles import is_inside, sides_of
 from dwtriton.reference.dense_weights import DualWeights, negative_weights
 
 POINTS_AT_ONCE = 256
@@ -34,29 +34,38 @@ POINTS_AT_ONCE = 256
 
 @triton.jit(do_not_specialize=["points", "batch", "capacity"])
 def assign_kernel(
-    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    z_levels,
     d_levels,
     u_levels,
     heights,
     widths,
     strides,
-    offsets,  # [B + 1]
-    table,  # [FIELDS * N], see `boxes_kernel`
-    inside_out,  # out: [N, points] bool; pairs outside are left as they are, here and below
-    iou_out,  # out: [N, points]
-    prior_out,  # out: [N, points]
-    pos_out,  # out: [N, points]
-    neg_out,  # out: [N, points] m
-    points,  # of an image
+    offsets,
+    table,
+    inside_out,
+    iou_out,
+    prior_out,
+    pos_out,
+    neg_out,
+    points,
     batch,
-    capacity,  # N
+    capacity,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (N, blocks of points): program (i, j) owns the pairs of the box in row i of the table and the j-th block."""
+    """Write the weights of all pairs of points and boxes.
+
+    Grid (N, blocks): program (i, j) owns the pairs of the box in row i of the table and the j-th block of BLOCK points.
+
+    z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
+    [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
+    offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
+    inside_out, iou_out, prior_out, pos_out, neg_out: out, [N, points], the first bool, the last m; others are left.
+    points: of an image. batch: B. capacity: N. SOFT: the centre prior is not thresholded.
+    """
     row = tl.program_id(0)
     image = tl.sum(image_of_rows(row + tl.arange(0, 1), offsets, batch))
     if image < batch:
@@ -110,7 +119,7 @@ def dual_weights(
     pairs = [torch.zeros(rows, points, device=device) for _ in range(4)]
     if rows:
         with torch.cuda.device_of(boxes.corners):
-            table, _ = box_table(pyramid, boxes, box_bags(pyramid, boxes, soft_prior, configs_for(pyramid).bags))
+            table, _ = box_table(pyramid, boxes, *box_bags(pyramid, boxes, soft_prior, configs_for(pyramid).bags))
             launch(
                 assign_kernel,
                 (rows, triton.cdiv(points, POINTS_AT_ONCE)),

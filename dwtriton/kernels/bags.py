@@ -21,7 +21,7 @@ from dwtriton.kernels.tuning import BagsConfig
 PARTS = tl.constexpr(16)  # of a box
 GROUP = tl.constexpr(4)  # parts that are added up first
 SPLITS = (PARTS.value, PARTS.value // GROUP.value, 1)  # programs that may share a box
-SUMS = tl.constexpr(5)  # of a part: denominator, classification and localisation loss times it, extremes of the deficit
+SUMS = tl.constexpr(3)  # of a part: denominator, and classification and localisation loss times it
 IMAGES_PER_LOOK = tl.constexpr(64)
 ABOVE_DEFICITS = tl.constexpr(2.0)  # where a part of a box has no point: deficits lie from 0 to 4/3
 BELOW_DEFICITS = tl.constexpr(-1.0)
@@ -57,26 +57,37 @@ def divide(cell, width):
 
 @triton.jit(do_not_specialize=["batch", "capacity"])
 def bags_kernel(
-    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    z_levels,
     d_levels,
     u_levels,
     heights,
     widths,
     strides,
-    boxes,  # [N, 4]
-    labels,  # [N]
-    iscrowd,  # [N] uint8
-    offsets,  # [B + 1]
-    bags,  # out: [N, S, SUMS] float64, S = number of programs of a box; rows that are no ground truth are left
+    boxes,
+    labels,
+    iscrowd,
+    offsets,
+    bags,
+    extremes,
     batch,
-    capacity,  # N
+    capacity,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (N, S): program (row, i) owns bags[row, i], its PARTS / S parts of a box added up in order."""
+    """Sum over the points of each box what its weights and losses need, and find the extremes of its IoU deficit.
+
+    Grid (N, S): program (row, i) owns bags[row, i] and extremes[row, i], PARTS / S parts of a box added up in order.
+
+    z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
+    [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
+    boxes: [N, 4] float32. labels: [N] int64. iscrowd: [N] uint8. offsets: [B + 1] int32.
+    bags: out, [N, S, SUMS] float64, denominator of the positive weights, and both positive losses times it.
+    extremes: out, [N, S, 2] float32, least and greatest deficit. Rows that are no ground truth are left, in both.
+    batch: B. capacity: N. BLOCK: points taken at a time.
+    """
     row = tl.program_id(0)
     only = tl.arange(0, 1)
     image = tl.sum(image_of_rows(row + only, offsets, batch))
@@ -161,19 +172,21 @@ def bags_kernel(
             deficit_min = tl.minimum(deficit_min, tl.min(lows))
             deficit_max = tl.maximum(deficit_max, tl.max(highs))
             part += 1
-        out = bags + (row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * SUMS
+        mine = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        out = bags + mine * SUMS
         tl.store(out, mass + mass_of_group)
         tl.store(out + 1, cls_loss + cls_of_group)
         tl.store(out + 2, loc_loss + loc_of_group)
-        tl.store(out + 3, deficit_min)
-        tl.store(out + 4, deficit_max)
+        tl.store(extremes + 2 * mine, deficit_min)
+        tl.store(extremes + 2 * mine + 1, deficit_max)
 
 
-def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfig) -> Tensor:
-    """Sums over the points of each box, [N, S, SUMS] float64, see `bags_kernel`."""
+def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfig) -> tuple[Tensor, Tensor]:
+    """Sums [N, S, SUMS] float64 and extremes [N, S, 2] float32 over the points of each box, see `bags_kernel`."""
     rows = boxes.labels.shape[0]
     splits = next((splits for splits in SPLITS if rows * splits <= config.programs), 1)
     bags = torch.empty(rows, splits, SUMS.value, device=boxes.corners.device, dtype=torch.float64)
+    extremes = torch.empty(rows, splits, 2, device=boxes.corners.device)
     if rows:
         launch(
             bags_kernel,
@@ -184,6 +197,7 @@ def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfi
             boxes.iscrowd,
             boxes.offsets,
             bags,
+            extremes,
             pyramid.batch,
             rows,
             NUM_CLASSES=pyramid.num_classes,
@@ -193,4 +207,4 @@ def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfi
             BLOCK=config.points,
             num_warps=config.warps,
         )
-    return bags
+    return bags, extremes

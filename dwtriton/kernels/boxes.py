@@ -40,22 +40,32 @@ def details_of(table, row, capacity):
 
 @triton.jit(do_not_specialize=["batch", "capacity"])
 def boxes_kernel(
-    boxes,  # [N, 4]
-    labels,  # [N]
-    iscrowd,  # [N] uint8
-    weights,  # [N] float32; unused unless WEIGHTED
-    offsets,  # [B + 1]
-    bags,  # [N, S, SUMS]
-    table,  # out: [FIELDS * N] float32: corners [4, N], then [N, DETAILS]; rows of padding are left
-    sums,  # out: [programs, BOX_SUMS] float64
+    boxes,
+    labels,
+    iscrowd,
+    weights,
+    offsets,
+    bags,
+    extremes,
+    table,
+    sums,
     batch,
-    capacity,  # N
+    capacity,
     NUM_CLASSES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program owns BLOCK rows of the targets: it finds where each is in the sorted table, and writes it there."""
+    """Sort the boxes of each image by class, write down what pairs need of each, and add up the positive losses.
+
+    Grid (programs,): program i owns BLOCK rows of the targets, and sums[i]. It finds where each row is in the table.
+
+    boxes: [N, 4] float32. labels: [N] int64. iscrowd: [N] uint8. weights: [N] float32, unused unless WEIGHTED.
+    offsets: [B + 1] int32. bags: [N, S, SUMS] float64 and extremes: [N, S, 2] float32, see `bags_kernel`.
+    table: out, [FIELDS * N] float32, corners [4, N], then [N, DETAILS]; rows of padding are left.
+    sums: out, [programs, BOX_SUMS] float64.
+    batch: B. capacity: N. SPLITS: S.
+    """
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = image_of_rows(rows, offsets, batch)
     used = (rows < capacity) & (image < batch)
@@ -85,21 +95,22 @@ def boxes_kernel(
     mass = tl.zeros((BLOCK,), tl.float64)
     cls_loss = tl.zeros((BLOCK,), tl.float64)
     loc_loss = tl.zeros((BLOCK,), tl.float64)
-    deficit_min = tl.full((BLOCK,), float("inf"), tl.float64)
-    deficit_max = tl.full((BLOCK,), float("-inf"), tl.float64)
+    deficit_min = tl.full((BLOCK,), float("inf"), tl.float32)
+    deficit_max = tl.full((BLOCK,), float("-inf"), tl.float32)
     PER_GROUP: tl.constexpr = GROUP if SPLITS == PARTS else 1
-    bag = bags + rows.to(tl.int64) * (SPLITS * SUMS)
+    part_of_row = rows.to(tl.int64) * SPLITS
     for group in tl.static_range(SPLITS // PER_GROUP):
         mass_of_group = tl.zeros((BLOCK,), tl.float64)
         cls_of_group = tl.zeros((BLOCK,), tl.float64)
         loc_of_group = tl.zeros((BLOCK,), tl.float64)
         for i in tl.static_range(PER_GROUP):
-            part = bag + (group * PER_GROUP + i) * SUMS
+            part = bags + (part_of_row + group * PER_GROUP + i) * SUMS
+            extreme = extremes + (part_of_row + group * PER_GROUP + i) * 2
             mass_of_group += tl.load(part, mask=truth, other=0.0)
             cls_of_group += tl.load(part + 1, mask=truth, other=0.0)
             loc_of_group += tl.load(part + 2, mask=truth, other=0.0)
-            deficit_min = tl.minimum(deficit_min, tl.load(part + 3, mask=truth, other=0.0))
-            deficit_max = tl.maximum(deficit_max, tl.load(part + 4, mask=truth, other=0.0))
+            deficit_min = tl.minimum(deficit_min, tl.load(extreme, mask=truth, other=0.0))
+            deficit_max = tl.maximum(deficit_max, tl.load(extreme + 1, mask=truth, other=0.0))
         mass += mass_of_group
         cls_loss += cls_of_group
         loc_loss += loc_of_group
@@ -117,8 +128,8 @@ def boxes_kernel(
     tl.store(details + LABEL, label.to(tl.float32), mask=stored)
     tl.store(details + WEIGHT, weight, mask=stored)
     tl.store(details + MASS, mass.to(tl.float32), mask=stored)
-    tl.store(details + DEFICIT_MIN, deficit_min.to(tl.float32), mask=stored)
-    tl.store(details + DEFICIT_MAX, tl.minimum(deficit_max, 1.0).to(tl.float32), mask=stored)
+    tl.store(details + DEFICIT_MIN, deficit_min, mask=stored)
+    tl.store(details + DEFICIT_MAX, tl.minimum(deficit_max, 1.0), mask=stored)
     tl.store(details + ROW, rows.to(tl.float32), mask=stored)
     for unused in tl.static_range(ROW + 1, DETAILS):  # that fill up a sector
         tl.store(details + unused, rows * 0.0, mask=stored)
@@ -136,7 +147,7 @@ def boxes_kernel(
     tl.store(out + 3, tl.sum(wrong.to(tl.float64)))
 
 
-def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor) -> tuple[Tensor, Tensor]:
+def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
     """The table [FIELDS * N] and partial sums over boxes [programs, BOX_SUMS], see `boxes_kernel`."""
     rows, splits, _ = bags.shape
     programs = -(-rows // ROWS_EACH)
@@ -152,6 +163,7 @@ def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor) -> tuple[Tensor, Ten
             boxes.corners if boxes.weights is None else boxes.weights,
             boxes.offsets,
             bags,
+            extremes,
             table,
             sums,
             pyramid.batch,

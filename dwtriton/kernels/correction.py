@@ -12,35 +12,47 @@ from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, WEIGHT
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import image_rows, load_distances, pick, pick_memory, place
-from dwtriton.kernels.runs import any_box, any_of, carried, carry_on, deciding, load_block, load_tile, sides_of
+from dwtriton.kernels.levels import pick_memory, place
 from dwtriton.kernels.squares import Squares, bounds_of_lanes, open_square
-from dwtriton.kernels.touching import LOOK, NEAR, WORDS, Touching, next_boxes
+from dwtriton.kernels.tiles import (
+    any_box,
+    any_of,
+    carried,
+    carry_on,
+    deciding,
+    load_block,
+    load_points,
+    load_tile,
+    sides_of,
+)
+from dwtriton.kernels.touching import NEAR, Touching, begin_walk, listed_square, next_block
 
 BLOCK = 32  # boxes taken at once where there are many
-MOST_PROGRAMS = 4224  # that take squares in turn: as many warps as an H100 holds at once
+RESIDENT_WARPS = 132 * 64  # that an H100 holds at once: so many take squares in turn
 MOST_WARPS = 16  # of a program
+MAX_REGISTERS = 128  # of a thread
 
 
-@triton.jit(do_not_specialize=["columns", "squares", "capacity"])
+@triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity"])
 def correction_kernel(
-    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    z_levels,
     d_levels,
     u_levels,
     heights,
     widths,
     strides,
-    offsets,  # [B + 1]
-    table,  # [FIELDS * N], see `boxes_kernel`
-    counts,  # [squares * B], see `Touching`; near alike
-    near,  # [squares * B, NEAR]
-    list_of_squares,  # [squares * B]
-    lengths,  # [2] of the two lists
-    sums,  # out: [programs, 2] float64: what the negative loss changes by, and the sum of 1 - N
-    side,  # of a square, in pixels
-    columns,  # squares side by side
-    squares,  # of an image
-    capacity,  # N
+    offsets,
+    table,
+    counts,
+    near,
+    lists,
+    lengths,
+    sums,
+    side,
+    columns,
+    squares,
+    all_squares,
+    capacity,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
@@ -49,47 +61,47 @@ def correction_kernel(
     SLOTS: tl.constexpr,
     MANY: tl.constexpr,
 ):
-    """Program i owns sums[i], and squares i, i + programs ... of the list; MANY: squares whose boxes it has to find."""
+    """Add up what N, where it is not 1, changes of the negative loss.
+
+    Grid (programs,): program i owns sums[i], and takes squares i, i + programs ... of a list. MANY: of that with many
+    boxes, which it has to find.
+
+    z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
+    [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
+    offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
+    counts: [squares * B], near: [squares * B, NEAR], lists: [squares * B], lengths: [2]; int32, see `Touching`.
+    sums: out, [programs, 2] float64, what the negative loss changes by, and the sum of 1 - N.
+    side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
+    capacity: N. SPANS, LANES: see `Squares`. SLOTS: boxes of a block.
+    """
     change = tl.zeros((LANES,), tl.float64)
     missing = tl.zeros((LANES,), tl.float64)
     turn = tl.program_id(0)
     end = tl.load(lengths + MANY)
     while turn < end:
-        number = tl.load(list_of_squares + turn)
+        number = listed_square(lists, turn, all_squares, MANY)
         image = number // squares
         square = number - image * squares
         valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
-        area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
-        before = image.to(tl.int64) * area
+        area, before, distances, u = load_points(
+            d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+        )
         z_points = pick_memory(z_levels, level) + before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
-        d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
-        left, top, right, bottom = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
-        distances = (left[:, None], top[:, None], right[:, None], bottom[:, None])
-        u = tl.load(pick_memory(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
         lift = negatives.lift(u)[0]
         su, not_u = formulas.sigmoids(u)
 
-        if MANY:
-            first, last = image_rows(offsets, image, capacity)
-            bounds = bounds_of_lanes(valid, x, y)
-            words = tl.zeros((WORDS,), tl.int32)
-            start = first - LOOK
-            taken = first * 0
-        ignored = valid & (x != x)
+        bounds = bounds_of_lanes(valid, x, y)
+        start, words, taken, last = begin_walk(offsets, image, capacity)
+        ignored = valid & (level < 0)
         open_label = number * 0 - 1
         open_neg = tl.full((LANES,), 1.0, tl.float32)  # N, and 1 where boxes of no weight are to be ignored
         open_counted = open_neg
         go_on = True
         while go_on:
-            if MANY:
-                rows, filled, start, words, taken = next_boxes(
-                    start, words, taken, last, table, capacity, bounds, SLOTS
-                )
-                go_on = filled == SLOTS
-            else:
-                rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
-                filled = tl.load(counts + number)
-                go_on = False
+            rows, filled, start, words, taken = next_block(
+                number, counts, near, start, words, taken, last, table, capacity, bounds, SLOTS, MANY
+            )
+            go_on = (filled == SLOTS) & MANY
             label, details, corners, inside = load_block(rows, filled, table, capacity, valid, x, y, SLOTS)
             used = tl.arange(0, SLOTS) < filled
             ignored |= any_box(inside & (label < 0)[None, :])
@@ -135,12 +147,14 @@ def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> lis
 
     A thread has one pair of a tile.
     """
-    programs = min(MOST_PROGRAMS, len(touching.counts))
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
     constants |= {"SPANS": squares.spans, "LANES": squares.lanes}
-    warps = {slots: min(max(squares.lanes * slots // 32, 1), MOST_WARPS) for slots in (NEAR, BLOCK)}
-    few, many = ({"SLOTS": slots, "MANY": slots == BLOCK, "num_warps": warps[slots]} for slots in (NEAR, BLOCK))
-    return [(programs, constants | few), (programs, constants | many)]
+    launches = []
+    for slots in (NEAR, BLOCK):
+        warps = min(max(squares.lanes * slots // 32, 1), MOST_WARPS)
+        options = {"SLOTS": slots, "MANY": slots == BLOCK, "num_warps": warps, "maxnreg": MAX_REGISTERS}
+        launches.append((min(RESIDENT_WARPS // warps, len(touching.counts)), constants | options))
+    return launches
 
 
 def correct(pyramid: Pyramid, offsets: Tensor, table: Tensor, squares: Squares, touching: Touching) -> Tensor:
@@ -148,7 +162,7 @@ def correct(pyramid: Pyramid, offsets: Tensor, table: Tensor, squares: Squares, 
     launches = pair_launches(pyramid, squares, touching) if len(table) else []
     sums = torch.empty(sum(programs for programs, _ in launches), 2, device=table.device, dtype=torch.float64)
     first = 0
-    for i, (programs, options) in enumerate(launches):
+    for programs, options in launches:
         launch(
             correction_kernel,
             (programs,),
@@ -157,10 +171,11 @@ def correct(pyramid: Pyramid, offsets: Tensor, table: Tensor, squares: Squares, 
             table,
             touching.counts,
             touching.near,
-            touching.lists[i],
+            touching.lists,
             touching.lengths,
             sums[first:],
             *squares.numbers,
+            len(touching.counts),
             len(table) // FIELDS,
             **options,
         )

@@ -6,38 +6,65 @@ import torch
 from torch import Tensor
 
 from dwtriton.core.points import inside_rectangles
-from dwtriton.kernels.inputs import cut
+from dwtriton.kernels.correction import BLOCK
+from dwtriton.kernels.squares import GROUP, Squares, cut
+from dwtriton.kernels.touching import NEAR, SLOTS
 
 
 class Work(NamedTuple):
     """Of the pairs of one image's points and boxes."""
 
     inside: int  # pairs of a box and a point strictly inside it: what the sums over bags visit
-    walked: int  # pairs that the walk over squares looks at: all points of a square with each box that touches it
-    chain: int  # most boxes that one program takes one after another
-    compared: int  # boxes compared with squares, many at a time
+    evaluated: int  # pairs that the walk over squares evaluates: all points of a square with each box that touches it
+    touching: Tensor  # [squares] boxes that touch each
+    blocks: Tensor  # [squares] blocks of boxes that a program takes one after another for a square
+    compared: int  # comparisons of boxes with groups of squares and with squares, many at a time, for one walk
+    sorted: int  # comparisons of boxes with boxes, to sort them
 
 
-def pairs_of_image(
-    sizes: list[tuple[int, int]],
-    strides: tuple[float, ...],
-    boxes: Tensor,  # [G, 4] xyxy
-    cells: int,
-) -> Work:
-    """The work of an image with levels of these sizes, in squares of `cells` times `cells` points of the finest."""
+def centre_range(number: Tensor, count: int, stride: float, side: float) -> tuple[Tensor, Tensor]:
+    """First cell in a row whose centre lies in the squares with these numbers, and the one after the last."""
+    edges = [((begin * side / stride - 0.5).ceil()).clamp(0, count) for begin in (number, number + 1)]
+    return edges[0], edges[1]
+
+
+def bounds_of_squares(squares: Squares, sizes: list[tuple[int, int]], strides: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """Points of each square, and their least x and y, greatest x and y; all [squares], in float64."""
+    number = torch.arange(squares.count)
+    points = torch.zeros(squares.count, dtype=torch.float64)
+    low = [torch.full_like(points, torch.inf) for _ in range(2)]
+    high = [torch.full_like(points, -torch.inf) for _ in range(2)]
+    for size, stride in zip(sizes, strides):
+        rows = centre_range((number // squares.columns).double(), size[0], stride, squares.side)
+        columns = centre_range((number % squares.columns).double(), size[1], stride, squares.side)
+        cells = (rows[1] - rows[0]) * (columns[1] - columns[0])
+        points += cells
+        for i, (first, end) in enumerate((columns, rows)):
+            low[i] = torch.where(cells > 0, low[i].minimum((first + 0.5) * stride), low[i])
+            high[i] = torch.where(cells > 0, high[i].maximum((end - 0.5) * stride), high[i])
+    return points, *low, *high
+
+
+def touch(boxes: Tensor, low_x: Tensor, low_y: Tensor, high_x: Tensor, high_y: Tensor) -> Tensor:
+    """Which boxes [G, 4] may hold points within bounds [S]; [G, S] bool."""
+    x1, y1, x2, y2 = (corner[:, None] for corner in boxes.T.double())
+    return (x1 < high_x) & (y1 < high_y) & (x2 > low_x) & (y2 > low_y)
+
+
+def work_of_image(sizes: list[tuple[int, int]], strides: tuple[float, ...], boxes: Tensor, cells: int) -> Work:
+    """The work of an image with levels of these sizes and boxes [G, 4], in squares of `cells` finest cells a side."""
     squares = cut(*zip(*sizes), strides, cells)
-    corners = boxes.T.double()
     inside = 0
     for (height, width), stride in zip(sizes, strides):
-        left, top, right, bottom = inside_rectangles(corners, height, width, stride)
+        left, top, right, bottom = inside_rectangles(boxes.T.double(), height, width, stride)
         inside += int(((right - left) * (bottom - top)).sum())
-    number = torch.arange(squares.count)
-    low_x, low_y = number % squares.columns * squares.side, number // squares.columns * squares.side
-    x1, y1, x2, y2 = (corner[:, None] for corner in corners)
-    touches = (x1 < low_x + squares.side) & (y1 < low_y + squares.side) & (x2 > low_x) & (y2 > low_y)  # [G, squares]
-    points = torch.zeros(squares.count)
-    for (height, width), stride in zip(sizes, strides):
-        rows, columns = (((torch.arange(count) + 0.5) * stride // squares.side).long() for count in (height, width))
-        points += torch.bincount((rows[:, None] * squares.columns + columns).flatten(), minlength=squares.count)
+    points, *bounds = bounds_of_squares(squares, sizes, strides)
+    touches = touch(boxes, *bounds)
     touching = touches.sum(0)
-    return Work(inside, int((touching * points).sum()), int(touching.max()), touches.numel())
+    blocks = torch.where(touching <= NEAR, (touching > 0).long(), touching // BLOCK + 1)
+    low, high = (torch.stack(pair).unflatten(1, (-1, GROUP)) for pair in (bounds[:2], bounds[2:]))
+    near_group = touch(boxes, *low.amin(2), *high.amax(2)).sum(0)  # [groups]
+    group_slots = (near_group // SLOTS + 1) * SLOTS * GROUP
+    crowded = int((touching > NEAR).sum())
+    compared = len(boxes) * len(near_group) + int(group_slots.sum()) + len(boxes) * crowded
+    return Work(inside, int((touches * points).sum()), touching, blocks, compared, len(boxes) ** 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import pick, place
+from dwtriton.kernels.levels import pick, place, points_before
 from dwtriton.kernels.tuning import DenseConfig
 
 MOST_BLOCKS = 6  # of classes, that are read without a loop: all, or an equal share of them
@@ -125,11 +125,11 @@ def exact_gradients(
 
 @triton.jit(do_not_specialize=["batch"])
 def dense_forward_kernel(
-    z_levels,  # pointers to logits, one for each level; u_levels alike
+    z_levels,
     u_levels,
     heights,
     widths,
-    sums,  # out: [programs] float64
+    sums,
     batch,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
@@ -140,9 +140,13 @@ def dense_forward_kernel(
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sum over a program's points and all classes of the negative loss with N = 1.
+    """Sum the negative loss with N = 1 over all points and classes.
 
-    It reads BLOCKS blocks of BLOCK_C classes without a loop.
+    Grid (programs,): program i owns sums[i] and TILES * POINTS points of a level, of one image unless Z_LAST.
+
+    z_levels, u_levels: of each level logits [B, C, H, W], channels_last if Z_LAST, and objectness logits [B, 1, H, W].
+    heights, widths: of each level. sums: out, [programs] float64. batch: B.
+    BLOCK_C: classes of a block; BLOCKS of these are read without a loop. HIGH_C: of one where scores are high.
     """
     program = tl.program_id(0)
     level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
@@ -173,17 +177,17 @@ def dense_forward_kernel(
 
 @triton.jit(do_not_specialize=["batch"])
 def dense_backward_kernel(
-    z_levels,  # pointers to logits, one for each level; u_levels alike
+    z_levels,
     u_levels,
     heights,
     widths,
-    poison,  # [] 1 or NaN
-    norms,  # [3] by which the sums of the losses were divided
-    grad_loss,  # [] of the negative loss
-    grad_z_levels,  # out, laid out as z_levels; the others alike
-    grad_d_levels,  # out: zeros
-    grad_u_levels,  # out
-    grad_u,  # out: the same, [points of all levels and images] float32: for the pairs to add to
+    poison,
+    norms,
+    grad_loss,
+    grad_z_levels,
+    grad_d_levels,
+    grad_u_levels,
+    grad_u,
     batch,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
@@ -194,9 +198,15 @@ def dense_backward_kernel(
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Gradients at a program's points as if there were no boxes; constants are those of the forward pass.
+    """Write all gradients as if there were no boxes; constants are those of the forward pass.
 
-    From the last point to the first: the logits that the forward pass read last are those that the cache still holds.
+    Grid (programs,): program i owns the gradients of TILES * POINTS points, the last points first: the logits that the
+    forward pass read last are those that the cache still holds.
+
+    z_levels, u_levels, heights, widths: as forward. poison: [] 1 or NaN. norms: [3] by which the sums of the losses
+    were divided. grad_loss: [] of the negative loss.
+    grad_z_levels: out, laid out as z_levels. grad_d_levels: out, zeros. grad_u_levels: out.
+    grad_u: out, the same as grad_u_levels, [points of all levels and images] float32, for the pairs to add to.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
@@ -205,11 +215,7 @@ def dense_backward_kernel(
     z_first, grad_z_first = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
     u_first, grad_u_first = pick(u_levels, level) + before + first, pick(grad_u_levels, level) + before + first
     grad_d_first = pick(grad_d_levels, level) + (before + first) * 4
-    of_levels = program * 0
-    for i in tl.static_range(len(heights) - 1):
-        level_points = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32) * batch
-        of_levels += tl.where(level > i, level_points, 0)
-    scratch_first = grad_u + of_levels.to(tl.int64) + before + first
+    scratch_first = grad_u + points_before(level, heights, widths, batch) + before + first
     SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
     factor = tl.load(grad_loss).to(tl.float32) / tl.load(norms + 2) * tl.load(poison)
     zero = factor * 0
@@ -260,10 +266,7 @@ def dense_backward(
     grads: list[tuple[Tensor, ...]],
     config: DenseConfig,
 ) -> Tensor:
-    """Write gradients of logits, distances and objectness as if there were no boxes; returns those of objectness.
-
-    The latter in float32, of all points, level by level.
-    """
+    """Write gradients as if there were no boxes; returns those of objectness in float32, level by level."""
     grad_z, grad_d, grad_u = grads
     scratch = torch.empty(pyramid.batch * pyramid.points, device=poison.device)
     launch(
@@ -289,7 +292,6 @@ def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool
     """Constants and launch options."""
     blocks = -(-pyramid.num_classes // config.classes)
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
-    constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES)}
     constants |= {"BLOCK_C": config.classes, "BLOCKS": -(-blocks // -(-blocks // MOST_BLOCKS)), "TILES": config.tiles}
-    constants |= {"STAGES": config.stages}
+    constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES), "STAGES": config.stages}
     return constants | {"num_warps": config.warps, "maxnreg": MAX_REGISTERS}

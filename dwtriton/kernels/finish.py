@@ -35,19 +35,27 @@ def store_loss(sums, counts, losses, loss, count):
 
 @triton.jit(do_not_specialize=["dense_programs", "pair_programs", "box_programs"])
 def finish_kernel(
-    dense_sums,  # [dense_programs] float64
-    pair_sums,  # [pair_programs, 2] float64
-    box_sums,  # [box_programs, BOX_SUMS] float64
-    sums,  # out: [3] of the three losses
-    counts,  # out: [3] what normalises each: sum of the boxes' weights, twice, and of 1 - N
-    losses,  # out: [2, 3] the same, but at least 1; and the sums over that
-    poison,  # out: [] 1, or NaN if a box, a label or a weight is invalid
+    dense_sums,
+    pair_sums,
+    box_sums,
+    sums,
+    counts,
+    losses,
+    poison,
     dense_programs,
     pair_programs,
     box_programs,
     BLOCK: tl.constexpr,
 ):
-    """One program."""
+    """Add up all partial sums, in a fixed order, and divide the losses by their normalisers.
+
+    Grid (1,).
+
+    dense_sums: [dense_programs], pair_sums: [pair_programs, 2], box_sums: [box_programs, BOX_SUMS], all float64.
+    sums: out, [3] of the three losses. counts: out, [3] what normalises each, sum of the boxes' weights, twice, and of
+    1 - N. losses: out, [2, 3] the same, but at least 1; and the sums over that.
+    poison: out, [] 1, or NaN if a box, a label or a weight is invalid. BLOCK: partial sums read at once.
+    """
     cls_neg = add_up(dense_sums, dense_programs, 1, BLOCK) + add_up(pair_sums, pair_programs, 2, BLOCK)
     missing = add_up(pair_sums + 1, pair_programs, 2, BLOCK)
     cls_pos = add_up(box_sums, box_programs, BOX_SUMS, BLOCK)

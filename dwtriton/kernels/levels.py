@@ -32,6 +32,16 @@ def place(point, channel, area, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.conste
 
 
 @triton.jit
+def points_before(level, heights, widths, batch):
+    """Points of all images on the levels before one, int64."""
+    total = level.to(tl.int64) * 0
+    for i in tl.static_range(len(heights) - 1):
+        area = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32)
+        total += tl.where(level > i, area * batch, 0)
+    return total
+
+
+@triton.jit
 def first_cell(edge, stride, count, INCLUSIVE: tl.constexpr):
     """First of `count` cells in a row whose centre is > edge, or >= edge if INCLUSIVE; `count` if there is none."""
     cell = tl.floor(edge / stride - 0.5)

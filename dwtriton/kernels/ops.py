@@ -39,7 +39,7 @@ def forward_pass(
     touching = empty_touching(pyramid, squares, boxes.corners.device)
     with Beside(boxes.labels) as other:
         bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept until the join, as are the others
-        table, box_sums = box_table(pyramid, boxes, bags)
+        table, box_sums = box_table(pyramid, boxes, *bags)
         find_touching(pyramid, boxes.offsets, table, squares, *touching)
         pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
     dense_sums = dense_forward(pyramid, configs.dense_forward)

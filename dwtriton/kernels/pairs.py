@@ -16,53 +16,53 @@ from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, MASS, WEIGH
 from dwtriton.kernels.correction import pair_launches
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
-from dwtriton.kernels.levels import image_rows, load_distances, pick, pick_memory, place
-from dwtriton.kernels.runs import (
+from dwtriton.kernels.levels import pick, pick_memory, place, points_before
+from dwtriton.kernels.squares import Squares, bounds_of_lanes, open_square
+from dwtriton.kernels.tiles import (
     any_box,
     any_of,
     carried,
     carry_on,
     deciding,
     load_block,
+    load_points,
     load_tile,
     run_sums,
     sides_of,
     store_tile,
 )
-from dwtriton.kernels.squares import Squares, bounds_of_lanes, open_square
-from dwtriton.kernels.touching import LOOK, WORDS, Touching, next_boxes
-
-MAX_REGISTERS = 128  # of a thread
+from dwtriton.kernels.touching import Touching, begin_walk, listed_square, next_block
 
 
-@triton.jit(do_not_specialize=["columns", "squares", "batch", "capacity"])
+@triton.jit(do_not_specialize=["columns", "squares", "all_squares", "batch", "capacity"])
 def pairs_backward_kernel(
-    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    z_levels,
     d_levels,
     u_levels,
     heights,
     widths,
     strides,
-    offsets,  # [B + 1]
-    table,  # [FIELDS * N], see `boxes_kernel`
-    counts,  # [squares * B], see `Touching`; near alike
-    near,  # [squares * B, NEAR]
-    list_of_squares,  # [squares * B]
-    lengths,  # [2] of the two lists
-    poison,  # [] 1 or NaN
-    norms,  # [3] by which the sums of the losses were divided
-    grad_pos,  # [] of loss_cls_pos; the others alike
+    offsets,
+    table,
+    counts,
+    near,
+    lists,
+    lengths,
+    poison,
+    norms,
+    grad_pos,
     grad_loc,
     grad_neg,
-    grad_u,  # [points of all levels and images] float32: that of the dense pass
-    grad_z_levels,  # out, laid out as z_levels; the others alike: what the dense pass wrote is replaced
+    grad_u,
+    grad_z_levels,
     grad_d_levels,
     grad_u_levels,
-    side,  # of a square, in pixels
-    columns,  # squares side by side
-    squares,  # of an image
+    side,
+    columns,
+    squares,
+    all_squares,
     batch,
-    capacity,  # N
+    capacity,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
@@ -72,7 +72,21 @@ def pairs_backward_kernel(
     SLOTS: tl.constexpr,
     MANY: tl.constexpr,
 ):
-    """Program i owns squares i, i + programs ... of the list; MANY: squares whose boxes it has to find."""
+    """Write the gradients at the points of boxes.
+
+    Grid (programs,): program i owns squares i, i + programs ... of a list: the gradients of their points, and the
+    entries (point, class) that a box holds. MANY: of the list with many boxes, which it has to find.
+
+    z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
+    [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
+    offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
+    counts: [squares * B], near: [squares * B, NEAR], lists: [squares * B], lengths: [2]; int32, see `Touching`.
+    poison: [] 1 or NaN. norms: [3] by which the sums of the losses were divided. grad_pos, grad_loc, grad_neg: [] of
+    the three losses. grad_u: [points of all levels and images] float32, from the dense pass.
+    grad_z_levels, grad_d_levels, grad_u_levels: out, laid out as the inputs; what the dense pass wrote is replaced.
+    side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
+    batch: B. capacity: N. SOFT: the centre prior is not thresholded. SPANS, LANES: see `Squares`. SLOTS: of a block.
+    """
     factor = tl.load(poison)
     pos_factor = formulas.POSITIVE_FACTOR * (tl.load(grad_pos).to(tl.float32) / tl.load(norms) * factor)
     loc_factor = tl.load(grad_loc).to(tl.float32) / tl.load(norms + 1) * factor
@@ -81,36 +95,24 @@ def pairs_backward_kernel(
     turn = tl.program_id(0)
     end = tl.load(lengths + MANY)
     while turn < end:
-        number = tl.load(list_of_squares + turn)
+        number = listed_square(lists, turn, all_squares, MANY)
         image = number // squares
         square = number - image * squares
         valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
-        area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
+        area, before, distances, u = load_points(
+            d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+        )
         stride = pick(strides, level)
-        of_levels = level * 0
-        for i in tl.static_range(len(SPANS) - 1):
-            level_points = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32) * batch
-            of_levels += tl.where(level > i, level_points, 0)
-        before = image.to(tl.int64) * area
         z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
         z_points, grad_z_points = pick_memory(z_levels, level) + z_offset, pick_memory(grad_z_levels, level) + z_offset
-        d_offset = before * 4 + place(point, 0, area, 4, D_LAST)
-        step = place(0, 1, area, 4, D_LAST)
-        left, top, right, bottom = load_distances(pick_memory(d_levels, level) + d_offset, step, valid)
-        distances = (left[:, None], top[:, None], right[:, None], bottom[:, None])
-        u = tl.load(pick_memory(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
         su, not_u = formulas.sigmoids(u)
         lift, lifted_not_u = negatives.lift(u)
         lift, lifted_not_u = lift[:, None], lifted_not_u[:, None]
         log2_su = -tl.log2(lift)
 
-        if MANY:
-            first, last = image_rows(offsets, image, capacity)
-            bounds = bounds_of_lanes(valid, x, y)
-            words = tl.zeros((WORDS,), tl.int32)
-            start = first - LOOK
-            taken = first * 0
-        ignored = valid & (x != x)
+        bounds = bounds_of_lanes(valid, x, y)
+        start, words, taken, last = begin_walk(offsets, image, capacity)
+        ignored = valid & (level < 0)
         changed = ignored
         du = tl.zeros((LANES,), tl.float32)
         dl = tl.zeros((LANES,), tl.float32)
@@ -122,15 +124,10 @@ def pairs_backward_kernel(
         open_pos = tl.zeros((LANES,), tl.float32)
         go_on = True
         while go_on:
-            if MANY:
-                rows, filled, start, words, taken = next_boxes(
-                    start, words, taken, last, table, capacity, bounds, SLOTS
-                )
-                go_on = filled == SLOTS
-            else:
-                rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
-                filled = tl.load(counts + number)
-                go_on = False
+            rows, filled, start, words, taken = next_block(
+                number, counts, near, start, words, taken, last, table, capacity, bounds, SLOTS, MANY
+            )
+            go_on = (filled == SLOTS) & MANY
             label, details, corners, inside = load_block(rows, filled, table, capacity, valid, x, y, SLOTS)
             used = tl.arange(0, SLOTS) < filled
             in_region = any_box(inside & (label < 0)[None, :])
@@ -179,10 +176,12 @@ def pairs_backward_kernel(
                 open_pos = carry_on(chosen, class_pos, open_pos, label_of_last == open_label, 0.0)
                 open_label = label_of_last
                 tl.debug_barrier()  # the next block may write an entry again
-        dense = tl.load(grad_u + of_levels.to(tl.int64) + before + point, mask=changed, other=0.0)
+        of_levels = points_before(level, heights, widths, batch)
+        dense = tl.load(grad_u + of_levels + before + point, mask=changed, other=0.0)
         du += tl.where(ignored, 0 * neg_factor, dense)
         tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
-        grad_d_points = pick_memory(grad_d_levels, level) + d_offset
+        grad_d_points = pick_memory(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+        step = place(0, 1, area, 4, D_LAST)
         tl.store(grad_d_points, loc_factor * dl, mask=changed)
         tl.store(grad_d_points + step, loc_factor * dt, mask=changed)
         tl.store(grad_d_points + 2 * step, loc_factor * dr, mask=changed)
@@ -206,7 +205,7 @@ def pairs_backward(
     """Put right, at the points of boxes, the gradients that the dense pass wrote."""
     if not len(table):
         return
-    for i, (programs, options) in enumerate(pair_launches(pyramid, squares, touching)):
+    for programs, options in pair_launches(pyramid, squares, touching):
         launch(
             pairs_backward_kernel,
             (programs,),
@@ -215,7 +214,7 @@ def pairs_backward(
             table,
             touching.counts,
             touching.near,
-            touching.lists[i],
+            touching.lists,
             touching.lengths,
             poison,
             norms,
@@ -223,9 +222,9 @@ def pairs_backward(
             dense_grad_u,
             *grads,
             *squares.numbers,
+            len(touching.counts),
             pyramid.batch,
             len(table) // FIELDS,
             SOFT=soft_prior,
-            maxnreg=MAX_REGISTERS,
             **options,
         )

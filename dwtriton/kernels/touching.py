@@ -31,7 +31,7 @@ class Touching(NamedTuple):
 
     counts: Tensor  # [squares] int32, boxes that touch each
     near: Tensor  # [squares, NEAR] int32, their rows in the table, as many as there are
-    lists: Tensor  # [2, squares] int32: squares with 1 to NEAR boxes, squares with more
+    lists: Tensor  # [squares] int32: from the beginning squares with 1 to NEAR boxes, from the end those with more
     lengths: Tensor  # [2] int32, of the lists
 
 
@@ -103,34 +103,66 @@ def next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS: tl.con
     return rows, filled, start, words, taken
 
 
+@triton.jit
+def begin_walk(offsets, image, capacity):
+    """What `next_boxes` is given at first: start, words, taken; and the row after the image's last."""
+    first, last = image_rows(offsets, image, capacity)
+    return first - LOOK, tl.zeros((WORDS,), tl.int32), first * 0, last
+
+
+@triton.jit
+def next_block(
+    number, counts, near, start, words, taken, last, table, capacity, bounds, SLOTS: tl.constexpr, MANY: tl.constexpr
+):
+    """The next boxes of a square as from `next_boxes` where MANY touch it, or else all of them as written down."""
+    if MANY:
+        rows, filled, start, words, taken = next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS)
+    else:
+        rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
+        filled = tl.load(counts + number)
+    return rows, filled, start, words, taken
+
+
+@triton.jit
+def listed_square(touching_lists, turn, all_squares, MANY: tl.constexpr):
+    """The number of a square of a list: many boxes touch those from the end on, few those from the beginning on."""
+    return tl.load(touching_lists + (all_squares - 1 - turn if MANY else turn))
+
+
 @triton.jit(do_not_specialize=["columns", "squares", "capacity"])
 def touching_kernel(
     heights,
     widths,
     strides,
-    offsets,  # [B + 1]
-    table,  # [FIELDS * N], see `boxes_kernel`
-    counts,  # out: [squares * B] int32
-    near,  # out: [squares * B, NEAR] int32
-    totals,  # out: [squares * B / GROUP, 2] int32: squares of a group that go into each list
-    side,  # of a square, in pixels
-    columns,  # squares side by side
-    squares,  # of an image
-    capacity,  # N
+    offsets,
+    table,
+    counts,
+    near,
+    totals,
+    side,
+    columns,
+    squares,
+    capacity,
     GROUP: tl.constexpr,
     NEAR: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """A program owns GROUP squares of an image: it finds the boxes that touch any, and compares them with each."""
+    """Count the boxes that touch each square, and write down the first NEAR of them.
+
+    Grid (groups,): program i owns GROUP squares of an image, in counts, near and totals[i]. It finds the boxes that
+    touch any of its squares, and compares them with each, SLOTS at a time.
+
+    heights, widths, strides: of each level. offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
+    counts: out, [squares * B] int32. near: out, [squares * B, NEAR] int32, rows of the table; the rest is left.
+    totals: out, [groups, 2] int32, squares that go into the lists of few and of many boxes.
+    side: of a square, in pixels. columns: squares side by side. squares: of an image. capacity: N.
+    """
     numbers = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
     image = tl.program_id(0) * GROUP // squares
     low_x, low_y, high_x, high_y = bounds_of(numbers - image * squares, columns, side, heights, widths, strides)
     bounds = (tl.min(low_x), tl.min(low_y), tl.max(high_x), tl.max(high_y))
-    first, last = image_rows(offsets, image, capacity)
+    start, words, taken, last = begin_walk(offsets, image, capacity)
     count = tl.zeros((GROUP,), tl.int32)
-    words = tl.zeros((WORDS,), tl.int32)
-    start = first - LOOK
-    taken = first * 0
     go_on = True
     while go_on:
         rows, filled, start, words, taken = next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS)
@@ -150,25 +182,31 @@ def touching_kernel(
 
 
 @triton.jit
-def list_squares(chosen, numbers, before, out):
-    """Write the numbers of chosen squares behind `before` others; returns how many there are then."""
+def places_in_list(chosen, before):
+    """Where chosen squares stand in a list, `before` of which are there already; and how many there are then."""
     one = chosen.to(tl.int32)
-    tl.store(out + before + tl.cumsum(one, 0) - one, numbers, mask=chosen)
-    return before + tl.sum(one)
+    return before + tl.cumsum(one, 0) - one, before + tl.sum(one)
 
 
 @triton.jit(do_not_specialize=["all_squares"])
 def listing_kernel(
-    counts,  # [squares * B] int32
-    totals,  # [squares * B / GROUP, 2] int32, see `touching_kernel`
-    lists,  # out: [2, squares * B] int32
-    lengths,  # out: [2] int32
-    all_squares,  # squares * B
+    counts,
+    totals,
+    lists,
+    lengths,
+    all_squares,
     GROUP: tl.constexpr,
     LISTED: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """A program lists the squares of LISTED groups, behind those of all groups before."""
+    """List the squares that boxes touch.
+
+    Grid (programs,): program i lists the squares of LISTED groups, behind those of all groups before.
+
+    counts: [squares * B] int32 and totals: [groups, 2] int32, see `touching_kernel`.
+    lists: out, [squares * B] int32, see `Touching`. lengths: out, [2] int32.
+    all_squares: squares * B.
+    """
     SQUARES: tl.constexpr = LISTED * GROUP
     few = tl.zeros((SQUARES,), tl.int32)
     many = tl.zeros((SQUARES,), tl.int32)
@@ -181,8 +219,11 @@ def listing_kernel(
         start += SQUARES
     numbers = tl.program_id(0) * SQUARES + tl.arange(0, SQUARES)
     count = tl.load(counts + numbers, mask=numbers < all_squares, other=0)
-    few_listed = list_squares((count > 0) & (count <= NEAR), numbers, tl.sum(few), lists)
-    many_listed = list_squares(count > NEAR, numbers, tl.sum(many), lists + all_squares)
+    has_few, has_many = (count > 0) & (count <= NEAR), count > NEAR
+    place, few_listed = places_in_list(has_few, tl.sum(few))
+    tl.store(lists + place, numbers, mask=has_few)
+    place, many_listed = places_in_list(has_many, tl.sum(many))
+    tl.store(lists + all_squares - 1 - place, numbers, mask=has_many)
     if tl.program_id(0) == tl.num_programs(0) - 1:
         tl.store(lengths, few_listed)
         tl.store(lengths + 1, many_listed)
@@ -191,7 +232,7 @@ def listing_kernel(
 def empty_touching(pyramid: Pyramid, squares: Squares, device: torch.device) -> tuple[Touching, Tensor]:
     """Memory for `find_touching`: its result, and the totals of groups that it needs on the way."""
     count = squares.count * pyramid.batch
-    shapes = ((count,), (count, NEAR), (2, count), (2,), (count // GROUP, 2))
+    shapes = ((count,), (count, NEAR), (count,), (2,), (count // GROUP, 2))
     *touching, totals = (torch.empty(shape, device=device, dtype=torch.int32) for shape in shapes)
     return Touching(*touching), totals
 

@@ -341,8 +341,9 @@ def test_many_boxes_are_counted_and_an_invalid_one_is_found(wrong, device):
     offsets = torch.tensor([0, used], dtype=torch.int32)
     targets = PackedTargets(boxes, torch.zeros(capacity, dtype=torch.int64), offsets, iscrowd)
     pyramid = read_pyramid(HeadOutputs(*case.tensors()), case.strides)
-    bags = torch.zeros(capacity, 1, 5, dtype=torch.float64, device=device)
-    _, sums = box_table(pyramid, read_boxes(targets.to(device)), bags)
+    bags = torch.zeros(capacity, 1, 3, dtype=torch.float64, device=device)
+    extremes = torch.zeros(capacity, 1, 2, device=device)
+    _, sums = box_table(pyramid, read_boxes(targets.to(device)), bags, extremes)
     assert sums[:, 2].sum().item() == (~iscrowd[:used]).sum().item()
     assert sums[:, 3].sum().item() == (wrong is not None)
 

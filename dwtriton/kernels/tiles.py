@@ -1,15 +1,27 @@
-"""Blocks of boxes against the points of a square, as device functions: tiles are [LANES, SLOTS], a point for each lane and a box for each slot.
+"""Tiles of points and boxes, [LANES, SLOTS], as device functions: a lane is a point of a square, a slot is a box.
 
-Boxes come sorted by class, so that a block holds runs of boxes of one class. The last box of a run that holds a point
-decides its N. A run may go on in the next block.
+Boxes come sorted by class, in blocks of SLOTS, so that a block holds runs of boxes of one class. The last box of a run
+that holds a point decides its N. The run at a block's end may go on in the next block: it is open.
 """
 
 import triton
 import triton.language as tl
 
 from dwtriton.kernels.boxes import LABEL, details_of, load_corners
+from dwtriton.kernels.levels import load_distances, pick, pick_memory, place
 
 NO_LABEL = tl.constexpr(2**30)  # of slots without a box: above all classes
+
+
+@triton.jit
+def load_points(d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST: tl.constexpr):
+    """Of a square's points: area of their level, points before the image's in it, distances [LANES, 1], u [LANES]."""
+    area = pick(heights, level).to(tl.int32) * pick(widths, level).to(tl.int32)
+    before = image.to(tl.int64) * area
+    d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+    left, top, right, bottom = load_distances(d_points, place(0, 1, area, 4, D_LAST), valid)
+    u = tl.load(pick_memory(u_levels, level) + before + point, mask=valid, other=0.0).to(tl.float32)
+    return area, before, (left[:, None], top[:, None], right[:, None], bottom[:, None]), u
 
 
 @triton.jit
