@@ -15,7 +15,7 @@ from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, MASS, WEIGHT
 from dwtriton.kernels.correction import pair_launches
 from dwtriton.kernels.inputs import Pyramid
-from dwtriton.kernels.launch import launch
+from dwtriton.kernels.launch import Beside, launch
 from dwtriton.kernels.levels import pick, pick_memory, place, points_before
 from dwtriton.kernels.squares import Squares, bounds_of_lanes, open_square
 from dwtriton.kernels.tiles import (
@@ -202,10 +202,14 @@ def pairs_backward(
     grads: list[tuple[Tensor, ...]],
     soft_prior: bool,
 ) -> None:
-    """Put right, at the points of boxes, the gradients that the dense pass wrote."""
+    """Put right, at the points of boxes, the gradients that the dense pass wrote.
+
+    The squares with few boxes and those with many have no entry in common: they are done beside each other.
+    """
     if not len(table):
         return
-    for programs, options in pair_launches(pyramid, squares, touching):
+
+    def start(programs: int, options: dict[str, int]) -> None:
         launch(
             pairs_backward_kernel,
             (programs,),
@@ -228,3 +232,9 @@ def pairs_backward(
             SOFT=soft_prior,
             **options,
         )
+
+    few, many = pair_launches(pyramid, squares, touching)
+    with Beside(table) as other:
+        start(*many)
+    start(*few)
+    other.join()

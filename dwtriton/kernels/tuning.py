@@ -26,6 +26,7 @@ TABLE_VERSION = 2
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
 LARGEST = {"points": 4096, "classes": 256, "warps": 8, "tiles": 64, "stages": 4, "programs": 2**16}
 MAX_BLOCK = 2**15  # points x classes that a table may ask of one program at a time
+MOST_BLOCKS = 6  # of classes, that a dense pass reads without a loop: all, or an equal share of them
 
 
 class DenseConfig(NamedTuple):
@@ -36,6 +37,11 @@ class DenseConfig(NamedTuple):
     warps: int
     tiles: int  # that a program takes, one after the other
     stages: int  # of the loop over classes, where there are too many to read them all at once
+
+    def blocks(self, num_classes: int) -> int:
+        """Blocks of classes that are read at once, without a loop."""
+        blocks = -(-num_classes // self.classes)
+        return -(-blocks // -(-blocks // MOST_BLOCKS))
 
 
 class BagsConfig(NamedTuple):
