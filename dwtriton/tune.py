@@ -176,16 +176,23 @@ def table_entry(setting: Setting, by_kernel: dict[str, SearchResult]) -> dict:
 
 
 def list_candidates(arguments: argparse.Namespace, settings: Sequence[Setting], console: Console) -> None:
-    """Print what a search would try."""
-    for setting in settings:
-        print_line(console, f"key {setting.key().name}: {setting}")
-    space = tuning.search_space(arguments.classes, settings[0].dtype.itemsize)
-    for kernel, configs in space.items():
-        print_line(console, f"{kernel}: {len(configs)} configs, the default first")
-        for config in configs:
-            print_line(console, f"  {describe(config)}")
-    configs = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
-    cli.print_result(arguments, {"keys": [setting.key().name for setting in settings], "configs": configs})
+    """Print what a search would try, for each setting; those that share their candidates are listed together."""
+    spaces = {setting: tuning.search_space(setting.classes, setting.dtype.itemsize) for setting in settings}
+    for setting, space in spaces.items():
+        alike = [other for other in spaces if spaces[other] == space]
+        if setting != alike[0]:
+            continue
+        for other in alike:
+            print_line(console, f"key {other.key().name}: {other}")
+        for kernel, configs in space.items():
+            print_line(console, f"{kernel}: {len(configs)} configs, the default first")
+            for config in configs:
+                print_line(console, f"  {describe(config)}")
+    configs = {
+        setting.key().name: {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
+        for setting, space in spaces.items()
+    }
+    cli.print_result(arguments, {"configs": configs})
 
 
 def main() -> int:

@@ -24,9 +24,9 @@ logger = logging.getLogger("dwtriton")
 
 TABLE_VERSION = 2
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
-LARGEST = {"points": 4096, "classes": 256, "warps": 8, "tiles": 64, "stages": 4, "programs": 2**16}
+LARGEST = {"points": 4096, "classes": 64, "warps": 8, "tiles": 8, "stages": 4, "programs": 2**16}
 MAX_BLOCK = 2**15  # points x classes that a table may ask of one program at a time
-MOST_BLOCKS = 6  # of classes, that a dense pass reads without a loop: all, or an equal share of them
+MOST_BLOCKS = 6  # of classes, that a dense pass reads at once
 
 
 class DenseConfig(NamedTuple):
@@ -38,10 +38,13 @@ class DenseConfig(NamedTuple):
     tiles: int  # that a program takes, one after the other
     stages: int  # of the loop over classes, where there are too many to read them all at once
 
+    def steps(self, num_classes: int) -> int:
+        """Of the loop over classes; with one there is no loop."""
+        return -(-num_classes // (self.classes * MOST_BLOCKS))
+
     def blocks(self, num_classes: int) -> int:
-        """Blocks of classes that are read at once, without a loop."""
-        blocks = -(-num_classes // self.classes)
-        return -(-blocks // -(-blocks // MOST_BLOCKS))
+        """Blocks of classes that a step reads at once: an equal share of all."""
+        return -(-num_classes // (self.classes * self.steps(num_classes)))
 
 
 class BagsConfig(NamedTuple):
@@ -79,40 +82,56 @@ class Key(NamedTuple):
 
 
 # What is worth trying, the more promising first.
-_POINTS = (16, 32, 64, 128)
-_WARPS = (1, 2, 4, 8)
+_WARPS = (1, 2, 4)
 _TILES = (1, 2)
-_STAGES = (1, 2)
+_STAGES = (1, 2)  # where there is a loop over classes
+_ENTRIES = {"dense_forward": (8, 16), "dense_backward": (8,)}  # logits in a thread, of one block of classes
 _BAGS = tuple(
     BagsConfig(points, warps, programs)
-    for programs in (2**14, 2**12)
-    for points, warps in ((128, 2), (64, 1), (32, 1), (128, 1), (128, 4), (256, 4))
+    for points, warps in ((128, 2), (64, 1), (128, 4), (128, 1), (256, 4))
+    for programs in (2**14, 2**16, 2**12)
 )
-_ENTRIES = (4, 16)  # of one block of classes in a thread, if there are so many: with more it needs too many registers
 
 
 def default_configs(num_classes: int, itemsize: int = 2) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes."""
+    """The configs of a GPU, or a key, without a table; `itemsize` is that of the logits, in bytes.
+
+    By arithmetic, for 80 classes in bfloat16 on sm_90, and logits as at the start of training, where hardly a tile has
+    a high score:
+
+    - Eight logits of a thread are a load of 16 bytes, and two threads a sector of 32. With one warp, no sum over the
+      classes of a point leaves it.
+    - Forward, a warp spends about 120 instructions on a program, and 17 on a logit of each thread. At 16 points a
+      thread has 40 logits, which makes 20 a logit; its five loads, in 20 registers, are on their way before any is
+      used. At 32 points it would be 18.4, but ten loads leave no room for the rest.
+    - Backward, it is 300 and 22: 29.5 a logit at 16 points, 25.8 at 32. Stores keep the loads apart, so that they need
+      no room; but in float32 32 points do not fit into 64 registers, and 16 have to do.
+    - Of 16 images of 800x1344 this makes 22,400 and 11,200 warps, for the 4,224 that an H100 holds at once.
+    - Of 7 boxes an image all 16 parts of a box, with two warps each, are held at once.
+    """
     block = class_blocks(num_classes, itemsize)[0]
-    forward = DenseConfig(256 // block, block, 1, 1, 1)
-    backward = forward._replace(points=forward.points * (2 if itemsize == 2 else 1))  # its fixed costs are higher
+    forward = DenseConfig(points=256 // block, classes=block, warps=1, tiles=1, stages=1)
+    backward = forward._replace(points=forward.points * (2 if itemsize == 2 else 1))
     return KernelConfigs(forward, _BAGS[0], backward)
 
 
 def search_space(num_classes: int, itemsize: int = 2) -> dict[str, list[Config]]:
-    """Configs worth timing for each kernel: the default first, then the more promising before the less."""
-    default = default_configs(num_classes, itemsize)
-    choices = (_POINTS, class_blocks(num_classes, itemsize), _WARPS, _TILES, _STAGES)
-    dense = []
-    for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
-        config = DenseConfig(*(choice[rank] for choice, rank in zip(choices, ranks)))
-        entries = config.points * config.classes / (32 * config.warps)
-        if min(_ENTRIES[0], config.classes) <= entries <= _ENTRIES[1]:
-            dense.append(config)
-    spaces = (dense, _BAGS, dense)
+    """Configs worth timing for each kernel: the default first, then the more promising before the less.
+
+    None of them spills on sm_90; with more in a thread some do.
+    """
+    spaces: dict[str, list[Config]] = {"bags": list(_BAGS)}
+    for kernel, most_entries in (("dense_forward", 16), ("dense_backward", 32 // itemsize)):
+        choices = (class_blocks(num_classes, itemsize), _STAGES, _WARPS, _TILES, _ENTRIES[kernel])
+        spaces[kernel] = []
+        for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
+            block, stages, warps, tiles, entries = (choice[rank] for choice, rank in zip(choices, ranks))
+            config = DenseConfig(32 * warps * entries // block, block, warps, tiles, stages)
+            if entries * tiles <= most_entries and (stages == 1 or config.steps(num_classes) > 1):
+                spaces[kernel].append(config)
     return {
-        name: [first, *(config for config in space if config != first)]
-        for name, first, space in zip(KernelConfigs._fields, default, spaces)
+        kernel: [default, *(config for config in spaces[kernel] if config != default)]
+        for kernel, default in default_configs(num_classes, itemsize)._asdict().items()
     }
 
 
@@ -128,8 +147,11 @@ def class_blocks(num_classes: int, itemsize: int) -> list[int]:
     A row of fewer bytes is one block.
     """
     most = _power_of_two(num_classes)
-    blocks = [block for block in (16, 32, 8) if 32 // itemsize <= block <= most]
-    return [block for block in blocks if -(-num_classes // block) * block <= 1.25 * num_classes] or [min(most, 16)]
+    for choices in ((16, 32), (8,)):
+        blocks = [block for block in choices if 32 // itemsize <= block <= most]
+        if blocks := [block for block in blocks if -(-num_classes // block) * block <= 1.25 * num_classes]:
+            return blocks
+    return [min(most, 16)]
 
 
 def _power_of_two(number: int) -> int:

@@ -16,7 +16,6 @@ from dwtriton.kernels.tuning import (
     DenseConfig,
     KernelConfigs,
     Key,
-    PairsConfig,
     default_configs,
     interpreter_configs,
     lookup,
@@ -30,8 +29,8 @@ OTHER_KEY = KEY._replace(layout="contiguous")
 
 def configs(warps: int) -> KernelConfigs:
     """Configs that the number of warps tells apart."""
-    dense, pairs = DenseConfig(64, 32, warps, 1), PairsConfig(4, warps)
-    return KernelConfigs(dense, BagsConfig(256, warps), pairs, dense, pairs)
+    dense = DenseConfig(64, 32, warps, 2, 1)
+    return KernelConfigs(dense, BagsConfig(256, warps, 4096), dense._replace(tiles=1))
 
 
 def entry(warps: int) -> dict:
@@ -62,21 +61,60 @@ def said(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == "dwtriton"]
 
 
-@given(st.integers(1, 3000))
-def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it(classes):
-    for itemsize in (2, 4):
-        space = tuning.search_space(classes, itemsize)
-        assert tuple(candidates[0] for candidates in space.values()) == default_configs(classes, itemsize)
-        assert tuple(space) == KernelConfigs._fields
-        assert (len(space["bags"]), len(space["correction"]), len(space["pairs_backward"])) == (6, 4, 4)
-        for kernel in ("dense_forward", "dense_backward"):
-            dense = space[kernel]
-            assert len(set(dense)) == len(dense) <= 80
-            assert len(dense) >= (10 if classes > 32 else 5)
-            for config in dense:
-                assert min(4, classes) <= config.points * config.classes / (32 * config.warps) <= 16
-                fields = {name: candidates[-1]._asdict() for name, candidates in space.items()}
-                assert getattr(tuning._read_entry({**fields, kernel: config._asdict()}), kernel) == config
+@given(st.integers(1, 3000), st.sampled_from([2, 4]))
+def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it(classes, itemsize):
+    space = tuning.search_space(classes, itemsize)
+    assert tuple(candidates[0] for candidates in space.values()) == default_configs(classes, itemsize)
+    assert tuple(space) == KernelConfigs._fields
+    for kernel, candidates in space.items():
+        assert len(set(candidates)) == len(candidates) <= 36
+        for config in candidates:
+            fields = {name: others[-1]._asdict() for name, others in space.items()}
+            assert getattr(tuning._read_entry({**fields, kernel: config._asdict()}), kernel) == config
+
+
+@given(st.integers(1, 3000), st.sampled_from([2, 4]))
+def test_a_thread_of_any_dense_config_has_whole_loads_and_not_too_many(classes, itemsize):
+    space = tuning.search_space(classes, itemsize)
+    for kernel, most in (("dense_forward", 16), ("dense_backward", 32 // itemsize)):
+        for config in space[kernel]:
+            entries = config.points * config.classes / (32 * config.warps)
+            assert entries in (8, 16)
+            assert entries * itemsize % 16 == 0
+            assert entries * config.tiles <= most
+            assert config.classes * itemsize >= min(32, classes * itemsize)
+
+
+@given(st.integers(1, 3000), st.sampled_from([2, 4]))
+def test_each_part_of_a_config_is_searched_where_it_matters(classes, itemsize):
+    space = tuning.search_space(classes, itemsize)
+    loops = default_configs(classes, itemsize).dense_forward.steps(classes) > 1
+    values = {field: {getattr(config, field) for config in space["dense_forward"]} for field in DenseConfig._fields}
+    assert (values["warps"], values["tiles"]) == ({1, 2, 4}, {1, 2})
+    assert values["stages"] == ({1, 2} if loops else {1})
+    assert len(values["points"]) >= 4
+    assert values["classes"] == set(tuning.class_blocks(classes, itemsize))
+    assert all(config.stages == 1 for config in space["dense_backward"] if config.steps(classes) == 1)
+    assert {config.programs for config in space["bags"]} == {2**12, 2**14, 2**16}
+
+
+@given(st.integers(1, 3000), st.sampled_from([1, 2, 4, 8, 16, 32]))
+def test_the_steps_of_a_dense_pass_read_all_classes_and_not_a_block_more_than_equal_shares_take(classes, block):
+    config = DenseConfig(64, block, 1, 1, 1)
+    blocks, steps = config.blocks(classes), config.steps(classes)
+    assert blocks <= tuning.MOST_BLOCKS
+    assert (steps - 1) * blocks * block < classes <= steps * blocks * block
+    assert steps == 1 or (blocks - 1) * steps * block < classes
+
+
+def test_the_defaults_for_80_classes_are_those_of_the_arithmetic():
+    """`default_configs` says what they cost; here is what they mean: a thread's logits, and its bytes of a block."""
+    for itemsize, forward_points, backward_points in ((2, 16, 32), (4, 16, 16)):
+        forward, bags, backward = default_configs(80, itemsize)
+        assert (forward.points, backward.points) == (forward_points, backward_points)
+        for config in (forward, backward):
+            assert (config.classes, config.warps, config.steps(80), config.blocks(80)) == (16, 1, 1, 5)
+        assert bags == BagsConfig(128, 2, 2**14)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +128,9 @@ def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it
         (20, 4, [8]),
         (60, 2, [16, 32]),
         (80, 2, [16, 32]),
-        (80, 4, [16, 32, 8]),
+        (80, 4, [16, 32]),
         (365, 2, [16, 32]),
-        (1203, 4, [16, 32, 8]),
+        (1203, 4, [16, 32]),
     ],
 )
 def test_class_blocks_are_whole_sectors_or_what_fewer_classes_need(classes, itemsize, blocks):
@@ -175,8 +213,9 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     assert tuning.cache_table(GPU) == tmp_path / ".cache" / "dwtriton" / "nvidia-h200.json"
 
 
-def forward(**change) -> dict:
-    return {"entries": {KEY.name: {**entry(4), "dense_forward": {**entry(4)["dense_forward"], **change}}}}
+def changed(kernel: str, **change) -> dict:
+    """A change of a table: its entry with other values for a kernel."""
+    return {"entries": {KEY.name: {**entry(4), kernel: {**entry(4)[kernel], **change}}}}
 
 
 @pytest.mark.parametrize(
@@ -191,12 +230,13 @@ def forward(**change) -> dict:
             f"{KEY.name!r}: it has no bags config",
         ),
         ({"entries": {KEY.name: 7}}, "it has no dense_forward config"),
-        (forward(warps=3), "dense_forward warps must be a power of two up to 8, not 3"),
-        (forward(warps=32), "dense_forward warps must be a power of two up to 8, not 32"),
-        (forward(classes=0), "dense_forward classes must be a power of two up to 256, not 0"),
-        (forward(classes=None), "dense_forward classes must be a power of two up to 256, not None"),
-        (forward(points=True), "dense_forward points must be a power of two up to 4096, not True"),
-        (forward(points=4096, classes=16), "dense_forward points times classes must be at most 32768"),
+        (changed("dense_forward", warps=3), "dense_forward warps must be a power of two up to 8, not 3"),
+        (changed("dense_forward", classes=0), "dense_forward classes must be a power of two up to 64, not 0"),
+        (changed("dense_backward", stages=None), "dense_backward stages must be a power of two up to 4, not None"),
+        (changed("dense_forward", points=True), "dense_forward points must be a power of two up to 4096, not True"),
+        (changed("bags", programs=2.0), "bags programs must be a power of two up to 65536, not 2.0"),
+        (changed("bags", points="128"), "bags points must be a power of two up to 4096, not '128'"),
+        (changed("dense_forward", points=4096, classes=16), "dense_forward points times classes must be at most 32768"),
     ],
 )
 def test_a_broken_table_is_one_clear_error(change, problem, places):
@@ -210,6 +250,26 @@ def test_a_broken_table_is_one_clear_error(change, problem, places):
     assert problem in str(error.value)
     assert "delete it and run `python -m dwtriton.tune`" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "field"),
+    [(kernel, field) for kernel, kind in KernelConfigs.__annotations__.items() for field in kind._fields],
+)
+def test_every_value_of_a_table_is_there_and_bounded(kernel, field):
+    smallest = dict.fromkeys(configs(4)._asdict()[kernel]._fields, 1)
+    largest = tuning.LARGEST[field]
+
+    def read(config: dict) -> int:
+        return getattr(getattr(tuning._read_entry({**entry(4), kernel: config}), kernel), field)
+
+    assert [read({**smallest, field: value}) for value in (1, largest)] == [1, largest]
+    for value in (0, 2 * largest):
+        with pytest.raises(ValueError, match=f"{kernel} {field} must be a power of two up to {largest}, not {value}"):
+            read({**smallest, field: value})
+    del smallest[field]
+    with pytest.raises(ValueError, match=f"{kernel} {field} must be a power of two up to {largest}, not None"):
+        read(smallest)
 
 
 def test_a_table_that_is_a_folder_or_absent_is_one_clear_error(places, monkeypatch):

@@ -15,6 +15,7 @@ from triton.runtime.errors import OutOfResources
 from dwtriton import tune as command
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import trial, tuning
+from dwtriton.kernels.bags import SPLITS
 from dwtriton.kernels.trial import Setting, make_case
 from dwtriton.kernels.tuning import KernelConfigs, Key, default_configs, search_space
 from dwtriton.tune import NOISE, search
@@ -67,7 +68,7 @@ def test_the_search_keeps_to_its_time_skips_failures_and_takes_the_best(trials, 
 
 
 def fake_timers(setting):
-    """Eight warps are fastest; 32 classes at a time do not fit."""
+    """Four warps are fastest; 32 classes at a time do not fit."""
 
     def measure(config):
         return math.inf if getattr(config, "classes", 0) == 32 else 80 / config.warps
@@ -87,7 +88,7 @@ def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_wi
         for kernel, found in by_kernel.items():
             space = search_space(80, itemsize)[kernel]
             fits = [config for config in space if getattr(config, "classes", 0) != 32]
-            assert found.config.warps == max(config.warps for config in fits)
+            assert (found.tried, found.config.warps) == (len(space), 4)
             assert found.failed == len(space) - len(fits)
     assert results[0]["dense_forward"].failed > 0
     results = command.tune(settings(), 0, Console(quiet=True))
@@ -129,16 +130,16 @@ def cache(monkeypatch, tmp_path):
 def test_the_command_writes_what_the_lookup_reads_and_keeps_what_was_there(call, cache):
     code, printed, _ = call()
     assert code == 0
-    assert "classes 16, warps 8" in printed
-    assert "50%" in printed
-    assert tuning.lookup(torch.device("cuda", 0), KEY).dense_forward.warps == 8
+    assert "classes 16, warps 4" in printed
+    assert "75%" in printed
+    assert tuning.lookup(torch.device("cuda", 0), KEY).dense_forward.warps == 4
     assert call("--classes", 20, "--dtype", "float16")[0] == 0
     table = json.loads(cache.read_text())
     assert (table["version"], table["gpu"], len(table["entries"])) == (2, GPU, 4)
     assert all(table[name] for name in ("torch", "triton", "date"))
     kept = table["entries"][KEY.name]
     assert kept["measured_on"] == "16 images of 800x1344, 80 classes, 7 boxes an image"
-    assert (kept["dense_forward"]["us"], kept["dense_forward"]["default_us"]) == (10, 80)
+    assert (kept["dense_forward"]["us"], kept["dense_forward"]["default_us"]) == (20, 80)
 
 
 def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cache, tmp_path, monkeypatch):
@@ -186,9 +187,22 @@ def test_help_has_examples_and_a_dry_run_lists_everything_without_a_gpu(call, ca
     code, printed, _ = call("--dry-run", "--layout", "channels_last", "contiguous")
     assert code == 0
     assert sum(line.startswith("key ") for line in printed.splitlines()) == 6
-    for candidates in tuning.search_space(80).values():
-        assert all(f"  {command.describe(config)}\n" in printed for config in candidates)
     assert not cache.exists()
+
+
+def test_a_dry_run_lists_what_is_tried_for_each_dtype(call):
+    code, printed, _ = call("--dry-run", "--classes", "24")
+    half, full = printed.split("key float32 ")
+    assert code == 0
+    for part, itemsize, keys in ((half, 2, 2), (full, 4, 0)):
+        expected = []
+        for kernel, candidates in tuning.search_space(24, itemsize).items():
+            expected.append(f"{kernel}: {len(candidates)} configs, the default first")
+            expected.extend(f"  {command.describe(config)}" for config in candidates)
+        lines = part.splitlines()
+        assert sum(line.startswith("key ") for line in lines) == keys
+        assert lines[-len(expected) :] == expected
+    assert half.splitlines()[2:] != full.splitlines()[1:]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +235,21 @@ def test_a_case_is_the_same_on_every_call_and_predicts_some_boxes_closely():
     width = case.targets.boxes[:, 2:] - case.targets.boxes[:, :2]
     assert (width >= 31.9).all()
     assert (case.targets.boxes <= torch.tensor([130, 100, 130, 100]) + 0.1).all()
+
+
+def test_bags_are_timed_with_so_many_boxes_that_programs_share_them_in_all_ways(monkeypatch):
+    timed = []
+    monkeypatch.setattr(trial, "box_bags", lambda pyramid, boxes, soft, config: timed.append(boxes))
+    trial.kernel_calls(make_case(Setting(torch.float32, "channels_last", 3, (64, 96), 2, 3), "cpu"))["bags"](None)
+    few, many = timed
+    assert few.offsets.tolist() == [0, 3, 6]
+    assert many.offsets.tolist() == [0, 3 * trial.CROWD, 6 * trial.CROWD]
+    for image in range(2):
+        rows = slice(*(few.offsets[image : image + 2] * trial.CROWD).tolist())
+        assert {*map(tuple, many.corners[rows].tolist())} == {*map(tuple, few.corners[3 * image :][:3].tolist())}
+    boxes = 16 * 7 * trial.CROWD  # of the default setting
+    ways = {next(ways for ways in SPLITS if boxes * ways <= config.programs) for config in search_space(80)["bags"]}
+    assert ways == {*SPLITS}
 
 
 def test_a_device_time_is_in_microseconds_and_infinite_for_what_does_not_fit(monkeypatch):
