@@ -11,25 +11,25 @@ from torch import Tensor
 from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, WEIGHT
 from dwtriton.kernels.inputs import Pyramid
-from dwtriton.kernels.launch import launch
+from dwtriton.kernels.launch import INTERPRETED, launch
 from dwtriton.kernels.levels import pick_memory, place
-from dwtriton.kernels.squares import Squares, bounds_of_lanes, open_square
+from dwtriton.kernels.squares import Squares, bounds_of, open_square
 from dwtriton.kernels.tiles import (
-    any_box,
     any_of,
+    bits_where,
     carried,
     carry_on,
-    deciding,
+    is_inside,
+    later_of_class,
     load_block,
     load_points,
     load_tile,
     sides_of,
 )
-from dwtriton.kernels.touching import NEAR, Touching, begin_walk, listed_square, next_block
+from dwtriton.kernels.touching import NEAR, Touching, first_block, listed_square, next_boxes
 
 BLOCK = 32  # boxes taken at once where there are many
-RESIDENT_WARPS = 132 * 64  # that an H100 holds at once: so many take squares in turn
-MOST_WARPS = 16  # of a program
+MOST_PROGRAMS = 4224  # that take squares in turn: as many as an H100 holds at once
 MAX_REGISTERS = 128  # of a thread
 
 
@@ -58,6 +58,7 @@ def correction_kernel(
     D_LAST: tl.constexpr,
     SPANS: tl.constexpr,
     LANES: tl.constexpr,
+    ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     MANY: tl.constexpr,
 ):
@@ -72,71 +73,79 @@ def correction_kernel(
     counts: [squares * B], near: [squares * B, NEAR], lists: [squares * B], lengths: [2]; int32, see `Touching`.
     sums: out, [programs, 2] float64, what the negative loss changes by, and the sum of 1 - N.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
-    capacity: N. SPANS, LANES: see `Squares`. SLOTS: boxes of a block.
+    capacity: N. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.
     """
-    change = tl.zeros((LANES,), tl.float64)
-    missing = tl.zeros((LANES,), tl.float64)
+    change = tl.zeros((ROWS,), tl.float64)
+    missing = tl.zeros((ROWS,), tl.float64)
     turn = tl.program_id(0)
     end = tl.load(lengths + MANY)
     while turn < end:
         number = listed_square(lists, turn, all_squares, MANY)
         image = number // squares
         square = number - image * squares
-        valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
-        area, before, distances, u = load_points(
-            d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+        bounds = bounds_of(square, columns, side, heights, widths, strides)
+        first_rows, first_filled, first_start, first_word, last = first_block(
+            number, image, offsets, counts, near, table, capacity, bounds, SLOTS, MANY
         )
-        z_points = pick_memory(z_levels, level) + before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
-        lift = negatives.lift(u)[0]
-        su, not_u = formulas.sigmoids(u)
-
-        bounds = bounds_of_lanes(valid, x, y)
-        start, words, taken, last = begin_walk(offsets, image, capacity)
-        ignored = valid & (level < 0)
-        open_label = number * 0 - 1
-        open_neg = tl.full((LANES,), 1.0, tl.float32)  # N, and 1 where boxes of no weight are to be ignored
-        open_counted = open_neg
-        go_on = True
-        while go_on:
-            rows, filled, start, words, taken = next_block(
-                number, counts, near, start, words, taken, last, table, capacity, bounds, SLOTS, MANY
-            )
-            go_on = (filled == SLOTS) & MANY
-            label, details, corners, inside = load_block(rows, filled, table, capacity, valid, x, y, SLOTS)
-            used = tl.arange(0, SLOTS) < filled
-            ignored |= any_box(inside & (label < 0)[None, :])
-            held = inside & (label >= 0)[None, :]
-            decides = deciding(held, label, SLOTS)
-            iou = formulas.overlap(distances, sides_of(x[:, None], y[:, None], corners))[0]
-            deficit_min = tl.load(details + DEFICIT_MIN, mask=used, other=0.0)[None, :]
-            deficit_max = tl.load(details + DEFICIT_MAX, mask=used, other=1.0)[None, :]
-            no_weight = (tl.load(details + WEIGHT, mask=used, other=1.0) == 0)[None, :]
-            p_neg = formulas.p_neg(iou, deficit_min, deficit_max)
-            neg, counted = tl.where(no_weight, 0.0, p_neg), tl.where(no_weight, 1.0, p_neg)
-            old_neg, old_counted = (
-                carried(label, open_label, open_neg, 1.0),
-                carried(label, open_label, open_counted, 1.0),
-            )
-            changed = decides & (ignored == 0)[:, None] & ((neg != old_neg) | (counted != old_counted))
-            if any_of(changed):
-                of_box = tl.minimum(tl.maximum(label, 0), NUM_CLASSES - 1)[None, :]
-                z_places = place(0, of_box, area[:, None], NUM_CLASSES, Z_LAST)
-                z = load_tile(z_points[:, None] + z_places, changed)
-                loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None]).to(tl.float64)
-                more, less = neg.to(tl.float64) - old_neg, old_counted.to(tl.float64) - counted
-                change += tl.sum(tl.where(changed, more * loss, 0.0), 1)
-                missing += tl.sum(tl.where(changed, less, 0.0), 1)
-            if MANY:
-                label_of_last = tl.max(tl.where(used, label, -1))
-                chosen = decides & (label == label_of_last)[None, :]
-                open_neg = carry_on(chosen, neg, open_neg, label_of_last == open_label, 1.0)
-                open_counted = carry_on(chosen, counted, open_counted, label_of_last == open_label, 1.0)
-                open_label = label_of_last
-        if any_of(ignored):
-            for channel in range(NUM_CLASSES):
-                z_places = z_points + place(0, channel, area, NUM_CLASSES, Z_LAST)
-                z = tl.load(z_places, mask=ignored, other=float("-inf")).to(tl.float32)
-                change -= negatives.loss(z, u, lift, su, not_u).to(tl.float64)
+        for first_lane in range(0, LANES, ROWS):
+            lane = first_lane + tl.arange(0, ROWS)
+            valid, level, point, x, y = open_square(square, lane, columns, side, heights, widths, strides, SPANS)
+            if any_of(valid):
+                area, before, distances, u = load_points(
+                    d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+                )
+                z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+                z_points = pick_memory(z_levels, level) + z_offset
+                lift = negatives.lift(u)[0]
+                su, not_u = formulas.sigmoids(u)
+                ignored = valid & (level < 0)
+                open_label = number * 0 - 1
+                open_neg = tl.full((ROWS,), 1.0, tl.float32)  # N, and 1 where boxes of no weight are to be ignored
+                open_counted = open_neg
+                rows, filled = first_rows, first_filled
+                start, word = first_start, first_word
+                go_on = True
+                while go_on:
+                    label, details, corners = load_block(rows, filled, table, capacity, SLOTS)
+                    inside = is_inside(valid[:, None], x[:, None], y[:, None], corners)
+                    held_by = bits_where(inside, SLOTS)
+                    regions = bits_where(label < 0, SLOTS)
+                    ignored |= (held_by & regions) != 0
+                    held_by &= ~regions
+                    decides = (inside & (label >= 0)[None, :]) & (
+                        (held_by[:, None] & later_of_class(label, SLOTS)[None, :]) == 0
+                    )
+                    iou = formulas.overlap(distances, sides_of(x[:, None], y[:, None], corners))[0]
+                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
+                    p_neg = formulas.p_neg(iou, deficit_min[None, :], deficit_max[None, :])
+                    no_weight = (tl.load(details + WEIGHT) == 0)[None, :]
+                    neg, counted = tl.where(no_weight, 0.0, p_neg), tl.where(no_weight, 1.0, p_neg)
+                    old_neg = carried(label, open_label, open_neg, 1.0)
+                    old_counted = carried(label, open_label, open_counted, 1.0)
+                    changed = decides & (ignored == 0)[:, None] & ((neg != old_neg) | (counted != old_counted))
+                    if any_of(changed):
+                        channel = tl.minimum(tl.maximum(label, 0), NUM_CLASSES - 1)[None, :]
+                        z_places = place(0, channel, area[:, None], NUM_CLASSES, Z_LAST)
+                        z = load_tile(z_points[:, None] + z_places, changed)
+                        loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+                        more, less = neg.to(tl.float64) - old_neg, old_counted.to(tl.float64) - counted
+                        change += tl.sum(tl.where(changed, more * loss, 0.0), 1)
+                        missing += tl.sum(tl.where(changed, less, 0.0), 1)
+                    go_on = (filled == SLOTS) & MANY
+                    if go_on:
+                        label_of_last = tl.max(label)
+                        of_last = label == label_of_last
+                        some = (held_by & bits_where(of_last, SLOTS)) != 0
+                        chosen, still_open = decides & of_last[None, :], label_of_last == open_label
+                        open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
+                        open_counted = carry_on(chosen, some, counted, open_counted, still_open, 1.0)
+                        open_label = label_of_last
+                        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+                if any_of(ignored):
+                    for channel in range(NUM_CLASSES):
+                        z_places = z_points + place(0, channel, area, NUM_CLASSES, Z_LAST)
+                        z = tl.load(z_places, mask=ignored, other=float("-inf")).to(tl.float32)
+                        change -= negatives.loss(z, u, lift, su, not_u).to(tl.float64)
         turn += tl.num_programs(0)
     tl.store(sums + 2 * tl.program_id(0), tl.sum(change))
     tl.store(sums + 2 * tl.program_id(0) + 1, tl.sum(missing))
@@ -145,15 +154,15 @@ def correction_kernel(
 def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> list[tuple[int, dict[str, int]]]:
     """For squares with few boxes and for those with many: number of programs, constants and launch options.
 
-    A thread has one pair of a tile.
+    A program is a warp, and a thread has one pair of a tile.
     """
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
-    constants |= {"SPANS": squares.spans, "LANES": squares.lanes}
+    constants |= {"SPANS": squares.spans, "LANES": squares.lanes, "num_warps": 1, "maxnreg": MAX_REGISTERS}
     launches = []
     for slots in (NEAR, BLOCK):
-        warps = min(max(squares.lanes * slots // 32, 1), MOST_WARPS)
-        options = {"SLOTS": slots, "MANY": slots == BLOCK, "num_warps": warps, "maxnreg": MAX_REGISTERS}
-        launches.append((min(RESIDENT_WARPS // warps, len(touching.counts)), constants | options))
+        rows = squares.lanes if INTERPRETED else min(32 // slots, squares.lanes)
+        options = {"ROWS": rows, "SLOTS": slots, "MANY": slots == BLOCK}
+        launches.append((min(MOST_PROGRAMS, len(touching.counts)), constants | options))
     return launches
 
 

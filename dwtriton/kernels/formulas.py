@@ -26,10 +26,24 @@ def exp(x):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x for x > 0 that is far from overflow; a division takes eight instructions more."""
+    root = tl.math.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def ratio(x, y, inverse):
+    """x / y to the last digit, from the `reciprocal` of y; 1 where both are equal."""
+    quotient = x * inverse
+    return tl.fma(tl.fma(-quotient, y, x), inverse, quotient)
+
+
+@triton.jit
 def sigmoids(x):
     """sigmoid(x) and sigmoid(-x), both to full relative accuracy."""
     small = exp(-tl.abs(x))
-    large = 1 / (1 + small)
+    large = reciprocal(1 + small)
     small *= large
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
 
@@ -37,7 +51,7 @@ def sigmoids(x):
 @triton.jit
 def log1p(x):
     """ln(1 + x) for x from -1/2 to 1, as 2 artanh(x / (2 + x)): a GPU's fast logarithm has no digits left near 1."""
-    t = x / (2 + x)
+    t = x * reciprocal(2 + x)
     q = t * t
     series = tl.fma(q, 1 / 15, 1 / 13)
     series = tl.fma(q, series, 1 / 11)
@@ -93,7 +107,8 @@ def overlap(distances, sides):
     """IoU, and 1 - GIoU."""
     inner, union, outer = areas(distances, sides)
     union, outer = guard(union), guard(outer)
-    return inner / union, (union - inner) / union + (outer - union) / outer
+    per_union, per_outer = reciprocal(union), reciprocal(outer)
+    return ratio(inner, union, per_union), (union - inner) * per_union + (outer - union) * per_outer
 
 
 @triton.jit
@@ -114,7 +129,7 @@ def reg_loss_gradient(distances, sides):
     left, top, right, bottom = distances
     side_l, side_t, side_r, side_b = sides
     inner, union, outer = areas(distances, sides)
-    per_union, per_outer = 1 / guard(union), 1 / guard(outer)
+    per_union, per_outer = reciprocal(guard(union)), reciprocal(guard(outer))
     # inner / union^2 and union / outer^2 by way of the gaps, so that all terms cancel at a perfect prediction
     of_union = tl.where(union > MIN_AREA, per_union * (1 - (union - inner) * per_union) - per_outer, 0.0)
     of_outer = tl.where(outer > MIN_AREA, per_outer * (1 - (outer - union) * per_outer), 0.0)
@@ -158,5 +173,5 @@ def iou_deficit(iou):
 @triton.jit
 def p_neg(iou, deficit_min, deficit_max):
     """m: the deficit stretched to 0..1 over the bag; 1 where the IoU is below one half."""
-    stretched = (iou_deficit(iou) - deficit_min + SPREAD_EPSILON) / (deficit_max - deficit_min + SPREAD_EPSILON)
-    return tl.where(iou < MIN_IOU, 1.0, stretched)
+    above, spread = iou_deficit(iou) - deficit_min + SPREAD_EPSILON, deficit_max - deficit_min + SPREAD_EPSILON
+    return tl.where(iou < MIN_IOU, 1.0, ratio(above, spread, reciprocal(spread)))

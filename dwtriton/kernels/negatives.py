@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from numpy.polynomial import Chebyshev, Polynomial
 
-from dwtriton.kernels.formulas import LOG2_E, MAX_LOG, exp, sigmoids
+from dwtriton.kernels.formulas import LOG2_E, MAX_LOG, exp, reciprocal, sigmoids
 
 LOW_SCORE = tl.constexpr(0.5)  # below it polynomials serve for logarithms
 LOSS_DEGREE, SLOPE_DEGREE = tl.constexpr(6), tl.constexpr(7)  # of these polynomials
@@ -31,13 +31,6 @@ NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s), SLOP
 # polynomials rise beyond LOW_SCORE, too: a lower sum cannot hide such an entry.
 LOSS_OF_LOW_SCORE = tl.constexpr(0.999 * LOW_SCORE.value**2 * np.log(2))
 SLOPE_OF_LOW_SCORE = tl.constexpr(0.999 * LOW_SCORE.value**3 * (4 * np.log(2) + 2))
-
-
-@triton.jit
-def reciprocal(x):
-    """1 / x for x > 0 that is far from overflow; a division takes eight instructions more."""
-    root = tl.math.rsqrt(x)
-    return root * root
 
 
 @triton.jit

@@ -17,13 +17,14 @@ from dwtriton.kernels.correction import pair_launches
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import Beside, launch
 from dwtriton.kernels.levels import pick, pick_memory, place, points_before
-from dwtriton.kernels.squares import Squares, bounds_of_lanes, open_square
+from dwtriton.kernels.squares import Squares, bounds_of, open_square
 from dwtriton.kernels.tiles import (
-    any_box,
     any_of,
+    bits_where,
     carried,
     carry_on,
-    deciding,
+    is_inside,
+    later_of_class,
     load_block,
     load_points,
     load_tile,
@@ -31,7 +32,7 @@ from dwtriton.kernels.tiles import (
     sides_of,
     store_tile,
 )
-from dwtriton.kernels.touching import Touching, begin_walk, listed_square, next_block
+from dwtriton.kernels.touching import Touching, first_block, listed_square, next_boxes
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "all_squares", "batch", "capacity"])
@@ -69,6 +70,7 @@ def pairs_backward_kernel(
     SOFT: tl.constexpr,
     SPANS: tl.constexpr,
     LANES: tl.constexpr,
+    ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     MANY: tl.constexpr,
 ):
@@ -85,7 +87,8 @@ def pairs_backward_kernel(
     the three losses. grad_u: [points of all levels and images] float32, from the dense pass.
     grad_z_levels, grad_d_levels, grad_u_levels: out, laid out as the inputs; what the dense pass wrote is replaced.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
-    batch: B. capacity: N. SOFT: the centre prior is not thresholded. SPANS, LANES: see `Squares`. SLOTS: of a block.
+    batch: B. capacity: N. SOFT: the centre prior is not thresholded. SPANS, LANES: see `Squares`.
+    ROWS: points taken at a time. SLOTS: of a block.
     """
     factor = tl.load(poison)
     pos_factor = formulas.POSITIVE_FACTOR * (tl.load(grad_pos).to(tl.float32) / tl.load(norms) * factor)
@@ -98,94 +101,106 @@ def pairs_backward_kernel(
         number = listed_square(lists, turn, all_squares, MANY)
         image = number // squares
         square = number - image * squares
-        valid, level, point, x, y = open_square(square, columns, side, heights, widths, strides, SPANS, LANES)
-        area, before, distances, u = load_points(
-            d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+        bounds = bounds_of(square, columns, side, heights, widths, strides)
+        first_rows, first_filled, first_start, first_word, last = first_block(
+            number, image, offsets, counts, near, table, capacity, bounds, SLOTS, MANY
         )
-        stride = pick(strides, level)
-        z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
-        z_points, grad_z_points = pick_memory(z_levels, level) + z_offset, pick_memory(grad_z_levels, level) + z_offset
-        su, not_u = formulas.sigmoids(u)
-        lift, lifted_not_u = negatives.lift(u)
-        lift, lifted_not_u = lift[:, None], lifted_not_u[:, None]
-        log2_su = -tl.log2(lift)
+        for first_lane in range(0, LANES, ROWS):
+            lane = first_lane + tl.arange(0, ROWS)
+            valid, level, point, x, y = open_square(square, lane, columns, side, heights, widths, strides, SPANS)
+            if any_of(valid):
+                area, before, distances, u = load_points(
+                    d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+                )
+                stride = pick(strides, level)
+                z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+                z_points = pick_memory(z_levels, level) + z_offset
+                grad_z_points = pick_memory(grad_z_levels, level) + z_offset
+                su, not_u = formulas.sigmoids(u)
+                lift, lifted_not_u = negatives.lift(u)
+                lift, lifted_not_u = lift[:, None], lifted_not_u[:, None]
+                log2_su = -tl.log2(lift)
+                ignored = valid & (level < 0)
+                changed = ignored
+                du = tl.zeros((ROWS,), tl.float32)
+                dl = tl.zeros((ROWS,), tl.float32)
+                dt = tl.zeros((ROWS,), tl.float32)
+                dr = tl.zeros((ROWS,), tl.float32)
+                db = tl.zeros((ROWS,), tl.float32)
+                open_label = number * 0 - 1
+                open_neg = tl.full((ROWS,), 1.0, tl.float32)
+                open_pos = tl.zeros((ROWS,), tl.float32)
+                rows, filled = first_rows, first_filled
+                start, word = first_start, first_word
+                go_on = True
+                while go_on:
+                    label, details, corners = load_block(rows, filled, table, capacity, SLOTS)
+                    inside = is_inside(valid[:, None], x[:, None], y[:, None], corners)
+                    held_by = bits_where(inside, SLOTS)
+                    changed |= held_by != 0
+                    regions = bits_where(label < 0, SLOTS)
+                    in_region = (held_by & regions) != 0
+                    if any_of(in_region):
+                        for channel in range(NUM_CLASSES):
+                            z_place = place(0, channel, area, NUM_CLASSES, Z_LAST)
+                            zeros = tl.zeros((ROWS,), tl.float32) + 0 * neg_factor
+                            tl.store(grad_z_points + z_place, zeros, mask=in_region)
+                        tl.debug_barrier()  # some of them are written again below
+                    ignored |= in_region
+                    held_by &= ~regions
+                    held = inside & (label >= 0)[None, :]
+                    decides = held & ((held_by[:, None] & later_of_class(label, SLOTS)[None, :]) == 0)
+                    channel = tl.minimum(tl.maximum(label, 0), NUM_CLASSES - 1)[None, :]
+                    z_places = place(0, channel, area[:, None], NUM_CLASSES, Z_LAST)
+                    z = load_tile(z_points[:, None] + z_places, held)
+                    sides = sides_of(x[:, None], y[:, None], corners)
+                    iou, reg_loss = formulas.overlap(distances, sides)
+                    reg_loss = tl.where(held, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
+                    prior = formulas.center_prior(x[:, None], y[:, None], corners, stride[:, None], SOFT)
+                    sz, not_z = formulas.sigmoids(z)
+                    t = formulas.alignment(sz * su[:, None], reg_loss)
+                    weight = tl.load(details + WEIGHT)
+                    share = weight * formulas.reciprocal(tl.load(details + MASS))
+                    pos = tl.where(held, formulas.positive_share(t, prior) * share[None, :], 0.0)
+                    slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
+                    dl += tl.sum(tl.where(held, pos * slope_l, 0.0), 1)
+                    dt += tl.sum(tl.where(held, pos * slope_t, 0.0), 1)
+                    dr += tl.sum(tl.where(held, pos * slope_r, 0.0), 1)
+                    db += tl.sum(tl.where(held, pos * slope_b, 0.0), 1)
 
-        bounds = bounds_of_lanes(valid, x, y)
-        start, words, taken, last = begin_walk(offsets, image, capacity)
-        ignored = valid & (level < 0)
-        changed = ignored
-        du = tl.zeros((LANES,), tl.float32)
-        dl = tl.zeros((LANES,), tl.float32)
-        dt = tl.zeros((LANES,), tl.float32)
-        dr = tl.zeros((LANES,), tl.float32)
-        db = tl.zeros((LANES,), tl.float32)
-        open_label = number * 0 - 1
-        open_neg = tl.full((LANES,), 1.0, tl.float32)
-        open_pos = tl.zeros((LANES,), tl.float32)
-        go_on = True
-        while go_on:
-            rows, filled, start, words, taken = next_block(
-                number, counts, near, start, words, taken, last, table, capacity, bounds, SLOTS, MANY
-            )
-            go_on = (filled == SLOTS) & MANY
-            label, details, corners, inside = load_block(rows, filled, table, capacity, valid, x, y, SLOTS)
-            used = tl.arange(0, SLOTS) < filled
-            in_region = any_box(inside & (label < 0)[None, :])
-            if any_of(in_region):
-                for channel in range(NUM_CLASSES):
-                    z_place = place(0, channel, area, NUM_CLASSES, Z_LAST)
-                    tl.store(grad_z_points + z_place, tl.zeros((LANES,), tl.float32) + 0 * neg_factor, mask=in_region)
-                tl.debug_barrier()  # some of them are written again below
-            ignored |= in_region
-            held = inside & (label >= 0)[None, :]
-            decides = deciding(held, label, SLOTS)
-            of_box = tl.minimum(tl.maximum(label, 0), NUM_CLASSES - 1)[None, :]
-            z_places = place(0, of_box, area[:, None], NUM_CLASSES, Z_LAST)
-            z = load_tile(z_points[:, None] + z_places, held)
-            sides = sides_of(x[:, None], y[:, None], corners)
-            iou, reg_loss = formulas.overlap(distances, sides)
-            reg_loss = tl.where(held, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
-            prior = formulas.center_prior(x[:, None], y[:, None], corners, stride[:, None], SOFT)
-            sz, not_z = formulas.sigmoids(z)
-            t = formulas.alignment(sz * su[:, None], reg_loss)
-            weight = tl.load(details + WEIGHT, mask=used, other=0.0)
-            share = weight / tl.load(details + MASS, mask=used, other=1.0)
-            pos = tl.where(held, formulas.positive_share(t, prior) * share[None, :], 0.0)
-            slope_l, slope_t, slope_r, slope_b = formulas.reg_loss_gradient(distances, sides)
-            dl += tl.sum(tl.where(held, pos * slope_l, 0.0), 1)
-            dt += tl.sum(tl.where(held, pos * slope_t, 0.0), 1)
-            dr += tl.sum(tl.where(held, pos * slope_r, 0.0), 1)
-            db += tl.sum(tl.where(held, pos * slope_b, 0.0), 1)
-
-            deficit_min = tl.load(details + DEFICIT_MIN, mask=used, other=0.0)[None, :]
-            deficit_max = tl.load(details + DEFICIT_MAX, mask=used, other=1.0)[None, :]
-            neg = tl.where((weight == 0)[None, :], 0.0, formulas.p_neg(iou, deficit_min, deficit_max))
-            old_neg = carried(label, open_label, open_neg, 1.0)
-            class_pos = run_sums(pos, label, SLOTS) + carried(label, open_label, open_pos, 0.0)
-            neg_z, neg_u = negatives.gradients(z, u[:, None], lift, log2_su, lifted_not_u, neg_factor)
-            counts_as = tl.where(ignored[:, None], 0.0, neg)
-            dz = counts_as * neg_z - pos_factor * class_pos * not_z
-            store_tile(grad_z_points[:, None] + z_places, dz, decides)
-            of_neg = tl.where(decides & (ignored == 0)[:, None], (neg - old_neg) * neg_u, 0.0)  # dense pass had N = 1
-            du += tl.sum(of_neg, 1) - pos_factor * not_u * tl.sum(pos, 1)
-            changed |= any_box(held) | in_region
-            if MANY:
-                label_of_last = tl.max(tl.where(used, label, -1))
-                chosen = decides & (label == label_of_last)[None, :]
-                open_neg = carry_on(chosen, neg, open_neg, label_of_last == open_label, 1.0)
-                open_pos = carry_on(chosen, class_pos, open_pos, label_of_last == open_label, 0.0)
-                open_label = label_of_last
-                tl.debug_barrier()  # the next block may write an entry again
-        of_levels = points_before(level, heights, widths, batch)
-        dense = tl.load(grad_u + of_levels + before + point, mask=changed, other=0.0)
-        du += tl.where(ignored, 0 * neg_factor, dense)
-        tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
-        grad_d_points = pick_memory(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
-        step = place(0, 1, area, 4, D_LAST)
-        tl.store(grad_d_points, loc_factor * dl, mask=changed)
-        tl.store(grad_d_points + step, loc_factor * dt, mask=changed)
-        tl.store(grad_d_points + 2 * step, loc_factor * dr, mask=changed)
-        tl.store(grad_d_points + 3 * step, loc_factor * db, mask=changed)
+                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
+                    p_neg = formulas.p_neg(iou, deficit_min[None, :], deficit_max[None, :])
+                    neg = tl.where((weight == 0)[None, :], 0.0, p_neg)
+                    old_neg = carried(label, open_label, open_neg, 1.0)
+                    class_pos = run_sums(pos, label, SLOTS) + carried(label, open_label, open_pos, 0.0)
+                    neg_z, neg_u = negatives.gradients(z, u[:, None], lift, log2_su, lifted_not_u, neg_factor)
+                    counts_as = tl.where(ignored[:, None], 0.0, neg)
+                    dz = counts_as * neg_z - pos_factor * class_pos * not_z
+                    store_tile(grad_z_points[:, None] + z_places, dz, decides)
+                    counts_more = decides & (ignored == 0)[:, None]  # than in the dense pass, where N is 1
+                    of_neg = tl.where(counts_more, (neg - old_neg) * neg_u, 0.0)
+                    du += tl.sum(of_neg - (pos_factor * not_u)[:, None] * pos, 1)
+                    go_on = (filled == SLOTS) & MANY
+                    if go_on:
+                        label_of_last = tl.max(label)
+                        of_last = label == label_of_last
+                        some = (held_by & bits_where(of_last, SLOTS)) != 0
+                        chosen, still_open = decides & of_last[None, :], label_of_last == open_label
+                        open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
+                        open_pos = carry_on(chosen, some, class_pos, open_pos, still_open, 0.0)
+                        open_label = label_of_last
+                        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+                        tl.debug_barrier()  # the next block may write an entry again
+                of_levels = points_before(level, heights, widths, batch)
+                dense = tl.load(grad_u + of_levels + before + point, mask=changed, other=0.0)
+                du += tl.where(ignored, 0 * neg_factor, dense)
+                tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
+                grad_d_points = pick_memory(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+                step = place(0, 1, area, 4, D_LAST)
+                tl.store(grad_d_points, loc_factor * dl, mask=changed)
+                tl.store(grad_d_points + step, loc_factor * dt, mask=changed)
+                tl.store(grad_d_points + 2 * step, loc_factor * dr, mask=changed)
+                tl.store(grad_d_points + 3 * step, loc_factor * db, mask=changed)
         turn += tl.num_programs(0)
 
 

@@ -68,9 +68,8 @@ def lanes_before(spans, level):
 
 
 @triton.jit
-def open_square(square, columns, side, heights, widths, strides, SPANS: tl.constexpr, LANES: tl.constexpr):
-    """The points of a square, one for each lane: whether there is one, level, number in the level, x and y; [LANES]."""
-    lane = tl.arange(0, LANES)
+def open_square(square, lane, columns, side, heights, widths, strides, SPANS: tl.constexpr):
+    """The points of some lanes of a square: whether there is one, level, number in the level, x and y; like `lane`."""
     level = lane * 0
     along = lane * 0  # cells from the square's first
     down = lane * 0
@@ -83,10 +82,8 @@ def open_square(square, columns, side, heights, widths, strides, SPANS: tl.const
     width, height, stride = pick(widths, level), pick(heights, level), pick(strides, level)
     inverse = 1 / stride
     across, below = square % columns, square // columns
-    column, row = (
-        first_centre(across * side, inverse, width) + along,
-        first_centre(below * side, inverse, height) + down,
-    )
+    column = first_centre(across * side, inverse, width) + along
+    row = first_centre(below * side, inverse, height) + down
     valid = (lane < lanes_before(SPANS, len(SPANS))) & (column < first_centre((across + 1) * side, inverse, width))
     valid = valid & (row < first_centre((below + 1) * side, inverse, height))
     point = row * width.to(tl.int32) + column
@@ -95,7 +92,7 @@ def open_square(square, columns, side, heights, widths, strides, SPANS: tl.const
 
 @triton.jit
 def bounds_of(square, columns, side, heights, widths, strides):
-    """Least x and y, greatest x and y of the points in squares; inf and -inf where there is none."""
+    """Least x and y, greatest x and y of the points in each of some squares; inf and -inf where there is none."""
     across, below = square % columns, square // columns
     low_x = square * 0.0 + float("inf")
     low_y = low_x
@@ -117,12 +114,4 @@ def bounds_of(square, columns, side, heights, widths, strides):
         low_y = tl.where(some, tl.minimum(low_y, (top + 0.5) * stride), low_y)
         high_x = tl.where(some, tl.maximum(high_x, (right - 0.5) * stride), high_x)
         high_y = tl.where(some, tl.maximum(high_y, (bottom - 0.5) * stride), high_y)
-    return low_x, low_y, high_x, high_y
-
-
-@triton.jit
-def bounds_of_lanes(valid, x, y):
-    """Least x and y, greatest x and y of the points of a square."""
-    low_x, high_x = tl.min(tl.where(valid, x, float("inf"))), tl.max(tl.where(valid, x, float("-inf")))
-    low_y, high_y = tl.min(tl.where(valid, y, float("inf"))), tl.max(tl.where(valid, y, float("-inf")))
     return low_x, low_y, high_x, high_y

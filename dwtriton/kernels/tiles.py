@@ -1,7 +1,8 @@
-"""Tiles of points and boxes, [LANES, SLOTS], as device functions: a lane is a point of a square, a slot is a box.
+"""Tiles of points and boxes, [ROWS, SLOTS], as device functions: a row is a point of a square, a slot is a box.
 
 Boxes come sorted by class, in blocks of SLOTS, so that a block holds runs of boxes of one class. The last box of a run
-that holds a point decides its N. The run at a block's end may go on in the next block: it is open.
+that holds a point decides its N. The run at a block's end may go on in the next block: it is open. What boxes hold a
+point is told by the bits of a number.
 """
 
 import triton
@@ -15,7 +16,7 @@ NO_LABEL = tl.constexpr(2**30)  # of slots without a box: above all classes
 
 @triton.jit
 def load_points(d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST: tl.constexpr):
-    """Of a square's points: area of their level, points before the image's in it, distances [LANES, 1], u [LANES]."""
+    """Of points of an image: area of their level, points before the image's in it, distances [ROWS, 1] and u [ROWS]."""
     area = pick(heights, level).to(tl.int32) * pick(widths, level).to(tl.int32)
     before = image.to(tl.int64) * area
     d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
@@ -25,18 +26,18 @@ def load_points(d_levels, u_levels, heights, widths, image, level, point, valid,
 
 
 @triton.jit
-def load_block(rows, filled, table, capacity, valid, x, y, SLOTS: tl.constexpr):
-    """Boxes in the first `filled` slots: labels and pointers to details [SLOTS], corners [1, SLOTS], inside the tile.
+def load_block(rows, filled, table, capacity, SLOTS: tl.constexpr):
+    """Boxes in the first `filled` slots, with these rows in the table: labels and details [SLOTS], corners [1, SLOTS].
 
-    `rows` are theirs in the table; `valid`, `x` and `y` are the points' [LANES].
+    Details are pointers. Corners of other slots hold no point.
     """
     used = tl.arange(0, SLOTS) < filled
     rows = tl.where(used, rows, 0)
     details = details_of(table, rows, capacity)
     label = tl.load(details + LABEL, mask=used, other=NO_LABEL).to(tl.int32)
     x1, y1, x2, y2 = load_corners(table, rows, capacity)
-    corners = (x1[None, :], y1[None, :], x2[None, :], y2[None, :])
-    return label, details, corners, used[None, :] & is_inside(valid[:, None], x[:, None], y[:, None], corners)
+    x1 = tl.where(used, x1, float("inf"))
+    return label, details, (x1[None, :], y1[None, :], x2[None, :], y2[None, :])
 
 
 @triton.jit
@@ -60,25 +61,25 @@ def any_of(condition):
 
 
 @triton.jit
-def any_box(condition):
-    """Whether it holds for any box, [LANES, SLOTS] to [LANES]."""
-    return tl.max(condition.to(tl.int32), 1) != 0
+def bits_where(condition, SLOTS: tl.constexpr):
+    """A number whose bits tell for which boxes a condition holds: of [..., SLOTS], [...] int32."""
+    slot = tl.arange(0, SLOTS)
+    bit = (slot * 0 + 1) << slot
+    if len(condition.shape) == 2:
+        bit = bit[None, :]
+    return tl.sum(tl.where(condition, bit, 0), len(condition.shape) - 1)
 
 
 @triton.jit
-def deciding(held, label, SLOTS: tl.constexpr):
-    """Which pairs are those of the last box of a class that holds a point; [LANES, SLOTS], like `held`: inside."""
+def later_of_class(label, SLOTS: tl.constexpr):
+    """Bits of the boxes of the same class behind each box, [SLOTS]."""
     slot = tl.arange(0, SLOTS)
-    bit = (slot * 0 + 1) << slot
-    held_by = tl.sum(tl.where(held, bit[None, :], 0), 1)  # bits of the boxes that hold a point, [LANES]
-    of_class = tl.sum(tl.where(label[None, :] == label[:, None], bit[None, :], 0), 1)  # [SLOTS]
-    later = of_class & (0 - (bit << 1))
-    return held & ((held_by[:, None] & later[None, :]) == 0)
+    return bits_where(label[:, None] == label[None, :], SLOTS) & (0 - ((slot * 0 + 2) << slot))
 
 
 @triton.jit
 def run_sums(values, label, SLOTS: tl.constexpr):
-    """Sums over the boxes of a class from the first to each, in a fixed order; [LANES, SLOTS], like `values`."""
+    """Sums over the boxes of a class from the first to each, in a fixed order; [ROWS, SLOTS], like `values`."""
     begin = tl.sum((label[None, :] < label[:, None]).to(tl.int32), 1)  # first slot of a box's class
     slot = tl.arange(0, SLOTS)[None, :] + tl.zeros(values.shape, tl.int32)
     for i in tl.static_range(5):
@@ -90,18 +91,17 @@ def run_sums(values, label, SLOTS: tl.constexpr):
 
 @triton.jit
 def carried(label, open_label, of_open, otherwise):
-    """What holds before a block, [LANES, SLOTS]: `of_open` [LANES] for the class that is open, else `otherwise`."""
+    """What holds before a block, [ROWS, SLOTS]: `of_open` [ROWS] for the class that is open, else `otherwise`."""
     return tl.where((label == open_label)[None, :], of_open[:, None], otherwise)
 
 
 @triton.jit
-def carry_on(chosen, values, of_open, still_open, otherwise):
-    """`of_open` [LANES] after a block: the value of the pair that is chosen at a point, or else what it was before.
+def carry_on(chosen, some, values, of_open, still_open, otherwise):
+    """`of_open` [ROWS] after a block: the value of the pair that is chosen at a point, or else what it was before.
 
-    What it was before counts if the class is still the same, else it is `otherwise`.
+    What it was before counts if the class is still the same, else it is `otherwise`. `some`: a pair is chosen, [ROWS].
     """
-    before = tl.where(still_open, of_open, otherwise)
-    return tl.where(any_box(chosen), tl.sum(tl.where(chosen, values, 0.0), 1), before)
+    return tl.where(some, tl.sum(tl.where(chosen, values, 0.0), 1), tl.where(still_open, of_open, otherwise))
 
 
 @triton.jit

@@ -18,11 +18,9 @@ from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import image_rows
 from dwtriton.kernels.squares import GROUP, Squares, bounds_of
 
-NEAR = 8  # boxes that are written down for a square
+NEAR = 4  # boxes that are written down for a square
 SLOTS = 16  # boxes that are compared with GROUP squares at once
-BITS = tl.constexpr(32)
-WORDS = tl.constexpr(8)
-LOOK = tl.constexpr(BITS.value * WORDS.value)  # boxes that are compared with bounds at once
+BITS = tl.constexpr(32)  # boxes that are compared with bounds at once
 LISTED = 32  # groups of squares whose squares a program lists
 
 
@@ -53,74 +51,65 @@ def lowest_bit(x):
 
 @triton.jit
 def look_at(start, last, table, capacity, bounds):
-    """Which of LOOK boxes from `start` on may hold points: bit i of word j tells of box start + BITS * j + i."""
+    """Which of BITS boxes from `start` on may hold points within bounds: a number's bits."""
     low_x, low_y, high_x, high_y = bounds
-    bit = tl.arange(0, BITS)[None, :]
-    rows = start + BITS * tl.arange(0, WORDS)[:, None] + bit
+    bit = tl.arange(0, BITS)
+    rows = start + bit
     mask = rows < last
     x1 = tl.load(table + rows, mask=mask, other=float("inf"))
     y1 = tl.load(table + capacity + rows, mask=mask, other=float("inf"))
     x2 = tl.load(table + 2 * capacity + rows, mask=mask, other=float("-inf"))
     y2 = tl.load(table + 3 * capacity + rows, mask=mask, other=float("-inf"))
     touches = (x1 < high_x) & (y1 < high_y) & (x2 > low_x) & (y2 > low_y)
-    return tl.sum(touches.to(tl.int32) << bit, 1)
+    return tl.sum(touches.to(tl.int32) << bit)
 
 
 @triton.jit
-def next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS: tl.constexpr):
+def next_boxes(start, word, last, table, capacity, bounds, SLOTS: tl.constexpr):
     """The next boxes, SLOTS if there are so many, that touch bounds: their rows, [SLOTS], and how many they are.
 
-    Also what to go on with: `words` tell of the boxes from `start` on (see `look_at`), of which the first `taken` that
-    touch have been taken. The first call is given the image's first row less LOOK, words of 0, and 0.
+    Also what to go on with: the bits of `word` are those of BITS boxes from `start` on that touch and are not taken
+    yet. The first call is given what `begin_walk` returns.
     """
     slot = tl.arange(0, SLOTS)
     rows = slot * 0
     filled = start * 0
-    found = tl.sum(popcount(words))
-    while (filled < SLOTS) & ((taken < found) | (start + LOOK < last)):
-        if taken == found:
-            start += LOOK
-            words = look_at(start, last, table, capacity, bounds)
-            found = tl.sum(popcount(words))
-            taken = found * 0
-        count = popcount(words)
-        end = tl.cumsum(count, 0)
-        rank = slot - filled + taken  # of the box for a slot among those of `words`
-        wanted = (rank >= taken) & (rank < found)
-        number = tl.sum((end[None, :] <= rank[:, None]).to(tl.int32), 1)  # of its word
-        here = number[:, None] == tl.arange(0, WORDS)[None, :]
-        word = tl.sum(tl.where(here, words[None, :], 0), 1)
-        behind = tl.where(wanted, rank - tl.sum(tl.where(here, (end - count)[None, :], 0), 1), 0)  # bits before its own
-        most = tl.max(behind)
-        passed = most * 0
-        while passed < most:
-            word = tl.where(passed < behind, word & (word - 1), word)
-            passed += 1
-        rows = tl.where(wanted, start + BITS * number + lowest_bit(word), rows)
-        more = tl.minimum(SLOTS - filled, found - taken)
-        filled += more
-        taken += more
-    return rows, filled, start, words, taken
+    while (filled < SLOTS) & ((word != 0) | (start + BITS < last)):
+        if word == 0:
+            start += BITS
+            word = look_at(start, last, table, capacity, bounds)
+        if word != 0:
+            found = popcount(word)
+            more = tl.minimum(SLOTS - filled, found)
+            rank = slot - filled  # of the box for a slot among those found
+            left = slot * 0 + word
+            passed = filled * 0
+            while passed < more:  # drop the lowest bit `rank` times, and those taken from the word
+                left = tl.where(passed < rank, left & (left - 1), left)
+                word &= word - 1
+                passed += 1
+            rows = tl.where((rank >= 0) & (rank < more), start + lowest_bit(left), rows)
+            filled += more
+    return rows, filled, start, word
 
 
 @triton.jit
 def begin_walk(offsets, image, capacity):
-    """What `next_boxes` is given at first: start, words, taken; and the row after the image's last."""
+    """What `next_boxes` is given at first: start, word, and the row after the image's last."""
     first, last = image_rows(offsets, image, capacity)
-    return first - LOOK, tl.zeros((WORDS,), tl.int32), first * 0, last
+    return first - BITS, first * 0, last
 
 
 @triton.jit
-def next_block(
-    number, counts, near, start, words, taken, last, table, capacity, bounds, SLOTS: tl.constexpr, MANY: tl.constexpr
-):
-    """The next boxes of a square as from `next_boxes` where MANY touch it, or else all of them as written down."""
+def first_block(number, image, offsets, counts, near, table, capacity, bounds, SLOTS: tl.constexpr, MANY: tl.constexpr):
+    """The first boxes of a square as from `next_boxes` where MANY touch it, or else all of them as written down."""
+    start, word, last = begin_walk(offsets, image, capacity)
     if MANY:
-        rows, filled, start, words, taken = next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS)
+        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
     else:
         rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
         filled = tl.load(counts + number)
-    return rows, filled, start, words, taken
+    return rows, filled, start, word, last
 
 
 @triton.jit
@@ -161,11 +150,11 @@ def touching_kernel(
     image = tl.program_id(0) * GROUP // squares
     low_x, low_y, high_x, high_y = bounds_of(numbers - image * squares, columns, side, heights, widths, strides)
     bounds = (tl.min(low_x), tl.min(low_y), tl.max(high_x), tl.max(high_y))
-    start, words, taken, last = begin_walk(offsets, image, capacity)
+    start, word, last = begin_walk(offsets, image, capacity)
     count = tl.zeros((GROUP,), tl.int32)
     go_on = True
     while go_on:
-        rows, filled, start, words, taken = next_boxes(start, words, taken, last, table, capacity, bounds, SLOTS)
+        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
         go_on = filled == SLOTS
         x1, y1, x2, y2 = load_corners(table, rows, capacity)
         touches = (x1[:, None] < high_x[None, :]) & (y1[:, None] < high_y[None, :])
