@@ -73,10 +73,10 @@ def _image_weights(
     if weights is not None:
         pos = pos * weights
 
-    deficit = formulas.iou_deficit(iou)
+    deficit = formulas.iou_deficit(overlap)
     deficit_min = deficit.masked_fill(~inside, torch.inf).amin(0)
     deficit_max = deficit.masked_fill(~inside, -torch.inf).amax(0).clamp(max=1)
-    p_neg = formulas.p_neg(iou, deficit_min, deficit_max)  # [P, G]
+    p_neg = formulas.p_neg(overlap, deficit_min, deficit_max)  # [P, G]
     neg = negative_weights(inside, labels, p_neg, score.shape[1], weights)
     ignored = (formulas.box_sides(xy, crowds.T[:, None, :]) > 0).all(0).any(1)
     return DualWeights(points, inside, iou, prior, score, pos, neg.masked_fill_(ignored[:, None], 0))

@@ -178,7 +178,7 @@ def _bag_statistics(levels: list[Level], boxes: Boxes, soft_prior: bool) -> _Bag
         for pairs in pairs_inside(level, boxes, boxes.is_truth):
             terms = pair_terms(level, boxes, pairs, soft_prior)
             mass.index_add_(0, pairs.box, formulas.positive_mass(terms.t, terms.prior).double())
-            deficit = formulas.iou_deficit(terms.overlap.iou)
+            deficit = formulas.iou_deficit(terms.overlap)
             deficit_min.scatter_reduce_(0, pairs.box, deficit, "amin")
             deficit_max.scatter_reduce_(0, pairs.box, deficit, "amax")
     denominator = mass.clamp(min=formulas.MIN_POSITIVE_SUM).to(boxes.corners.dtype)
@@ -211,7 +211,7 @@ def _level_weights(
         box = pairs.box.to(torch.int32)
         owner.scatter_reduce_(0, offsets, box, "amax")
         is_owner = owner[offsets] == box  # so far: a later chunk may overwrite it
-        p_neg = formulas.p_neg(terms.overlap.iou, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box])
+        p_neg = formulas.p_neg(terms.overlap, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box])
         p_neg.masked_fill_(boxes.weights[pairs.box] == 0, UNCOUNTED)
         memory(neg)[offsets[is_owner]] = p_neg[is_owner]
     return _LevelWeights(pos, neg, loc_slope)
