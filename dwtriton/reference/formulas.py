@@ -143,8 +143,9 @@ def p_neg(overlap: Overlap, deficit_min: Tensor, deficit_max: Tensor) -> Tensor:
 
     The deficit of a box's bag is stretched from `deficit_min` .. `deficit_max` to 0..1; below MIN_IOU m is 1.
     """
-    stretched = (iou_deficit(overlap) - deficit_min + SPREAD_EPSILON) / (deficit_max - deficit_min + SPREAD_EPSILON)
-    return stretched.masked_fill_(overlap.iou < MIN_IOU, 1)
+    spread = (deficit_max - deficit_min).clamp(min=0)  # an IoU that rounds to one half may have a deficit above 1
+    stretched = (iou_deficit(overlap) - deficit_min + SPREAD_EPSILON) / (spread + SPREAD_EPSILON)
+    return stretched.clamp_(max=1).masked_fill_(overlap.iou < MIN_IOU, 1)
 
 
 def neg_log_score(z: Tensor, u: Tensor) -> Tensor:

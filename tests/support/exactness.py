@@ -99,7 +99,10 @@ def check_weights(case: Case, image: oracle.Image, truth: oracle.Weights, got: D
 
     bound = n_bound(image, truth, eps)
     assert neg.shape == bound.shape
-    assert (np.abs(neg - truth.neg) <= bound).all(), ("N", (np.abs(neg - truth.neg) / bound).max())
+    worst = np.unravel_index((np.abs(neg - truth.neg) - bound).argmax(), bound.shape)
+    assert (np.abs(neg - truth.neg) <= bound).all(), ("N", worst, neg[worst], truth.neg[worst], bound[worst])
+    assert (neg >= 0).all()
+    assert (neg <= 1).all()
     truth.neg = neg
 
 
