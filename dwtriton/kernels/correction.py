@@ -12,7 +12,7 @@ from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, WEIGHT
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import INTERPRETED, launch
-from dwtriton.kernels.levels import pick_memory, place
+from dwtriton.kernels.levels import image_rows, pick_memory, place
 from dwtriton.kernels.squares import Squares, bounds_of, open_square
 from dwtriton.kernels.tiles import (
     any_of,
@@ -30,7 +30,7 @@ from dwtriton.kernels.touching import NEAR, Touching, first_block, listed_square
 
 BLOCK = 32  # boxes taken at once where there are many
 MOST_PROGRAMS = 4224  # that take squares in turn: as many as an H100 holds at once
-MAX_REGISTERS = 128  # of a thread
+MAX_REGISTERS = 144  # of a thread
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity"])
@@ -78,13 +78,12 @@ def correction_kernel(
     change = tl.zeros((ROWS,), tl.float64)
     missing = tl.zeros((ROWS,), tl.float64)
     turn = tl.program_id(0)
-    end = tl.load(lengths + MANY)
-    while turn < end:
+    while turn < tl.load(lengths + MANY):
         number = listed_square(lists, turn, all_squares, MANY)
         image = number // squares
         square = number - image * squares
         bounds = bounds_of(square, columns, side, heights, widths, strides)
-        first_rows, first_filled, first_start, first_word, last = first_block(
+        first_rows, first_filled, first_start, first_word = first_block(
             number, image, offsets, counts, near, table, capacity, bounds, SLOTS, MANY
         )
         for first_lane in range(0, LANES, ROWS):
@@ -140,6 +139,8 @@ def correction_kernel(
                         open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
                         open_counted = carry_on(chosen, some, counted, open_counted, still_open, 1.0)
                         open_label = label_of_last
+                        last = image_rows(offsets, image, capacity)[1]  # these two again: registers are few
+                        bounds = bounds_of(square, columns, side, heights, widths, strides)
                         rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
                 if any_of(ignored):
                     for channel in range(NUM_CLASSES):

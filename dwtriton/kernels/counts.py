@@ -65,6 +65,6 @@ def work_of_image(sizes: list[tuple[int, int]], strides: tuple[float, ...], boxe
     low, high = (torch.stack(pair).unflatten(1, (-1, GROUP)) for pair in (bounds[:2], bounds[2:]))
     near_group = touch(boxes, *low.amin(2), *high.amax(2)).sum(0)  # [groups]
     group_slots = (near_group // SLOTS + 1) * SLOTS * GROUP
-    crowded = int((touching > NEAR).sum())
-    compared = len(boxes) * len(near_group) + int(group_slots.sum()) + len(boxes) * crowded
+    walks = torch.where(touching >= BLOCK, 1 + squares.lanes, (touching > NEAR).long())  # through an image's boxes
+    compared = len(boxes) * len(near_group) + int(group_slots.sum()) + len(boxes) * int(walks.sum())
     return Work(inside, int((touches * points).sum()), touching, blocks, compared, len(boxes) ** 2)

@@ -10,6 +10,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
+LEAST_LIMITED = 80  # compute capability from which on a kernel's limit of registers holds
+ALL_REGISTERS = 255  # that a thread can have
 ALIGNED = 16  # bytes; Triton compiles another binary where memory begins elsewhere
 
 _kept: dict[tuple, CompiledKernel] = {}
@@ -29,14 +31,11 @@ def launch(
     Arguments are tensors, numbers, and tuples of either, one for each level; the dtype of a tuple is that of its first
     entry, and numbers are not specialised. Kernels are compiled without fusion, for which see `formulas.py`.
     """
-    options = {"num_warps": num_warps, "enable_fp_fusion": False}
-    if maxnreg is not None and torch.version.hip is None:
-        options["maxnreg"] = maxnreg
     tensor = next(
         part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor)
     )
     if INTERPRETED or not tensor.is_cuda:
-        kernel[grid](*arguments, **constants, **options)
+        kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
         return
     addresses, aligned, dtypes = [], 0, []
     for argument in arguments:
@@ -59,7 +58,7 @@ def launch(
     compiled = None if aligned % ALIGNED else _kept.get(key)
     if compiled is None:
         with torch.cuda.stream(beside):  # None: no other than the current one
-            compiled = kernel[grid](*arguments, **constants, **options)
+            compiled = kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
         if aligned % ALIGNED == 0:
             _kept[key] = compiled
         return
@@ -67,6 +66,16 @@ def launch(
     rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
     sizes = grid + (1,) * (3 - len(grid))
     compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *rest)
+
+
+def _options(num_warps: int, maxnreg: int | None) -> dict[str, int | bool]:
+    """What a kernel is compiled with; older GPUs need more registers for the same kernel, and may have them all."""
+    options = {"num_warps": num_warps, "enable_fp_fusion": False}
+    if maxnreg is not None and not INTERPRETED:
+        target = triton.runtime.driver.active.get_current_target()
+        if target.backend == "cuda":
+            options["maxnreg"] = maxnreg if target.arch >= LEAST_LIMITED else ALL_REGISTERS
+    return options
 
 
 class Beside:

@@ -16,7 +16,7 @@ from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, MASS, WEIGH
 from dwtriton.kernels.correction import pair_launches
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import Beside, launch
-from dwtriton.kernels.levels import pick, pick_memory, place, points_before
+from dwtriton.kernels.levels import image_rows, pick, pick_memory, place, points_before
 from dwtriton.kernels.squares import Squares, bounds_of, open_square
 from dwtriton.kernels.tiles import (
     any_of,
@@ -96,13 +96,12 @@ def pairs_backward_kernel(
     loc_factor *= formulas.POSITIVE_FACTOR * formulas.BETA
     neg_factor = tl.load(grad_neg).to(tl.float32) / tl.load(norms + 2) * factor
     turn = tl.program_id(0)
-    end = tl.load(lengths + MANY)
-    while turn < end:
+    while turn < tl.load(lengths + MANY):
         number = listed_square(lists, turn, all_squares, MANY)
         image = number // squares
         square = number - image * squares
         bounds = bounds_of(square, columns, side, heights, widths, strides)
-        first_rows, first_filled, first_start, first_word, last = first_block(
+        first_rows, first_filled, first_start, first_word = first_block(
             number, image, offsets, counts, near, table, capacity, bounds, SLOTS, MANY
         )
         for first_lane in range(0, LANES, ROWS):
@@ -189,6 +188,8 @@ def pairs_backward_kernel(
                         open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
                         open_pos = carry_on(chosen, some, class_pos, open_pos, still_open, 0.0)
                         open_label = label_of_last
+                        last = image_rows(offsets, image, capacity)[1]  # these two again: registers are few
+                        bounds = bounds_of(square, columns, side, heights, widths, strides)
                         rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
                         tl.debug_barrier()  # the next block may write an entry again
                 of_levels = points_before(level, heights, widths, batch)

@@ -109,7 +109,7 @@ def first_block(number, image, offsets, counts, near, table, capacity, bounds, S
     else:
         rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
         filled = tl.load(counts + number)
-    return rows, filled, start, word, last
+    return rows, filled, start, word
 
 
 @triton.jit

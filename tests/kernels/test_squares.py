@@ -54,7 +54,8 @@ def prepare(case):
 @triton.jit
 def points_kernel(owned, side, columns, heights, widths, strides, SPANS: tl.constexpr, LANES: tl.constexpr):
     """Add one to each point of a square; levels one after another."""
-    valid, level, point, _, _ = open_square(tl.program_id(0), columns, side, heights, widths, strides, SPANS, LANES)
+    lane = tl.arange(0, LANES)
+    valid, level, point, _, _ = open_square(tl.program_id(0), lane, columns, side, heights, widths, strides, SPANS)
     before = level * 0
     for i in tl.static_range(len(SPANS) - 1):
         before += tl.where(level > i, tl.cast(heights[i] * widths[i], tl.int32), 0)
@@ -99,14 +100,11 @@ def test_boxes_that_touch_each_square_are_counted_written_down_and_listed(pyrami
 @triton.jit
 def walk_kernel(offsets, table, rows_out, filled_out, bounds, capacity, SLOTS: tl.constexpr):
     """All blocks of one image."""
-    low_x, low_y, high_x, high_y = bounds
-    start, words, taken, last = begin_walk(offsets, 0, capacity)
+    start, word, last = begin_walk(offsets, 0, capacity)
     block = last * 0
     go_on = True
     while go_on:
-        rows, filled, start, words, taken = next_boxes(
-            start, words, taken, last, table, capacity, (low_x, low_y, high_x, high_y), SLOTS
-        )
+        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
         tl.store(rows_out + block * SLOTS + tl.arange(0, SLOTS), rows)
         tl.store(filled_out + block, filled)
         block += 1
