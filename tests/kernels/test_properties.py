@@ -56,10 +56,9 @@ def test_block_sizes_change_results_by_no_more_than_rounding(case, configs):
 
 
 def with_images(case: Case, chosen: list[int]) -> Case:
-    crowds = case.iscrowd and [case.iscrowd[i] for i in chosen]
-    z, u, d = (values[chosen] for values in (case.z, case.u, case.d))
-    boxes, labels = ([parts[i] for i in chosen] for parts in (case.boxes, case.labels))
-    return replace(case, z=z, u=u, d=d, boxes=boxes, labels=labels, iscrowd=crowds)
+    arrays = {name: getattr(case, name)[chosen] for name in ("z", "u", "d")}
+    lists = {name: getattr(case, name) for name in ("boxes", "labels", "iscrowd", "box_weights")}
+    return replace(case, **arrays, **{name: parts and [parts[i] for i in chosen] for name, parts in lists.items()})
 
 
 @examples(EXAMPLES)
@@ -78,6 +77,7 @@ def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(da
         **{name: np.concatenate((getattr(case, name), getattr(other, name))) for name in ("z", "u", "d")},
         **{name: getattr(case, name) + getattr(other, name) for name in ("boxes", "labels")},
         iscrowd=case.iscrowd and [*case.iscrowd, np.zeros(1, bool)],
+        box_weights=case.box_weights and [*case.box_weights, np.full(1, 0.25)],
     )
     both = with_images(both, order)
     packed = pack_targets(both.targets(), DEVICE, capacity=sum(map(len, both.boxes)) + padding)

@@ -167,13 +167,18 @@ def test_nan_inputs_make_a_loss_nan(kind):
     assert sum(losses.values()).isnan()
 
 
-@pytest.mark.parametrize("problem", ["label too high", "label below zero", "not finite", "inverted"])
+@pytest.mark.parametrize(
+    "problem", ["label too high", "label below zero", "not finite", "inverted", "a negative weight", "a weight of NaN"]
+)
 def test_unchecked_invalid_targets_make_all_losses_nan_and_harm_nothing_else(problem):
     """As on a device, where values are not looked at."""
     case = random_case(10, [2, 3])
+    case.box_weights = [np.ones(2), np.full(3, 0.5)]
     packed = pack_targets(case.targets(), "cpu")
     if problem == "not finite":
         packed.boxes[3, 1] = torch.inf
+    elif "weight" in problem:
+        packed.weights[3] = -1 if "negative" in problem else torch.nan
     elif problem == "inverted":
         packed.boxes[3, 2] = packed.boxes[3, 0] - 1
     else:

@@ -1,29 +1,55 @@
-"""What a backend makes of a hostile batch, against the oracle at the choices that the backend came to.
+"""What a backend makes of a batch, against the oracle at the choices that the backend came to.
 
 The method jumps where the IoUs of a bag hardly differ or its best one is one half, where a hard prior is about its
 threshold, and where a predicted side coincides with the box's. So each weight is compared with the oracle's by a bound
 that knows these places; then losses and gradients, with no such allowance, with the truth at these very weights.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from dwtriton.core.head_outputs import HeadOutputs
+from dwtriton.core.targets import PackedTargets, pack_targets
 from dwtriton.losses.dual_weight import DualWeightAssigner
 from dwtriton.reference.dense_weights import DualWeights
 from tests import oracle
 from tests.support.generated_cases import LIMITS
-from tests.support.hostile_cases import Hostile
-from tests.support.loss_cases import UNDERFLOW, Case, run_loss, truth_gradients
+from tests.support.loss_cases import LAYOUTS, UNDERFLOW, Case, run_loss, truth_gradients
 
 NEAR_THRESHOLD = 100  # eps between an IoU and one half, or a prior and 0.3
 
 
-def assert_exact(hostile: Hostile) -> None:
+@dataclass
+class Batch:
+    """A case, whose values these dtypes hold, and the form in which PyTorch gets it."""
+
+    case: Case
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,) * 3  # of class logits, distances and objectness
+    layout: str = "contiguous"
+    padding: int = 0  # rows of rubbish behind the boxes
+
+    def inputs(self) -> list[list[torch.Tensor]]:
+        """Leaf tensors: class logits, distances and objectness, each over levels."""
+        change = LAYOUTS[self.layout]
+        return [
+            [change(level.detach().to(dtype)).requires_grad_() for level in kind]
+            for kind, dtype in zip(self.case.tensors(), self.dtypes)
+        ]
+
+    def targets(self) -> PackedTargets:
+        rows = sum(map(len, self.case.boxes))
+        packed = pack_targets(self.case.targets(), self.case.device, rows + self.padding)
+        for part, rubbish in zip(packed._replace(offsets=None), (torch.nan, -7, None, True, -torch.nan)):
+            if part is not None:
+                part[rows:] = rubbish
+        return packed
+
+
+def assert_exact(batch: Batch) -> None:
     """Every weight, the losses, and the gradients entry by entry."""
-    case, inputs, targets = hostile.case, hostile.inputs(), hostile.targets()
+    case, inputs, targets = batch.case, batch.inputs(), batch.targets()
     dtype = HeadOutputs(*inputs).arithmetic
     weights = case.oracle_weights()
     used = DualWeightAssigner(case.strides, case.soft_prior, case.backend)(*inputs, targets)
@@ -38,7 +64,7 @@ def assert_exact(hostile: Hostile) -> None:
     allowed = limit_loss * np.abs(expected.losses) + (floor, floor + rounding, UNDERFLOW)
     assert (np.abs(losses - expected.losses) <= allowed).all(), (losses, expected.losses)
     names = ("class logits", "distances", "objectness")
-    for name, got, truth, own in zip(names, grads, truth_gradients(expected), hostile.dtypes, strict=True):
+    for name, got, truth, own in zip(names, grads, truth_gradients(expected), batch.dtypes, strict=True):
         assert got.shape == truth.shape
         largest = np.abs(truth).max((1, 2), keepdims=True)  # of each image
         allowed = limit_grad * largest + half_rounding(truth, own) + floor

@@ -19,6 +19,7 @@ from tests.support.released import released_loss
 
 THOROUGH = os.environ.get("DWTRITON_TEST_ALL") == "1"  # thousands of examples, and other ones each time
 LIMITS = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}  # of losses and gradients
+BOX_WEIGHTS = (0, 2.0**-10, 0.5, 1, 30)
 PYRAMIDS = (
     (((12, 16), (6, 8), (3, 4), (2, 2), (1, 1)), (8, 16, 32, 64, 128)),
     (((13, 9), (7, 5)), (7, 14)),
@@ -72,6 +73,9 @@ def cases(
                 boxes[index], labels[index] = boxes[index - 1], labels[index - 1]
     if draw(st.booleans()):
         case.iscrowd = [np.array([draw(st.integers(0, 3)) == 0 for _ in labels], bool) for labels in case.labels]
+    if draw(st.integers(0, 2)) == 0:
+        values = st.sampled_from(BOX_WEIGHTS)
+        case.box_weights = [np.array([draw(values) for _ in labels], np.float64) for labels in case.labels]
     return case
 
 

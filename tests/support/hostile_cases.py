@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dwtriton.core.targets import PackedTargets, pack_targets
 from tests import oracle
+from tests.support.exactness import Batch
 from tests.support.loss_cases import LAYOUTS, Case
 
 CLASSES = (1, 1, 2, 3, 3, 5, 8, 20, 80)
@@ -200,33 +200,7 @@ def held_by(dtype: torch.dtype, values: np.ndarray) -> np.ndarray:
     return torch.tensor(values.clip(-most, most)).to(dtype).double().numpy()
 
 
-@dataclass
-class Hostile:
-    """A batch, and the form in which PyTorch gets it."""
-
-    case: Case
-    dtypes: tuple[torch.dtype, ...]  # of class logits, distances and objectness
-    layout: str
-    padding: int  # rows of rubbish behind the boxes
-
-    def inputs(self) -> list[list[torch.Tensor]]:
-        """Leaf tensors: class logits, distances and objectness, each over levels."""
-        change = LAYOUTS[self.layout]
-        return [
-            [change(level.detach().to(dtype)).requires_grad_() for level in kind]
-            for kind, dtype in zip(self.case.tensors(), self.dtypes)
-        ]
-
-    def targets(self) -> PackedTargets:
-        rows = sum(map(len, self.case.boxes))
-        packed = pack_targets(self.case.targets(), self.case.device, rows + self.padding)
-        for part, rubbish in zip(packed._replace(offsets=None), (torch.nan, -7, None, True, -torch.nan)):
-            if part is not None:
-                part[rows:] = rubbish
-        return packed
-
-
-def hostile(seed: int, small: bool = False) -> Hostile:
+def hostile(seed: int, small: bool = False) -> Batch:
     """The batch of that number: of up to 4 images and hundreds of boxes, or up to 2 images with few if `small`."""
     random = np.random.default_rng(seed)
     classes, levels = random.choice(CLASSES), random.integers(1, 8)
@@ -256,4 +230,4 @@ def hostile(seed: int, small: bool = False) -> Hostile:
     dtypes = dtype, (dtype if random.random() < 0.3 else torch.float32), dtype
     z, d, u = (held_by(dtype, np.array(values)) for dtype, values in zip(dtypes, (logits, distances, objectness)))
     layout, padding = str(random.choice(list(LAYOUTS))), int(random.choice([0, 0, 1, 9]))
-    return Hostile(replace(case, z=z, d=d, u=u), dtypes, layout, padding)
+    return Batch(replace(case, z=z, d=d, u=u), dtypes, layout, padding)
