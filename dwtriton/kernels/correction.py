@@ -12,8 +12,8 @@ from dwtriton.kernels import formulas, negatives
 from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, WEIGHT
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import INTERPRETED, launch
-from dwtriton.kernels.levels import image_rows, pick_memory, place
-from dwtriton.kernels.squares import Squares, bounds_of, open_square
+from dwtriton.kernels.levels import pick_memory, place
+from dwtriton.kernels.squares import GROUP, Squares, bounds_of, open_square
 from dwtriton.kernels.tiles import (
     any_of,
     bits_where,
@@ -26,7 +26,7 @@ from dwtriton.kernels.tiles import (
     load_tile,
     sides_of,
 )
-from dwtriton.kernels.touching import NEAR, Touching, first_block, listed_square, next_boxes
+from dwtriton.kernels.touching import AROUND, NEAR, Touching, first_block, following_block, listed_square
 
 BLOCK = 32  # boxes taken at once where there are many
 MOST_PROGRAMS = 4224  # that take squares in turn: as many as an H100 holds at once
@@ -45,6 +45,7 @@ def correction_kernel(
     table,
     counts,
     near,
+    around,
     lists,
     lengths,
     sums,
@@ -58,6 +59,8 @@ def correction_kernel(
     D_LAST: tl.constexpr,
     SPANS: tl.constexpr,
     LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    AROUND: tl.constexpr,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     MANY: tl.constexpr,
@@ -70,7 +73,7 @@ def correction_kernel(
     z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
     [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
     offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
-    counts: [squares * B], near: [squares * B, NEAR], lists: [squares * B], lengths: [2]; int32, see `Touching`.
+    counts, near, around, lists, lengths: int32, see `Touching`.
     sums: out, [programs, 2] float64, what the negative loss changes by, and the sum of 1 - N.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
     capacity: N. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.
@@ -84,7 +87,7 @@ def correction_kernel(
         square = number - image * squares
         bounds = bounds_of(square, columns, side, heights, widths, strides)
         first_rows, first_filled, first_start, first_word = first_block(
-            number, image, offsets, counts, near, table, capacity, bounds, SLOTS, MANY
+            number, image, offsets, counts, near, around, table, capacity, bounds, GROUP, AROUND, SLOTS, MANY
         )
         for first_lane in range(0, LANES, ROWS):
             lane = first_lane + tl.arange(0, ROWS)
@@ -139,9 +142,10 @@ def correction_kernel(
                         open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
                         open_counted = carry_on(chosen, some, counted, open_counted, still_open, 1.0)
                         open_label = label_of_last
-                        last = image_rows(offsets, image, capacity)[1]  # these two again: registers are few
-                        bounds = bounds_of(square, columns, side, heights, widths, strides)
-                        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+                        bounds = bounds_of(square, columns, side, heights, widths, strides)  # again: registers are few
+                        rows, filled, start, word = following_block(
+                            number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS
+                        )
                 if any_of(ignored):
                     for channel in range(NUM_CLASSES):
                         z_places = z_points + place(0, channel, area, NUM_CLASSES, Z_LAST)
@@ -158,7 +162,14 @@ def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> lis
     A program is a warp, and a thread has one pair of a tile.
     """
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
-    constants |= {"SPANS": squares.spans, "LANES": squares.lanes, "num_warps": 1, "maxnreg": MAX_REGISTERS}
+    constants |= {
+        "SPANS": squares.spans,
+        "LANES": squares.lanes,
+        "GROUP": GROUP,
+        "AROUND": AROUND,
+        "num_warps": 1,
+        "maxnreg": MAX_REGISTERS,
+    }
     launches = []
     for slots in (NEAR, BLOCK):
         rows = squares.lanes if INTERPRETED else min(32 // slots, squares.lanes)
@@ -181,6 +192,7 @@ def correct(pyramid: Pyramid, offsets: Tensor, table: Tensor, squares: Squares, 
             table,
             touching.counts,
             touching.near,
+            touching.around,
             touching.lists,
             touching.lengths,
             sums[first:],

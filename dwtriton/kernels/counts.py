@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dwtriton.core.points import inside_rectangles
 from dwtriton.kernels.correction import BLOCK
-from dwtriton.kernels.squares import GROUP, Squares, cut
-from dwtriton.kernels.touching import NEAR, SLOTS
+from dwtriton.kernels.squares import ACROSS, DOWN, GROUP, Squares, cut
+from dwtriton.kernels.touching import AROUND, NEAR, SLOTS
 
 
 class Work(NamedTuple):
@@ -30,13 +30,16 @@ def centre_range(number: Tensor, count: int, stride: float, side: float) -> tupl
 
 def bounds_of_squares(squares: Squares, sizes: list[tuple[int, int]], strides: tuple[float, ...]) -> tuple[Tensor, ...]:
     """Points of each square, and their least x and y, greatest x and y; all [squares], in float64."""
-    number = torch.arange(squares.count)
+    group, within = torch.arange(squares.count) // GROUP, torch.arange(squares.count) % GROUP
+    across, down, groups_across = ACROSS.value, DOWN.value, squares.columns // ACROSS.value
+    column = group % groups_across * across + within % across
+    row = group // groups_across * down + within // across
     points = torch.zeros(squares.count, dtype=torch.float64)
     low = [torch.full_like(points, torch.inf) for _ in range(2)]
     high = [torch.full_like(points, -torch.inf) for _ in range(2)]
     for size, stride in zip(sizes, strides):
-        rows = centre_range((number // squares.columns).double(), size[0], stride, squares.side)
-        columns = centre_range((number % squares.columns).double(), size[1], stride, squares.side)
+        rows = centre_range(row.double(), size[0], stride, squares.side)
+        columns = centre_range(column.double(), size[1], stride, squares.side)
         cells = (rows[1] - rows[0]) * (columns[1] - columns[0])
         points += cells
         for i, (first, end) in enumerate((columns, rows)):
@@ -65,6 +68,7 @@ def work_of_image(sizes: list[tuple[int, int]], strides: tuple[float, ...], boxe
     low, high = (torch.stack(pair).unflatten(1, (-1, GROUP)) for pair in (bounds[:2], bounds[2:]))
     near_group = touch(boxes, *low.amin(2), *high.amax(2)).sum(0)  # [groups]
     group_slots = (near_group // SLOTS + 1) * SLOTS * GROUP
-    walks = torch.where(touching >= BLOCK, 1 + squares.lanes, (touching > NEAR).long())  # through an image's boxes
-    compared = len(boxes) * len(near_group) + int(group_slots.sum()) + len(boxes) * int(walks.sum())
+    walks = torch.where(touching >= BLOCK, 1 + squares.lanes, (touching > NEAR).long())  # through the boxes around
+    around = torch.where(near_group <= AROUND, near_group, len(boxes)).repeat_interleave(GROUP)
+    compared = len(boxes) * len(near_group) + int(group_slots.sum()) + int((walks * around).sum())
     return Work(inside, int((touches * points).sum()), touching, blocks, compared, len(boxes) ** 2)

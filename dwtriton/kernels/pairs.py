@@ -16,7 +16,7 @@ from dwtriton.kernels.boxes import DEFICIT_MAX, DEFICIT_MIN, FIELDS, MASS, WEIGH
 from dwtriton.kernels.correction import pair_launches
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import Beside, launch
-from dwtriton.kernels.levels import image_rows, pick, pick_memory, place, points_before
+from dwtriton.kernels.levels import pick, pick_memory, place, points_before
 from dwtriton.kernels.squares import Squares, bounds_of, open_square
 from dwtriton.kernels.tiles import (
     any_of,
@@ -32,7 +32,7 @@ from dwtriton.kernels.tiles import (
     sides_of,
     store_tile,
 )
-from dwtriton.kernels.touching import Touching, first_block, listed_square, next_boxes
+from dwtriton.kernels.touching import Touching, first_block, following_block, listed_square
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "all_squares", "batch", "capacity"])
@@ -47,6 +47,7 @@ def pairs_backward_kernel(
     table,
     counts,
     near,
+    around,
     lists,
     lengths,
     poison,
@@ -70,6 +71,8 @@ def pairs_backward_kernel(
     SOFT: tl.constexpr,
     SPANS: tl.constexpr,
     LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    AROUND: tl.constexpr,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     MANY: tl.constexpr,
@@ -82,7 +85,7 @@ def pairs_backward_kernel(
     z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
     [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
     offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
-    counts: [squares * B], near: [squares * B, NEAR], lists: [squares * B], lengths: [2]; int32, see `Touching`.
+    counts, near, around, lists, lengths: int32, see `Touching`.
     poison: [] 1 or NaN. norms: [3] by which the sums of the losses were divided. grad_pos, grad_loc, grad_neg: [] of
     the three losses. grad_u: [points of all levels and images] float32, from the dense pass.
     grad_z_levels, grad_d_levels, grad_u_levels: out, laid out as the inputs; what the dense pass wrote is replaced.
@@ -102,7 +105,7 @@ def pairs_backward_kernel(
         square = number - image * squares
         bounds = bounds_of(square, columns, side, heights, widths, strides)
         first_rows, first_filled, first_start, first_word = first_block(
-            number, image, offsets, counts, near, table, capacity, bounds, SLOTS, MANY
+            number, image, offsets, counts, near, around, table, capacity, bounds, GROUP, AROUND, SLOTS, MANY
         )
         for first_lane in range(0, LANES, ROWS):
             lane = first_lane + tl.arange(0, ROWS)
@@ -188,9 +191,10 @@ def pairs_backward_kernel(
                         open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
                         open_pos = carry_on(chosen, some, class_pos, open_pos, still_open, 0.0)
                         open_label = label_of_last
-                        last = image_rows(offsets, image, capacity)[1]  # these two again: registers are few
-                        bounds = bounds_of(square, columns, side, heights, widths, strides)
-                        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+                        bounds = bounds_of(square, columns, side, heights, widths, strides)  # again: registers are few
+                        rows, filled, start, word = following_block(
+                            number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS
+                        )
                         tl.debug_barrier()  # the next block may write an entry again
                 of_levels = points_before(level, heights, widths, batch)
                 dense = tl.load(grad_u + of_levels + before + point, mask=changed, other=0.0)
@@ -234,6 +238,7 @@ def pairs_backward(
             table,
             touching.counts,
             touching.near,
+            touching.around,
             touching.lists,
             touching.lengths,
             poison,

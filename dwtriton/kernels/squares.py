@@ -15,7 +15,8 @@ from dwtriton.kernels.launch import INTERPRETED
 from dwtriton.kernels.levels import pick
 
 CELLS = 8 if INTERPRETED else 2  # of the finest level, along a side of a square; the interpreter likes large programs
-GROUP = 32  # squares of an image whose boxes are looked for together
+ACROSS, DOWN = tl.constexpr(8), tl.constexpr(4)  # squares of a group, whose boxes are looked for together
+GROUP = ACROSS.value * DOWN.value
 CELL_MARGIN = 1e-3  # a stride that does not divide a square's side may have one more centre in it, but for rounding
 
 
@@ -24,7 +25,7 @@ class Squares(NamedTuple):
 
     side: float  # pixels
     columns: int  # squares side by side
-    count: int  # of an image, a multiple of GROUP: the last may have no points
+    count: int  # of an image, group by group; those beyond the image have no points
     spans: tuple[int, ...]  # most cells of each level along a side
     lanes: int  # a power of two, at least the points of all levels in a square
 
@@ -43,7 +44,8 @@ def cut(heights: tuple[int, ...], widths: tuple[int, ...], strides: tuple[float,
         max(math.ceil(count * stride / side) for count, stride in zip(counts, strides)) for counts in (widths, heights)
     )
     lanes = 1 << (sum(span * span for span in spans) - 1).bit_length()
-    return Squares(side, columns, -(-columns * rows // GROUP) * GROUP, spans, lanes)
+    columns, rows = (-(-number // each) * each for number, each in ((columns, ACROSS.value), (rows, DOWN.value)))
+    return Squares(side, columns, columns * rows, spans, lanes)
 
 
 def squares_of(pyramid: Pyramid) -> Squares:
@@ -68,6 +70,15 @@ def lanes_before(spans, level):
 
 
 @triton.jit
+def place_of(square, columns):
+    """How many squares lie left of one, and above it."""
+    group, number = square // (ACROSS * DOWN), square % (ACROSS * DOWN)
+    groups_across = columns // ACROSS
+    across, below = group % groups_across, group // groups_across
+    return across * ACROSS + number % ACROSS, below * DOWN + number // ACROSS
+
+
+@triton.jit
 def open_square(square, lane, columns, side, heights, widths, strides, SPANS: tl.constexpr):
     """The points of some lanes of a square: whether there is one, level, number in the level, x and y; like `lane`."""
     level = lane * 0
@@ -81,7 +92,7 @@ def open_square(square, lane, columns, side, heights, widths, strides, SPANS: tl
         down = tl.where(here, (lane - begin) // SPANS[i], down)
     width, height, stride = pick(widths, level), pick(heights, level), pick(strides, level)
     inverse = 1 / stride
-    across, below = square % columns, square // columns
+    across, below = place_of(square, columns)
     column = first_centre(across * side, inverse, width) + along
     row = first_centre(below * side, inverse, height) + down
     valid = (lane < lanes_before(SPANS, len(SPANS))) & (column < first_centre((across + 1) * side, inverse, width))
@@ -93,7 +104,7 @@ def open_square(square, lane, columns, side, heights, widths, strides, SPANS: tl
 @triton.jit
 def bounds_of(square, columns, side, heights, widths, strides):
     """Least x and y, greatest x and y of the points in each of some squares; inf and -inf where there is none."""
-    across, below = square % columns, square // columns
+    across, below = place_of(square, columns)
     low_x = square * 0.0 + float("inf")
     low_y = low_x
     high_x = -low_x

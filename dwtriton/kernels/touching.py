@@ -19,6 +19,7 @@ from dwtriton.kernels.levels import image_rows
 from dwtriton.kernels.squares import GROUP, Squares, bounds_of
 
 NEAR = 4  # boxes that are written down for a square
+AROUND = 128  # and for a group of squares
 SLOTS = 16  # boxes that are compared with GROUP squares at once
 BITS = tl.constexpr(32)  # boxes that are compared with bounds at once
 LISTED = 32  # groups of squares whose squares a program lists
@@ -29,6 +30,7 @@ class Touching(NamedTuple):
 
     counts: Tensor  # [squares] int32, boxes that touch each
     near: Tensor  # [squares, NEAR] int32, their rows in the table, as many as there are
+    around: Tensor  # [groups, 1 + AROUND] int32: how many boxes touch a group of squares, and their rows likewise
     lists: Tensor  # [squares] int32: from the beginning squares with 1 to NEAR boxes, from the end those with more
     lengths: Tensor  # [2] int32, of the lists
 
@@ -50,12 +52,18 @@ def lowest_bit(x):
 
 
 @triton.jit
-def look_at(start, last, table, capacity, bounds):
+def row_of(number, mask, around, listed):
+    """Row in the table of the boxes with these numbers: in the list of a group where it has all, else in the table."""
+    return tl.where(listed, tl.load(around + 1 + number, mask=mask & listed, other=0), number)
+
+
+@triton.jit
+def look_at(start, last, around, listed, table, capacity, bounds):
     """Which of BITS boxes from `start` on may hold points within bounds: a number's bits."""
     low_x, low_y, high_x, high_y = bounds
     bit = tl.arange(0, BITS)
-    rows = start + bit
-    mask = rows < last
+    mask = start + bit < last
+    rows = row_of(start + bit, mask, around, listed)
     x1 = tl.load(table + rows, mask=mask, other=float("inf"))
     y1 = tl.load(table + capacity + rows, mask=mask, other=float("inf"))
     x2 = tl.load(table + 2 * capacity + rows, mask=mask, other=float("-inf"))
@@ -65,19 +73,19 @@ def look_at(start, last, table, capacity, bounds):
 
 
 @triton.jit
-def next_boxes(start, word, last, table, capacity, bounds, SLOTS: tl.constexpr):
+def next_boxes(start, word, last, around, listed, table, capacity, bounds, SLOTS: tl.constexpr):
     """The next boxes, SLOTS if there are so many, that touch bounds: their rows, [SLOTS], and how many they are.
 
     Also what to go on with: the bits of `word` are those of BITS boxes from `start` on that touch and are not taken
     yet. The first call is given what `begin_walk` returns.
     """
     slot = tl.arange(0, SLOTS)
-    rows = slot * 0
+    numbers = slot * 0
     filled = start * 0
     while (filled < SLOTS) & ((word != 0) | (start + BITS < last)):
         if word == 0:
             start += BITS
-            word = look_at(start, last, table, capacity, bounds)
+            word = look_at(start, last, around, listed, table, capacity, bounds)
         if word != 0:
             found = popcount(word)
             more = tl.minimum(SLOTS - filled, found)
@@ -88,28 +96,60 @@ def next_boxes(start, word, last, table, capacity, bounds, SLOTS: tl.constexpr):
                 left = tl.where(passed < rank, left & (left - 1), left)
                 word &= word - 1
                 passed += 1
-            rows = tl.where((rank >= 0) & (rank < more), start + lowest_bit(left), rows)
+            numbers = tl.where((rank >= 0) & (rank < more), start + lowest_bit(left), numbers)
             filled += more
-    return rows, filled, start, word
+    return row_of(numbers, slot < filled, around, listed), filled, start, word
 
 
 @triton.jit
-def begin_walk(offsets, image, capacity):
-    """What `next_boxes` is given at first: start, word, and the row after the image's last."""
+def range_of_walk(offsets, image, capacity, around, AROUND: tl.constexpr):
+    """Numbers of the boxes to look at, the first and the one after the last, and whether a group's list has all.
+
+    Then they are numbers in that list, else rows of the table: those of the image.
+    """
     first, last = image_rows(offsets, image, capacity)
-    return first - BITS, first * 0, last
+    count = tl.load(around)
+    listed = count <= AROUND
+    return tl.where(listed, 0, first), tl.where(listed, count, last), listed
 
 
 @triton.jit
-def first_block(number, image, offsets, counts, near, table, capacity, bounds, SLOTS: tl.constexpr, MANY: tl.constexpr):
+def first_block(
+    number,
+    image,
+    offsets,
+    counts,
+    near,
+    around,
+    table,
+    capacity,
+    bounds,
+    GROUP: tl.constexpr,
+    AROUND: tl.constexpr,
+    SLOTS: tl.constexpr,
+    MANY: tl.constexpr,
+):
     """The first boxes of a square as from `next_boxes` where MANY touch it, or else all of them as written down."""
-    start, word, last = begin_walk(offsets, image, capacity)
+    start = number * 0
+    word = number * 0
     if MANY:
-        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+        around += number.to(tl.int64) // GROUP * (1 + AROUND)
+        begin, last, listed = range_of_walk(offsets, image, capacity, around, AROUND)
+        rows, filled, start, word = next_boxes(begin - BITS, word, last, around, listed, table, capacity, bounds, SLOTS)
     else:
         rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
         filled = tl.load(counts + number)
     return rows, filled, start, word
+
+
+@triton.jit
+def following_block(
+    number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS: tl.constexpr
+):
+    """The next boxes of a square that many touch."""
+    around += number.to(tl.int64) // GROUP * (1 + AROUND)
+    _, last, listed = range_of_walk(offsets, image, capacity, around, AROUND)
+    return next_boxes(start, word, last, around, listed, table, capacity, bounds, SLOTS)
 
 
 @triton.jit
@@ -127,6 +167,7 @@ def touching_kernel(
     table,
     counts,
     near,
+    around,
     totals,
     side,
     columns,
@@ -134,15 +175,17 @@ def touching_kernel(
     capacity,
     GROUP: tl.constexpr,
     NEAR: tl.constexpr,
+    AROUND: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
     """Count the boxes that touch each square, and write down the first NEAR of them.
 
-    Grid (groups,): program i owns GROUP squares of an image, in counts, near and totals[i]. It finds the boxes that
-    touch any of its squares, and compares them with each, SLOTS at a time.
+    Grid (groups,): program i owns GROUP squares of an image, in counts and near, around[i] and totals[i]. It finds the
+    boxes that touch any of its squares, and compares them with each, SLOTS at a time.
 
     heights, widths, strides: of each level. offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
     counts: out, [squares * B] int32. near: out, [squares * B, NEAR] int32, rows of the table; the rest is left.
+    around: out, [groups, 1 + AROUND] int32, boxes that touch the group and the first AROUND of their rows.
     totals: out, [groups, 2] int32, squares that go into the lists of few and of many boxes.
     side: of a square, in pixels. columns: squares side by side. squares: of an image. capacity: N.
     """
@@ -150,12 +193,20 @@ def touching_kernel(
     image = tl.program_id(0) * GROUP // squares
     low_x, low_y, high_x, high_y = bounds_of(numbers - image * squares, columns, side, heights, widths, strides)
     bounds = (tl.min(low_x), tl.min(low_y), tl.max(high_x), tl.max(high_y))
-    start, word, last = begin_walk(offsets, image, capacity)
+    first, last = image_rows(offsets, image, capacity)
+    start = first - BITS
+    word = first * 0
+    listed = first < 0  # there is no list yet
+    mine = around + tl.program_id(0).to(tl.int64) * (1 + AROUND)
+    found = first * 0
     count = tl.zeros((GROUP,), tl.int32)
     go_on = True
     while go_on:
-        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+        rows, filled, start, word = next_boxes(start, word, last, mine, listed, table, capacity, bounds, SLOTS)
         go_on = filled == SLOTS
+        slot = found + tl.arange(0, SLOTS)
+        found += filled
+        tl.store(mine + 1 + slot, rows, mask=(slot < found) & (slot < AROUND))
         x1, y1, x2, y2 = load_corners(table, rows, capacity)
         touches = (x1[:, None] < high_x[None, :]) & (y1[:, None] < high_y[None, :])
         touches = touches & (x2[:, None] > low_x[None, :]) & (y2[:, None] > low_y[None, :])
@@ -165,6 +216,7 @@ def touching_kernel(
         out = near + numbers.to(tl.int64)[None, :] * NEAR + place
         tl.store(out, tl.broadcast_to(rows[:, None], (SLOTS, GROUP)), mask=touches & (place < NEAR))
         count += tl.sum(added, 0)
+    tl.store(mine, found)
     tl.store(counts + numbers, count)
     tl.store(totals + 2 * tl.program_id(0), tl.sum(((count > 0) & (count <= NEAR)).to(tl.int32)))
     tl.store(totals + 2 * tl.program_id(0) + 1, tl.sum((count > NEAR).to(tl.int32)))
@@ -221,7 +273,8 @@ def listing_kernel(
 def empty_touching(pyramid: Pyramid, squares: Squares, device: torch.device) -> tuple[Touching, Tensor]:
     """Memory for `find_touching`: its result, and the totals of groups that it needs on the way."""
     count = squares.count * pyramid.batch
-    shapes = ((count,), (count, NEAR), (count,), (2,), (count // GROUP, 2))
+    groups = count // GROUP
+    shapes = ((count,), (count, NEAR), (groups, 1 + AROUND), (count,), (2,), (groups, 2))
     *touching, totals = (torch.empty(shape, device=device, dtype=torch.int32) for shape in shapes)
     return Touching(*touching), totals
 
@@ -241,11 +294,13 @@ def find_touching(
         table,
         touching.counts,
         touching.near,
+        touching.around,
         totals,
         *squares.numbers,
         len(table) // FIELDS,
         GROUP=GROUP,
         NEAR=NEAR,
+        AROUND=AROUND,
         SLOTS=SLOTS,
         num_warps=4,
     )

@@ -8,15 +8,17 @@ import triton.language as tl
 
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import pack_targets
+from dwtriton.kernels import correction
 from dwtriton.kernels import squares as module
+from dwtriton.kernels import touching as touching_module
 from dwtriton.kernels.bags import box_bags
 from dwtriton.kernels.boxes import box_table
+from dwtriton.kernels.configs import BagsConfig
 from dwtriton.kernels.counts import bounds_of_squares, touch, work_of_image
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import INTERPRETED
-from dwtriton.kernels.squares import open_square, squares_of
-from dwtriton.kernels.touching import NEAR, begin_walk, empty_touching, find_touching, next_boxes
-from dwtriton.kernels.tuning import BagsConfig
+from dwtriton.kernels.squares import GROUP, open_square, squares_of
+from dwtriton.kernels.touching import BITS, NEAR, empty_touching, find_touching, next_boxes
 from tests.support.generated_cases import assert_equals_truth
 from tests.support.kernel_cases import on_kernels
 from tests.support.loss_cases import random_case
@@ -78,7 +80,7 @@ def test_boxes_that_touch_each_square_are_counted_written_down_and_listed(pyrami
     levels, squares, offsets, table = prepare(case)
     touching, totals = empty_touching(levels, squares, table.device)
     find_touching(levels, offsets, table, squares, touching, totals)
-    counts, near, lists, lengths = (part.cpu() for part in touching)
+    counts, near, around, lists, lengths = (part.cpu() for part in touching)
     corners = table[: 4 * 45].view(4, 45).T.cpu()
     _, *bounds = bounds_of_squares(squares, case.sizes, case.strides)
     for image, (first, last) in enumerate(((0, 40), (40, 40), (40, 45))):
@@ -87,7 +89,13 @@ def test_boxes_that_touch_each_square_are_counted_written_down_and_listed(pyrami
         assert counts[here].tolist() == expected.sum(0).tolist()
         for square in range(squares.count):
             rows = first + expected[:, square].nonzero().flatten()
-            assert near[here][square, : len(rows)].tolist() == rows[:NEAR].tolist()
+            assert near[here][square, : len(rows)].tolist()[:NEAR] == rows[:NEAR].tolist()
+        low, high = (torch.stack(bounds[i : i + 2]).unflatten(1, (-1, GROUP)) for i in (0, 2))
+        of_groups = touch(corners[first:last], *low.amin(2), *high.amax(2))
+        for group, (found, *rows) in enumerate(around.unflatten(0, (3, -1))[image].tolist()):
+            expected = (first + of_groups[:, group].nonzero().flatten()).tolist()
+            assert found == len(expected)
+            assert rows[:found] == expected
     few, many = lengths.tolist()
     assert lists[:few].tolist() == ((counts > 0) & (counts <= NEAR)).nonzero().flatten().tolist()
     assert lists[len(lists) - many :].flip(0).tolist() == (counts > NEAR).nonzero().flatten().tolist()
@@ -98,31 +106,38 @@ def test_boxes_that_touch_each_square_are_counted_written_down_and_listed(pyrami
 
 
 @triton.jit
-def walk_kernel(offsets, table, rows_out, filled_out, bounds, capacity, SLOTS: tl.constexpr):
-    """All blocks of one image."""
-    start, word, last = begin_walk(offsets, 0, capacity)
-    block = last * 0
+def walk_kernel(table, around, rows_out, filled_out, bounds, begin, last, listed, capacity, SLOTS: tl.constexpr):
+    """All blocks of boxes with numbers from begin to last."""
+    low_x, low_y, high_x, high_y = bounds
+    start = begin - BITS
+    word = begin * 0
+    block = begin * 0
     go_on = True
     while go_on:
-        rows, filled, start, word = next_boxes(start, word, last, table, capacity, bounds, SLOTS)
+        rows, filled, start, word = next_boxes(
+            start, word, last, around, listed != 0, table, capacity, (low_x, low_y, high_x, high_y), SLOTS
+        )
         tl.store(rows_out + block * SLOTS + tl.arange(0, SLOTS), rows)
         tl.store(filled_out + block, filled)
         block += 1
         go_on = filled == SLOTS
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["of the image", "of a list"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.4, 1.0])
-@pytest.mark.parametrize("count", [1, 32, 255, 256, 700])
-def test_boxes_that_touch_come_in_full_blocks_in_their_order(device, count, share):
-    """Whatever lies between them, for as many looks as an image's boxes take."""
+@pytest.mark.parametrize("count", [1, 32, 255, 700])
+def test_boxes_that_touch_come_in_full_blocks_in_their_order(device, count, share, listed):
+    """Whatever lies between them; the list is of every other row of the table."""
     chosen = torch.tensor(np.random.default_rng(count).random(count) < share)
     corners = torch.where(chosen, torch.tensor([[1.0], [1], [9], [9]]), torch.tensor([[20.0], [20], [30], [30]]))
     table = torch.cat((corners.flatten(), torch.zeros(8 * count))).to(device)
-    offsets = torch.tensor([0, count], dtype=torch.int32, device=device)
+    numbers = torch.arange(0, count, 2) if listed else torch.arange(count)
+    around = torch.cat((torch.tensor([len(numbers)]), numbers)).to(device, torch.int32)
     blocks = count // 32 + 1
     rows, filled = (torch.zeros(size, dtype=torch.int32, device=device) for size in (32 * blocks, blocks))
-    walk_kernel[(1,)](offsets, table, rows, filled, (2.0, 2.0, 4.0, 4.0), count, SLOTS=32)
-    expected = chosen.nonzero().flatten().tolist()
+    bounds = (2.0, 2.0, 4.0, 4.0)
+    walk_kernel[(1,)](table, around, rows, filled, bounds, 0, len(numbers), int(listed), count, SLOTS=32)
+    expected = numbers[chosen[numbers]].tolist()
     assert filled.tolist() == ([32] * (len(expected) // 32) + [len(expected) % 32] + [0] * blocks)[:blocks]
     assert rows[: len(expected)].tolist() == expected
 
@@ -133,6 +148,13 @@ def test_runs_of_a_class_may_end_in_a_later_block(classes, count):
     case = random_case(7, [count, 3], classes=classes, sizes=((6, 6), (3, 3)), strides=(8, 16))
     case.boxes[0] = np.array([4.0, 4, 40, 40]) + np.random.default_rng(0).uniform(-3, 3, (count, 4)).round(1)
     case.box_weights = [np.random.default_rng(1).choice([0.0, 0.5, 1, 2], len(boxes)) for boxes in case.boxes]
+    assert_equals_truth(on_kernels(case.rounded(torch.float32)), torch.float32)
+
+
+def test_more_boxes_around_than_a_list_holds(monkeypatch):
+    monkeypatch.setattr(touching_module, "AROUND", 16)
+    monkeypatch.setattr(correction, "AROUND", 16)
+    case = random_case(9, [45], sizes=((6, 6), (3, 3)), strides=(8, 16))
     assert_equals_truth(on_kernels(case.rounded(torch.float32)), torch.float32)
 
 
