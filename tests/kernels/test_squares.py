@@ -35,8 +35,9 @@ PYRAMIDS = {
 
 @pytest.fixture(params=[2, 8], ids=["2 cells", "8 cells"], autouse=True)
 def cells(request, monkeypatch):
-    """Squares as on a GPU, and as in the interpreter."""
+    """Squares and tiles as on a GPU, and as in the interpreter."""
     monkeypatch.setattr(module, "CELLS", request.param)
+    monkeypatch.setattr(correction, "INTERPRETED", request.param == 8)
     return request.param
 
 
@@ -145,8 +146,8 @@ def test_boxes_that_touch_come_in_full_blocks_in_their_order(device, count, shar
 @pytest.mark.parametrize(("classes", "count"), [(1, 70), (3, 70), (40, 40)])
 def test_runs_of_a_class_may_end_in_a_later_block(classes, count):
     """Boxes over the same points, with runs of a class that are shorter and longer than a block."""
-    case = random_case(7, [count, 3], classes=classes, sizes=((6, 6), (3, 3)), strides=(8, 16))
-    case.boxes[0] = np.array([4.0, 4, 40, 40]) + np.random.default_rng(0).uniform(-3, 3, (count, 4)).round(1)
+    case = random_case(7, [count, 3], classes=classes, sizes=((4, 4), (2, 2)), strides=(8, 16))
+    case.boxes[0] = np.array([4.0, 4, 28, 28]) + np.random.default_rng(0).uniform(-3, 3, (count, 4)).round(1)
     case.box_weights = [np.random.default_rng(1).choice([0.0, 0.5, 1, 2], len(boxes)) for boxes in case.boxes]
     assert_equals_truth(on_kernels(case.rounded(torch.float32)), torch.float32)
 
@@ -154,12 +155,12 @@ def test_runs_of_a_class_may_end_in_a_later_block(classes, count):
 def test_more_boxes_around_than_a_list_holds(monkeypatch):
     monkeypatch.setattr(touching_module, "AROUND", 16)
     monkeypatch.setattr(correction, "AROUND", 16)
-    case = random_case(9, [45], sizes=((6, 6), (3, 3)), strides=(8, 16))
+    case = random_case(9, [45], sizes=((4, 4), (2, 2)), strides=(8, 16))
     assert_equals_truth(on_kernels(case.rounded(torch.float32)), torch.float32)
 
 
 def test_regions_to_ignore_in_more_than_one_block():
-    case = random_case(8, [75], sizes=((6, 6), (3, 3)), strides=(8, 16))
+    case = random_case(8, [75], sizes=((4, 4), (2, 2)), strides=(8, 16))
     case.iscrowd = [np.arange(75) % 2 == 0]
     assert_equals_truth(on_kernels(case.rounded(torch.float32)), torch.float32)
 
@@ -179,7 +180,7 @@ def test_programs_that_share_a_box_change_no_bit():
 
 def test_gradients_of_an_image_do_not_depend_on_its_neighbours():
     """In the same place of the batch or another, with squares that few or many boxes touch."""
-    crowded, other = (random_case(seed, [60], sizes=((6, 6), (3, 3)), strides=(8, 16)) for seed in (1, 2))
+    crowded, other = (random_case(seed, [60], sizes=((4, 4), (2, 2)), strides=(8, 16)) for seed in (1, 2))
     grads = []
     for neighbour, first in ((other, True), (other, False), (crowded, True)):
         cases = (crowded, neighbour) if first else (neighbour, crowded)
