@@ -92,13 +92,13 @@ def assign_kernel(
         u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0).to(tl.float32)
         d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
         distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
-        iou, reg_loss = formulas.overlap(distances, sides_of(x, y, corners))
+        iou, iou_loss, reg_loss = formulas.overlap(distances, sides_of(x, y, corners))
         prior = formulas.center_prior(x, y, corners, stride, SOFT)
         score = formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0]
         t = formulas.alignment(score, tl.where(inside, reg_loss, 0.0))
         pos = formulas.positive_share(t, prior) / tl.load(details + MASS) * tl.load(details + WEIGHT)
         deficit_min = tl.load(details + DEFICIT_MIN)
-        neg = formulas.p_neg(iou, deficit_min, tl.load(details + DEFICIT_MAX))
+        neg = formulas.p_neg(iou, iou_loss, deficit_min, tl.load(details + DEFICIT_MAX))
         source = tl.load(details + ROW).to(tl.int64)
         pairs = tl.minimum(tl.maximum(source, 0), capacity - 1) * points + number
         tl.store(inside_out + pairs, inside, mask=inside)

@@ -117,9 +117,9 @@ def correction_kernel(
                     decides = (inside & (label >= 0)[None, :]) & (
                         (held_by[:, None] & later_of_class(label, SLOTS)[None, :]) == 0
                     )
-                    iou = formulas.overlap(distances, sides_of(x[:, None], y[:, None], corners))[0]
+                    iou, iou_loss, _ = formulas.overlap(distances, sides_of(x[:, None], y[:, None], corners))
                     deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
-                    p_neg = formulas.p_neg(iou, deficit_min[None, :], deficit_max[None, :])
+                    p_neg = formulas.p_neg(iou, iou_loss, deficit_min[None, :], deficit_max[None, :])
                     no_weight = (tl.load(details + WEIGHT) == 0)[None, :]
                     neg, counted = tl.where(no_weight, 0.0, p_neg), tl.where(no_weight, 1.0, p_neg)
                     old_neg = carried(label, open_label, open_neg, 1.0)

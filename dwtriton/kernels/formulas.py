@@ -82,18 +82,40 @@ def center_prior(x, y, corners, stride, SOFT: tl.constexpr):
 
 
 @triton.jit
-def areas(distances, sides):
-    """Areas of intersection, union and enclosing box, from left, top, right, bottom to predicted and to true sides."""
+def beyond(one, other):
+    """By how much one side lies beyond another."""
+    return tl.maximum(one - other, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def sizes(distances, sides):
+    """Widths, then heights, of the predicted box, the true one, what both share, and what each has beyond the other."""
     left, top, right, bottom = distances
     side_l, side_t, side_r, side_b = sides
-    inner = (tl.minimum(left, side_l) + tl.minimum(right, side_r)) * (
-        tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
+    width = (
+        left + right,
+        side_l + side_r,
+        tl.minimum(left, side_l) + tl.minimum(right, side_r),
+        beyond(left, side_l) + beyond(right, side_r),
+        beyond(side_l, left) + beyond(side_r, right),
     )
-    outer = (tl.maximum(left, side_l) + tl.maximum(right, side_r)) * (
-        tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
+    height = (
+        top + bottom,
+        side_t + side_b,
+        tl.minimum(top, side_t) + tl.minimum(bottom, side_b),
+        beyond(top, side_t) + beyond(bottom, side_b),
+        beyond(side_t, top) + beyond(side_b, bottom),
     )
-    union = (left + right) * (top + bottom) + (side_l + side_r) * (side_t + side_b) - inner
-    return inner, union, outer
+    return width, height
+
+
+@triton.jit
+def areas(width, height):
+    """Intersection, union without it, and enclosing box without the union: sums of products that are not negative."""
+    _, _, inner_w, more_w, less_w = width
+    predicted_h, true_h, inner_h, more_h, less_h = height
+    beside = (more_w * predicted_h + inner_w * more_h) + (less_w * true_h + inner_w * less_h)
+    return inner_w * inner_h, beside, more_w * less_h + less_w * more_h
 
 
 @triton.jit
@@ -104,45 +126,57 @@ def guard(area):
 
 @triton.jit
 def overlap(distances, sides):
-    """IoU, and 1 - GIoU."""
-    inner, union, outer = areas(distances, sides)
-    union, outer = guard(union), guard(outer)
-    per_union, per_outer = reciprocal(union), reciprocal(outer)
-    return ratio(inner, union, per_union), (union - inner) * per_union + (outer - union) * per_outer
+    """IoU, 1 - IoU, and 1 - GIoU, from left, top, right, bottom to predicted and to true sides."""
+    width, height = sizes(distances, sides)
+    inner, beside, gap = areas(width, height)
+    raw_union = inner + beside
+    union, outer = guard(raw_union), guard(raw_union + gap)
+    added, added_outer = union - raw_union, outer - (raw_union + gap)  # 0 but for boxes of nearly no area
+    per_union = reciprocal(union)
+    iou_loss = ratio(beside + added, union, per_union)
+    reg_loss = iou_loss + (gap + added_outer - added) * reciprocal(outer)
+    return ratio(inner, union, per_union), iou_loss, reg_loss
 
 
 @triton.jit
-def reg_loss_slope(distance, side, across, across_inner, across_outer, of_inner, of_union, of_outer):
-    """d(1 - GIoU) / d(distance of one side), from the derivatives by the three areas.
+def slopes_of_sides(size, across, union, outer, per_union, per_outer, over_union):
+    """d(1 - GIoU) / d(a distance), of a side inside the true box and of one beyond it.
 
-    `across` are the lengths that the side sweeps over when it moves. Where the predicted side ties with the true one,
-    the result is the mean of the slopes on both sides.
+    `size` and `across` are the results of `sizes` in the direction in which the side moves, and across it.
     """
-    within = tl.where(distance < side, 1.0, tl.where(distance == side, 0.5, 0.0))
-    inner = within * across_inner
-    return inner * of_inner + (across - inner) * of_union + (1 - within) * across_outer * of_outer
+    _, true, _, _, less = size
+    predicted_across, _, inner_across, more_across, less_across = across
+    grows = union > MIN_AREA
+    swept = tl.where(grows, more_across, 0.0)
+    inside = (swept * over_union - inner_across) * per_union - swept * per_outer
+    gap = tl.where(grows, less_across * true - more_across * less, guard(union))
+    gap = tl.where(outer > MIN_AREA, gap * per_outer, 0.0) * (per_outer * (inner_across + more_across + less_across))
+    return inside, tl.where(grows, predicted_across * over_union * per_union, 0.0) + gap
+
+
+@triton.jit
+def slope_of_side(distance, side, inside, outside):
+    """The slope of a side: that inside or that beyond the true box; where both boxes tie, the mean."""
+    return tl.where(distance < side, inside, tl.where(distance == side, 0.5 * (inside + outside), outside))
 
 
 @triton.jit
 def reg_loss_gradient(distances, sides):
-    """d(1 - GIoU) / d(left, top, right, bottom), by way of 1 - GIoU = 2 - inner / union - union / outer."""
+    """d(1 - GIoU) / d(left, top, right, bottom)."""
     left, top, right, bottom = distances
     side_l, side_t, side_r, side_b = sides
-    inner, union, outer = areas(distances, sides)
+    width, height = sizes(distances, sides)
+    inner, beside, gap = areas(width, height)
+    union, outer = inner + beside, inner + beside + gap
     per_union, per_outer = reciprocal(guard(union)), reciprocal(guard(outer))
-    # inner / union^2 and union / outer^2 by way of the gaps, so that all terms cancel at a perfect prediction
-    of_union = tl.where(union > MIN_AREA, per_union * (1 - (union - inner) * per_union) - per_outer, 0.0)
-    of_outer = tl.where(outer > MIN_AREA, per_outer * (1 - (outer - union) * per_outer), 0.0)
-    width, height = left + right, top + bottom
-    inner_w = tl.minimum(left, side_l) + tl.minimum(right, side_r)
-    inner_h = tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
-    outer_w = tl.maximum(left, side_l) + tl.maximum(right, side_r)
-    outer_h = tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
+    over_union = ratio(inner, guard(union), per_union)
+    inside_w, beyond_w = slopes_of_sides(width, height, union, outer, per_union, per_outer, over_union)
+    inside_h, beyond_h = slopes_of_sides(height, width, union, outer, per_union, per_outer, over_union)
     return (
-        reg_loss_slope(left, side_l, height, inner_h, outer_h, -per_union, of_union, of_outer),
-        reg_loss_slope(top, side_t, width, inner_w, outer_w, -per_union, of_union, of_outer),
-        reg_loss_slope(right, side_r, height, inner_h, outer_h, -per_union, of_union, of_outer),
-        reg_loss_slope(bottom, side_b, width, inner_w, outer_w, -per_union, of_union, of_outer),
+        slope_of_side(left, side_l, inside_w, beyond_w),
+        slope_of_side(top, side_t, inside_h, beyond_h),
+        slope_of_side(right, side_r, inside_w, beyond_w),
+        slope_of_side(bottom, side_b, inside_h, beyond_h),
     )
 
 
@@ -165,13 +199,15 @@ def positive_share(t, prior):
 
 
 @triton.jit
-def iou_deficit(iou):
+def iou_deficit(iou, iou_loss):
     """f(v) = (1 - v^2) / 0.75."""
-    return (1 - iou) * (1 + iou) * (1 / DEFICIT_SCALE)
+    return iou_loss * (1 + iou) * (1 / DEFICIT_SCALE)
 
 
 @triton.jit
-def p_neg(iou, deficit_min, deficit_max):
+def p_neg(iou, iou_loss, deficit_min, deficit_max):
     """m: the deficit stretched to 0..1 over the bag; 1 where the IoU is below one half."""
-    above, spread = iou_deficit(iou) - deficit_min + SPREAD_EPSILON, deficit_max - deficit_min + SPREAD_EPSILON
-    return tl.where(iou < MIN_IOU, 1.0, ratio(above, spread, reciprocal(spread)))
+    spread = tl.maximum(deficit_max - deficit_min, 0.0, propagate_nan=tl.PropagateNan.ALL) + SPREAD_EPSILON
+    above = iou_deficit(iou, iou_loss) - deficit_min + SPREAD_EPSILON
+    stretched = tl.minimum(ratio(above, spread, reciprocal(spread)), 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(iou < MIN_IOU, 1.0, stretched)

@@ -156,7 +156,7 @@ def pairs_backward_kernel(
                     z_places = place(0, channel, area[:, None], NUM_CLASSES, Z_LAST)
                     z = load_tile(z_points[:, None] + z_places, held)
                     sides = sides_of(x[:, None], y[:, None], corners)
-                    iou, reg_loss = formulas.overlap(distances, sides)
+                    iou, iou_loss, reg_loss = formulas.overlap(distances, sides)
                     reg_loss = tl.where(held, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
                     prior = formulas.center_prior(x[:, None], y[:, None], corners, stride[:, None], SOFT)
                     sz, not_z = formulas.sigmoids(z)
@@ -171,7 +171,7 @@ def pairs_backward_kernel(
                     db += tl.sum(tl.where(held, pos * slope_b, 0.0), 1)
 
                     deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
-                    p_neg = formulas.p_neg(iou, deficit_min[None, :], deficit_max[None, :])
+                    p_neg = formulas.p_neg(iou, iou_loss, deficit_min[None, :], deficit_max[None, :])
                     neg = tl.where((weight == 0)[None, :], 0.0, p_neg)
                     old_neg = carried(label, open_label, open_neg, 1.0)
                     class_pos = run_sums(pos, label, SLOTS) + carried(label, open_label, open_pos, 0.0)
