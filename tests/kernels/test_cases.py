@@ -9,9 +9,9 @@ import torch
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets, pack_targets
 from dwtriton.kernels.boxes import box_table
+from dwtriton.kernels.configs import BagsConfig, DenseConfig, KernelConfigs
 from dwtriton.kernels.finish import ADDED_TOGETHER, finish
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
-from dwtriton.kernels.tuning import BagsConfig, DenseConfig, KernelConfigs, PairsConfig
 from tests.support.generated_cases import (
     assert_equals_truth,
     assert_finite_and_exact,
@@ -186,16 +186,15 @@ def test_scores_about_where_formulas_change(score):
     assert_finite_and_exact(on_kernels(case.rounded(torch.float32)))
 
 
-BAGS, PAIRS = BagsConfig(64, 1), PairsConfig(8, 1)
-DENSE = DenseConfig(128, 4, 4, 1)
+BAGS = BagsConfig(64, 1, 16)
+DENSE = DenseConfig(128, 4, 4, 1, 1)
 CONFIGS = {
-    "class blocks of 4": KernelConfigs(DENSE, BAGS, PAIRS, DENSE, PAIRS),
-    "class blocks of 8": KernelConfigs(DENSE._replace(classes=8), BAGS, PAIRS, DENSE._replace(classes=8), PAIRS),
-    "tiles of one point": KernelConfigs(DenseConfig(1, 8, 1, 1), BAGS, PAIRS, DenseConfig(1, 8, 1, 1), PAIRS),
-    "several tiles": KernelConfigs(DenseConfig(4, 2, 1, 4), BAGS, PAIRS, DenseConfig(2, 1, 1, 8), PAIRS),
-    "bags of many blocks": KernelConfigs(DENSE, BagsConfig(1, 1), PAIRS, DENSE, PAIRS),
-    "squares of one cell": KernelConfigs(DENSE, BAGS, PairsConfig(1, 1), DENSE, PairsConfig(2, 1)),
-    "squares of everything": KernelConfigs(DENSE, BAGS, PairsConfig(32, 1), DENSE, PairsConfig(16, 1)),
+    "class blocks of 4": KernelConfigs(DENSE, BAGS, DENSE),
+    "class blocks of 8": KernelConfigs(DENSE._replace(classes=8), BAGS, DENSE._replace(classes=8)),
+    "tiles of one point": KernelConfigs(DenseConfig(1, 8, 1, 1, 1), BAGS, DenseConfig(1, 8, 1, 1, 1)),
+    "several tiles": KernelConfigs(DenseConfig(4, 2, 1, 4, 1), BAGS, DenseConfig(2, 1, 1, 8, 2)),
+    "bags of many blocks": KernelConfigs(DENSE, BagsConfig(1, 1, 1), DENSE),
+    "bags of many programs": KernelConfigs(DENSE, BagsConfig(4, 1, 64), DENSE),
 }
 
 
