@@ -33,6 +33,7 @@ def dual_weight_losses(
     """The same as `dwtriton.reference.dual_weight_losses`. Raises ValueError for float64."""
     if torch.compiler.is_compiling():
         sums, counts = dual_weight_sums(outputs, targets, strides, soft_prior)
-        return (sums / (counts.clamp(min=1) if normalisers is None else normalisers(counts))).unbind()
+        losses = sums / (counts.clamp(min=1) if normalisers is None else normalisers(counts))
+        return losses[0], losses[1], losses[2]
     levels = len(outputs.cls_logits)
     return DualWeightFunction.apply(targets, strides, soft_prior, normalisers, levels, *outputs.levels)[:3]

@@ -138,7 +138,7 @@ def boxes_kernel(
     right = (x1 <= x2) & (y1 <= y2) & (x1 > float("-inf")) & (y1 > float("-inf")) & (x2 < float("inf"))
     right = right & (y2 < float("inf")) & (given >= 0) & (given < NUM_CLASSES)
     right = right & (weight >= 0) & (weight < float("inf"))
-    wrong = used & (right == 0)
+    wrong = used & ((right == 0) | (stored == 0))  # not stored: offsets that fall
     share = tl.where(truth, weight, 0.0).to(tl.float64)
     out = sums + tl.program_id(0) * BOX_SUMS
     tl.store(out, 0.25 * tl.sum(share * (cls_loss / mass)))

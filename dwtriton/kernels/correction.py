@@ -29,8 +29,8 @@ from dwtriton.kernels.tiles import (
 from dwtriton.kernels.touching import AROUND, NEAR, Touching, first_block, following_block, listed_square
 
 BLOCK = 32  # boxes taken at once where there are many
-MOST_PROGRAMS = 4224  # that take squares in turn: as many as an H100 holds at once
-MAX_REGISTERS = 144  # of a thread
+MOST_PROGRAMS = 132 * 16  # that take squares in turn: as many as an H100 holds at once, by their registers
+MAX_REGISTERS = {NEAR: 128, BLOCK: 144}  # of a thread, by the boxes of a tile
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity"])
@@ -78,6 +78,7 @@ def correction_kernel(
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
     capacity: N. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.
     """
+    CLASSES: tl.constexpr = 32 // ROWS if ROWS < 32 else 1  # taken at a time at points to ignore
     change = tl.zeros((ROWS,), tl.float64)
     missing = tl.zeros((ROWS,), tl.float64)
     turn = tl.program_id(0)
@@ -147,10 +148,13 @@ def correction_kernel(
                             number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS
                         )
                 if any_of(ignored):
-                    for channel in range(NUM_CLASSES):
-                        z_places = z_points + place(0, channel, area, NUM_CLASSES, Z_LAST)
-                        z = tl.load(z_places, mask=ignored, other=float("-inf")).to(tl.float32)
-                        change -= negatives.loss(z, u, lift, su, not_u).to(tl.float64)
+                    for first_class in range(0, NUM_CLASSES, CLASSES):
+                        classes = first_class + tl.arange(0, CLASSES)[None, :]
+                        z_places = place(0, classes, area[:, None], NUM_CLASSES, Z_LAST)
+                        mask = ignored[:, None] & (classes < NUM_CLASSES)
+                        z = load_tile(z_points[:, None] + z_places, mask)
+                        loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+                        change -= tl.sum(tl.where(mask, loss, 0.0).to(tl.float64), 1)
         turn += tl.num_programs(0)
     tl.store(sums + 2 * tl.program_id(0), tl.sum(change))
     tl.store(sums + 2 * tl.program_id(0) + 1, tl.sum(missing))
@@ -174,6 +178,7 @@ def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> lis
     for slots in (NEAR, BLOCK):
         rows = squares.lanes if INTERPRETED else min(32 // slots, squares.lanes)
         options = {"ROWS": rows, "SLOTS": slots, "MANY": slots == BLOCK}
+        options |= {"num_warps": 1, "maxnreg": MAX_REGISTERS[slots]}
         launches.append((min(MOST_PROGRAMS, len(touching.counts)), constants | options))
     return launches
 

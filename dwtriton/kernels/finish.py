@@ -24,23 +24,29 @@ def add_up(sums, count, stride, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def store_loss(sums, counts, losses, loss, count):
+def store_loss(sums, counts, norms, loss, total, count):
     """What `finish_kernel` writes of one loss."""
     norm = tl.maximum(count, 1.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(sums, loss)
+    tl.store(sums, total)
     tl.store(counts, count)
-    tl.store(losses, norm)
-    tl.store(losses + 3, loss / norm)
+    tl.store(norms, norm)
+    tl.store(loss, total / norm)
 
 
-@triton.jit(do_not_specialize=["dense_programs", "pair_programs", "box_programs"])
+NUMBERS = ["dense_programs", "pair_programs", "box_programs", "loss_pos", "loss_loc", "loss_neg", "poison"]
+
+
+@triton.jit(do_not_specialize=NUMBERS)
 def finish_kernel(
     dense_sums,
     pair_sums,
     box_sums,
     sums,
     counts,
-    losses,
+    norms,
+    loss_pos,
+    loss_loc,
+    loss_neg,
     poison,
     dense_programs,
     pair_programs,
@@ -53,7 +59,7 @@ def finish_kernel(
 
     dense_sums: [dense_programs], pair_sums: [pair_programs, 2], box_sums: [box_programs, BOX_SUMS], all float64.
     sums: out, [3] of the three losses. counts: out, [3] what normalises each, sum of the boxes' weights, twice, and of
-    1 - N. losses: out, [2, 3] the same, but at least 1; and the sums over that.
+    1 - N. norms: out, [3] the same, but at least 1. loss_pos, loss_loc, loss_neg: out, [] the sums over these.
     poison: out, [] 1, or NaN if a box, a label or a weight is invalid. BLOCK: partial sums read at once.
     """
     cls_neg = add_up(dense_sums, dense_programs, 1, BLOCK) + add_up(pair_sums, pair_programs, 2, BLOCK)
@@ -63,18 +69,20 @@ def finish_kernel(
     weight = add_up(box_sums + 2, box_programs, BOX_SUMS, BLOCK).to(tl.float32)
     wrong = add_up(box_sums + 3, box_programs, BOX_SUMS, BLOCK)
     factor = tl.where(wrong > 0, float("nan"), 1.0)
-    store_loss(sums, counts, losses, cls_pos.to(tl.float32) * factor, weight)
-    store_loss(sums + 1, counts + 1, losses + 1, loc.to(tl.float32) * factor, weight)
-    store_loss(sums + 2, counts + 2, losses + 2, cls_neg.to(tl.float32) * factor, missing.to(tl.float32))
+    store_loss(sums, counts, norms, loss_pos, cls_pos.to(tl.float32) * factor, weight)
+    store_loss(sums + 1, counts + 1, norms + 1, loss_loc, loc.to(tl.float32) * factor, weight)
+    store_loss(sums + 2, counts + 2, norms + 2, loss_neg, cls_neg.to(tl.float32) * factor, missing.to(tl.float32))
     tl.store(poison, factor)
 
 
-def finish(dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], normalisers and losses [2, 3], poison [], float32.
+def finish(
+    dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    """Sums of the three losses [3], what normalises each [3], normalisers [3] with the losses [], poison []; float32.
 
     The poison is 1, or NaN if a box, a label or a weight is invalid, and is a factor of the losses already.
     """
-    outputs = [torch.empty(shape, device=dense_sums.device) for shape in (3, 3, (2, 3), ())]
+    outputs = [torch.empty(shape, device=dense_sums.device) for shape in (3, 3, 3, (), (), (), ())]
     launch(
         finish_kernel,
         (1,),
@@ -89,4 +97,5 @@ def finish(dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor) -> tuple[Ten
         num_warps=16,
         maxnreg=64,
     )
-    return tuple(outputs)
+    sums, counts, *normalised, poison = outputs
+    return sums, counts, tuple(normalised), poison

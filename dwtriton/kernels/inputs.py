@@ -11,7 +11,7 @@ from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_POINTS = 2**31  # of a batch on all levels
+MAX_POINTS = 2**29  # of a batch on all levels: each has four distances
 
 
 class Pyramid(NamedTuple):

@@ -1,6 +1,8 @@
 """Launches that cost the host little: compiled kernels are kept, and given plain addresses instead of tensors."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -51,7 +53,7 @@ def launch(
                 aligned |= each
         else:
             address = argument.data_ptr()
-            aligned |= address
+            aligned |= 0 if argument.ndim == 0 else address  # kernels do not specialise pointers to single numbers
         addresses.append(address)
     beside = getattr(_now, "stream", None)
     key = (kernel.fn, tensor.device.index, num_warps, *dtypes, *constants.values())
@@ -59,7 +61,7 @@ def launch(
     if compiled is None:
         with torch.cuda.stream(beside):  # None: no other than the current one
             compiled = kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
-        if aligned % ALIGNED == 0:
+        if aligned % ALIGNED == 0 and torch.version.hip is None:  # AMD's compiler looks at the size of memory, too
             _kept[key] = compiled
         return
     stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) if beside is None else beside.cuda_stream
@@ -79,10 +81,10 @@ def _options(num_warps: int, maxnreg: int | None) -> dict[str, int | bool]:
 
 
 class Beside:
-    """A context whose launches run beside those that follow it, until `join`; on a GPU, and if there are rows at all.
+    """A context in which some launches run beside others, on a GPU, and if there are rows at all.
 
-    Memory still belongs to the current stream: what is launched beside must be kept until `join`, and what it reads or
-    writes must have been made, and filled, before.
+    It ends when all are done, as far as later launches are concerned. Memory still belongs to the current stream: what
+    is launched beside must be kept until then, and what it reads or writes must have been made, and filled, before.
     """
 
     def __init__(self, rows: Tensor):
@@ -92,16 +94,20 @@ class Beside:
         if self.stream is not None:
             self.main = torch.cuda.current_stream(self.stream.device)
             self.stream.wait_stream(self.main)
-            _now.stream = self.stream
         return self
 
     def __exit__(self, *_) -> None:
-        _now.stream = None
-
-    def join(self) -> None:
-        """What is launched from now on waits for what ran beside."""
         if self.stream is not None:
             self.main.wait_stream(self.stream)
+
+    @contextmanager
+    def launches(self) -> Iterator[None]:
+        """What is launched here runs beside what is launched behind."""
+        _now.stream = self.stream
+        try:
+            yield
+        finally:
+            _now.stream = None
 
 
 @cache

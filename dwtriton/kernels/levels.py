@@ -69,5 +69,5 @@ def load_distances(d_points, step, mask):
 def image_rows(offsets, image, capacity):
     """First row of an image's boxes and the row after the last, never outside the packed targets."""
     first = tl.maximum(tl.load(offsets + image), 0)
-    last = tl.minimum(tl.load(offsets + image + 1), capacity)
+    last = tl.maximum(tl.minimum(tl.load(offsets + image + 1), capacity), 0)
     return tl.minimum(first, last), last

@@ -34,8 +34,11 @@ from dwtriton.kernels.tiles import (
 )
 from dwtriton.kernels.touching import Touching, first_block, following_block, listed_square
 
+SIZES = ["columns", "squares", "all_squares", "batch", "capacity"]
+SINGLE_NUMBERS = ["poison", "norms", "grad_pos", "grad_loc", "grad_neg"]
 
-@triton.jit(do_not_specialize=["columns", "squares", "all_squares", "batch", "capacity"])
+
+@triton.jit(do_not_specialize=[*SIZES, *SINGLE_NUMBERS])
 def pairs_backward_kernel(
     z_levels,
     d_levels,
@@ -93,6 +96,7 @@ def pairs_backward_kernel(
     batch: B. capacity: N. SOFT: the centre prior is not thresholded. SPANS, LANES: see `Squares`.
     ROWS: points taken at a time. SLOTS: of a block.
     """
+    CLASSES: tl.constexpr = 32 // ROWS if ROWS < 32 else 1  # taken at a time at points to ignore
     factor = tl.load(poison)
     pos_factor = formulas.POSITIVE_FACTOR * (tl.load(grad_pos).to(tl.float32) / tl.load(norms) * factor)
     loc_factor = tl.load(grad_loc).to(tl.float32) / tl.load(norms + 1) * factor
@@ -142,11 +146,13 @@ def pairs_backward_kernel(
                     changed |= held_by != 0
                     regions = bits_where(label < 0, SLOTS)
                     in_region = (held_by & regions) != 0
-                    if any_of(in_region):
-                        for channel in range(NUM_CLASSES):
-                            z_place = place(0, channel, area, NUM_CLASSES, Z_LAST)
-                            zeros = tl.zeros((ROWS,), tl.float32) + 0 * neg_factor
-                            tl.store(grad_z_points + z_place, zeros, mask=in_region)
+                    if any_of(in_region & (ignored == 0)):
+                        for first_class in range(0, NUM_CLASSES, CLASSES):
+                            classes = first_class + tl.arange(0, CLASSES)[None, :]
+                            z_places = place(0, classes, area[:, None], NUM_CLASSES, Z_LAST)
+                            zeros = tl.zeros((ROWS, CLASSES), tl.float32) + 0 * neg_factor
+                            mask = in_region[:, None] & (classes < NUM_CLASSES)
+                            store_tile(grad_z_points[:, None] + z_places, zeros, mask)
                         tl.debug_barrier()  # some of them are written again below
                     ignored |= in_region
                     held_by &= ~regions
@@ -256,6 +262,6 @@ def pairs_backward(
 
     few, many = pair_launches(pyramid, squares, touching)
     with Beside(table) as other:
-        start(*many)
-    start(*few)
-    other.join()
+        with other.launches():
+            start(*many)
+        start(*few)

@@ -56,7 +56,8 @@ def dual_weight_losses(
     `normalisers(counts)` makes N_pos, N_pos and N_neg [3] of this rank's counts [3]; None: this rank is the only one.
     """
     sums, counts = dual_weight_sums(outputs, targets, strides, soft_prior)
-    return (sums / (counts.clamp(min=1) if normalisers is None else normalisers(counts))).unbind()
+    losses = sums / (counts.clamp(min=1) if normalisers is None else normalisers(counts))
+    return losses[0], losses[1], losses[2]
 
 
 def forward_pass(

@@ -70,3 +70,29 @@ def test_memory_that_is_not_aligned_always_goes_through_the_front_door():
     for _ in range(3):
         launch(kernel, (1,), (on_gpu(4, shift=1),), on_gpu(2), 1, SPANS=(1,), BLOCK=16, num_warps=1)
     assert (kernel.compiled, kernel.plain) == (3, [])
+
+
+def test_single_numbers_may_lie_anywhere():
+    """Gradients of the losses are entries of one tensor."""
+    kernel = Kernel()
+    for number in on_gpu(3).unbind():
+        launch(kernel, (1,), (on_gpu(4),), number, 1, SPANS=(1,), BLOCK=16, num_warps=1)
+    assert (kernel.compiled, len(kernel.plain)) == (1, 2)
+
+
+def test_launches_beside_others_are_joined_even_if_one_fails(monkeypatch):
+    waited, beside = [], []
+    side, main = (SimpleNamespace(wait_stream=waited.append, device=0) for _ in range(2))
+    monkeypatch.setattr(module, "_side_stream", lambda index: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+
+    def failing():
+        with module.Beside(on_gpu(2)) as other, other.launches():
+            beside.append(module._now.stream)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        failing()
+    assert beside == [side]
+    assert module._now.stream is None
+    assert waited == [main, side]
