@@ -34,11 +34,11 @@ from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
 from dwtriton.kernels import dual_weights
+from dwtriton.kernels.configs import Config, DenseConfig, KernelConfigs, default_configs, search_space
 from dwtriton.kernels.dense import HIGH_CLASSES
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.ops import backward_pass, forward_pass
 from dwtriton.kernels.trial import LAYOUTS, Setting, make_case
-from dwtriton.kernels.tuning import Config, DenseConfig, KernelConfigs, default_configs, search_space
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DENSE = ("dense_forward", "dense_backward")
@@ -130,7 +130,7 @@ class Binary(NamedTuple):
 def default_job(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> Job:
     """Return the job of the default configs."""
     setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3)
-    return Job(target, setting, default_configs(classes, DTYPES[dtype].itemsize))
+    return Job(target, setting, default_configs(setting.key()))
 
 
 def dense_job(*inputs: str | int) -> Job:
@@ -142,7 +142,7 @@ def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes:
     """Return the jobs of the whole tuning space, the default configs and kernels that are not tuned first."""
     default = default_job(target, dtype, layout, classes)
     jobs = [default]
-    for row in list(zip_longest(*search_space(classes, DTYPES[dtype].itemsize).values()))[1:]:
+    for row in list(zip_longest(*search_space(default.setting.key()).values()))[1:]:
         configs = {kernel: config for kernel, config in zip(KernelConfigs._fields, row) if config}
         jobs.append(default._replace(configs=default.configs._replace(**configs), kernels=frozenset(configs)))
     return jobs

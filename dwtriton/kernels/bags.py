@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas
+from dwtriton.kernels.configs import BagsConfig
 from dwtriton.kernels.inputs import Boxes, Pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import first_cell, load_distances, pick, pick_memory, place
-from dwtriton.kernels.tuning import BagsConfig
 
 PARTS = tl.constexpr(16)  # of a box
 GROUP = tl.constexpr(4)  # parts that are added up first
@@ -145,14 +145,14 @@ def bags_kernel(
                 u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0)
                 distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
                 x, y = (column + 0.5) * stride, (cell_row + 0.5) * stride
-                iou, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
+                iou, iou_loss, reg_loss = formulas.overlap(distances, (x - x1, y - y1, x2 - x, y2 - y))
                 reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
                 prior = formulas.center_prior(x, y, (x1, y1, x2, y2), stride, SOFT)
                 z, u = z.to(tl.float32), u.to(tl.float32)
                 t = formulas.alignment(formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0], reg_loss)
                 share = tl.where(inside, formulas.positive_share(t, prior), 0.0)
                 score_loss = tl.minimum(formulas.neg_log_sigmoid(z) + formulas.neg_log_sigmoid(u), formulas.MAX_LOG)
-                deficit = formulas.iou_deficit(iou)
+                deficit = formulas.iou_deficit(iou, iou_loss)
                 mass_sum += tl.where(inside, formulas.positive_mass(t, prior), 0.0)
                 cls_sum += share * score_loss
                 loc_sum += share * (formulas.BETA * reg_loss)

@@ -12,12 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels import formulas, negatives
+from dwtriton.kernels.configs import DenseConfig, logits_together
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import pick, place, points_before
-from dwtriton.kernels.tuning import DenseConfig
 
-MOST_BLOCKS = 6  # of classes, that are read without a loop: all, or an equal share of them
 HIGH_CLASSES = 4  # taken at a time where scores are high
 MAX_REGISTERS = 64  # of a thread: memory's latency is hidden by 32 warps on a multiprocessor
 NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
@@ -175,7 +174,7 @@ def dense_forward_kernel(
     tl.store(sums + program, tl.sum(total))
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "poison", "norms", "grad_loss"])
 def dense_backward_kernel(
     z_levels,
     u_levels,
@@ -197,6 +196,7 @@ def dense_backward_kernel(
     BLOCKS: tl.constexpr,
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     """Write all gradients as if there were no boxes; constants are those of the forward pass.
 
@@ -225,14 +225,14 @@ def dense_backward_kernel(
         u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
         lift, not_u = negatives.lift(u)
         log2_su = -tl.log2(lift)
-        commons = tl.zeros((POINTS, BLOCK_C), tl.float32)
+        commons = tl.zeros((POINTS, BLOCK_C // TOGETHER), tl.float32)  # each the sum of a thread's
         for first_class in tl.range(0, SPAN, BLOCK_C * BLOCKS, num_stages=STAGES):
             for i in tl.static_range(BLOCKS):
                 classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
                 z, places, mask = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
                 score, not_z = negatives.low_scores(z, lift[:, None], log2_su[:, None])
                 common = negatives.cube(score) * negatives.low_slope(score, factor)
-                commons += common
+                commons += tl.sum(common.reshape((POINTS, BLOCK_C // TOGETHER, TOGETHER)), 2)
                 tl.store(grad_z_first + places, common * not_z, mask=mask, eviction_policy="evict_first")
         of_point = tl.where(valid, tl.sum(commons, 1), 0.0)
         grad = of_point * not_u
@@ -268,6 +268,9 @@ def dense_backward(
 ) -> Tensor:
     """Write gradients as if there were no boxes; returns those of objectness in float32, level by level."""
     grad_z, grad_d, grad_u = grads
+    together = config.classes
+    if pyramid.z_last:
+        together = min(together, logits_together(pyramid.num_classes, pyramid.z[0].dtype, True))
     scratch = torch.empty(pyramid.batch * pyramid.points, device=poison.device)
     launch(
         dense_backward_kernel,
@@ -284,14 +287,15 @@ def dense_backward(
         scratch,
         pyramid.batch,
         **dense_options(pyramid, config),
+        TOGETHER=together,
     )
     return scratch
 
 
 def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool]:
     """Constants and launch options."""
-    blocks = -(-pyramid.num_classes // config.classes)
+    blocks = config.blocks(pyramid.num_classes)
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
-    constants |= {"BLOCK_C": config.classes, "BLOCKS": -(-blocks // -(-blocks // MOST_BLOCKS)), "TILES": config.tiles}
+    constants |= {"BLOCK_C": config.classes, "BLOCKS": blocks, "TILES": config.tiles}
     constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES), "STAGES": config.stages}
     return constants | {"num_warps": config.warps, "maxnreg": MAX_REGISTERS}

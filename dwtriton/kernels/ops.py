@@ -9,6 +9,7 @@ from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
 from dwtriton.kernels.bags import box_bags
 from dwtriton.kernels.boxes import FIELDS, box_table
+from dwtriton.kernels.configs import KernelConfigs, Key
 from dwtriton.kernels.correction import correct
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
@@ -17,7 +18,7 @@ from dwtriton.kernels.launch import INTERPRETED, Beside
 from dwtriton.kernels.pairs import pairs_backward
 from dwtriton.kernels.squares import squares_of
 from dwtriton.kernels.touching import empty_touching, find_touching
-from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
+from dwtriton.kernels.tuning import lookup
 from dwtriton.reference.autograd import SECOND_DERIVATIVE, register_gradients
 
 
@@ -38,12 +39,12 @@ def forward_pass(
     squares = squares_of(pyramid)
     touching = empty_touching(pyramid, squares, boxes.corners.device)
     with Beside(boxes.labels) as other:
-        bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept until the join, as are the others
-        table, box_sums = box_table(pyramid, boxes, *bags)
-        find_touching(pyramid, boxes.offsets, table, squares, *touching)
-        pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
-    dense_sums = dense_forward(pyramid, configs.dense_forward)
-    other.join()
+        with other.launches():
+            bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept to the end, as are the others
+            table, box_sums = box_table(pyramid, boxes, *bags)
+            find_touching(pyramid, boxes.offsets, table, squares, *touching)
+            pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
+        dense_sums = dense_forward(pyramid, configs.dense_forward)
     return *finish(dense_sums, pair_sums, box_sums), table
 
 
@@ -68,9 +69,9 @@ def backward_pass(
     squares = squares_of(pyramid)
     touching = empty_touching(pyramid, squares, table.device)
     with Beside(table) as other:
-        find_touching(pyramid, offsets, table, squares, *touching)
-    dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
-    other.join()
+        with other.launches():
+            find_touching(pyramid, offsets, table, squares, *touching)
+        dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
     inputs = (pyramid, offsets, table, squares, touching[0], poison, norms, grad_losses, dense_grad_u, grads)
     pairs_backward(*inputs, soft_prior)
     return [level for kind in grads for level in kind]
@@ -86,15 +87,15 @@ class DualWeightFunction(torch.autograd.Function):
         pyramid, boxes = read_pyramid(outputs, strides), read_boxes(targets)
         with torch.cuda.device_of(boxes.corners):  # Triton launches on the current device
             sums, counts, normalised, poison, table = forward_pass(pyramid, boxes, soft_prior, configs_for(pyramid))
-        norms, losses = normalised
+        norms, *losses = normalised
         if normalisers is not None:
             norms = normalisers(counts)
-            losses = sums / norms
+            losses = [total / norm for total, norm in zip(sums, norms)]
         ctx.save_for_backward(boxes.offsets, poison, norms, table, *tensors)
         ctx.strides, ctx.soft_prior, ctx.levels = strides, soft_prior, levels
         ctx.mark_non_differentiable(counts)
         ctx.set_materialize_grads(False)
-        return *losses.unbind(), counts
+        return *losses, counts
 
     @staticmethod
     def backward(ctx, *grads):

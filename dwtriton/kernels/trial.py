@@ -13,10 +13,10 @@ from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.core.targets import PackedTargets, pack_targets
 from dwtriton.kernels.bags import box_bags
+from dwtriton.kernels.configs import Config, KernelConfigs, Key
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.ops import backward_pass, forward_pass
-from dwtriton.kernels.tuning import Config, KernelConfigs, Key
 from dwtriton.reference import formulas
 from dwtriton.reference import loss as reference
 

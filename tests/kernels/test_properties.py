@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dwtriton.core.targets import pack_targets
-from dwtriton.kernels.tuning import KernelConfigs, search_space
+from dwtriton.kernels.configs import DenseConfig, KernelConfigs, Key, search_space
 from tests.support.generated_cases import (
     assert_equals_truth,
     assert_equals_truth_at_used_choices,
@@ -39,8 +39,14 @@ def test_where_priors_and_ious_lie_on_their_thresholds_and_sides_on_the_box(seed
 
 @st.composite
 def configs(draw, num_classes: int) -> KernelConfigs:
-    """Any that tuning may come to."""
-    return KernelConfigs(*(draw(st.sampled_from(space)) for space in search_space(num_classes).values()))
+    """Any that tuning may come to, and some whose dense passes go through the classes in several steps."""
+    space = search_space(Key(torch.float32, "channels_last", num_classes, 1))
+    chosen = KernelConfigs(*(draw(st.sampled_from(candidates)) for candidates in space.values()))
+    if draw(st.booleans()):
+        return chosen
+    looped = DenseConfig(points=64, classes=2, warps=1, tiles=draw(st.sampled_from([1, 2])), stages=2)
+    assert looped.steps(num_classes) > 1
+    return KernelConfigs(looped, chosen.bags, looped)
 
 
 @examples(EXAMPLES)

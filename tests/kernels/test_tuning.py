@@ -1,4 +1,4 @@
-"""Kernel configs: defaults, search space, keys, tables and their lookup."""
+"""Keys of kernel configs, tables and their lookup."""
 
 import json
 import logging
@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import tuning
-from dwtriton.kernels.trial import Setting
-from dwtriton.kernels.tuning import (
+from dwtriton.kernels.configs import (
     BagsConfig,
     DenseConfig,
     KernelConfigs,
     Key,
     default_configs,
     interpreter_configs,
-    lookup,
 )
+from dwtriton.kernels.trial import Setting
+from dwtriton.kernels.tuning import lookup
 
 GPU = "NVIDIA H200"
 CUDA = torch.device("cuda", 0)
@@ -61,82 +61,6 @@ def said(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == "dwtriton"]
 
 
-@given(st.integers(1, 3000), st.sampled_from([2, 4]))
-def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it(classes, itemsize):
-    space = tuning.search_space(classes, itemsize)
-    assert tuple(candidates[0] for candidates in space.values()) == default_configs(classes, itemsize)
-    assert tuple(space) == KernelConfigs._fields
-    for kernel, candidates in space.items():
-        assert len(set(candidates)) == len(candidates) <= 36
-        for config in candidates:
-            fields = {name: others[-1]._asdict() for name, others in space.items()}
-            assert getattr(tuning._read_entry({**fields, kernel: config._asdict()}), kernel) == config
-
-
-@given(st.integers(1, 3000), st.sampled_from([2, 4]))
-def test_a_thread_of_any_dense_config_has_whole_loads_and_not_too_many(classes, itemsize):
-    space = tuning.search_space(classes, itemsize)
-    for kernel, most in (("dense_forward", 16), ("dense_backward", 32 // itemsize)):
-        for config in space[kernel]:
-            entries = config.points * config.classes / (32 * config.warps)
-            assert entries in (8, 16)
-            assert entries * itemsize % 16 == 0
-            assert entries * config.tiles <= most
-            assert config.classes * itemsize >= min(32, classes * itemsize)
-
-
-@given(st.integers(1, 3000), st.sampled_from([2, 4]))
-def test_each_part_of_a_config_is_searched_where_it_matters(classes, itemsize):
-    space = tuning.search_space(classes, itemsize)
-    loops = default_configs(classes, itemsize).dense_forward.steps(classes) > 1
-    values = {field: {getattr(config, field) for config in space["dense_forward"]} for field in DenseConfig._fields}
-    assert (values["warps"], values["tiles"]) == ({1, 2, 4}, {1, 2})
-    assert values["stages"] == ({1, 2} if loops else {1})
-    assert len(values["points"]) >= 4
-    assert values["classes"] == set(tuning.class_blocks(classes, itemsize))
-    assert all(config.stages == 1 for config in space["dense_backward"] if config.steps(classes) == 1)
-    assert {config.programs for config in space["bags"]} == {2**12, 2**14, 2**16}
-
-
-@given(st.integers(1, 3000), st.sampled_from([1, 2, 4, 8, 16, 32]))
-def test_the_steps_of_a_dense_pass_read_all_classes_and_not_a_block_more_than_equal_shares_take(classes, block):
-    config = DenseConfig(64, block, 1, 1, 1)
-    blocks, steps = config.blocks(classes), config.steps(classes)
-    assert blocks <= tuning.MOST_BLOCKS
-    assert (steps - 1) * blocks * block < classes <= steps * blocks * block
-    assert steps == 1 or (blocks - 1) * steps * block < classes
-
-
-def test_the_defaults_for_80_classes_are_those_of_the_arithmetic():
-    """`default_configs` says what they cost; here is what they mean: a thread's logits, and its bytes of a block."""
-    for itemsize, forward_points, backward_points in ((2, 16, 32), (4, 16, 16)):
-        forward, bags, backward = default_configs(80, itemsize)
-        assert (forward.points, backward.points) == (forward_points, backward_points)
-        for config in (forward, backward):
-            assert (config.classes, config.warps, config.steps(80), config.blocks(80)) == (16, 1, 1, 5)
-        assert bags == BagsConfig(128, 2, 2**14)
-
-
-@pytest.mark.parametrize(
-    ("classes", "itemsize", "blocks"),
-    [
-        (1, 2, [1]),
-        (2, 2, [2]),
-        (3, 2, [4]),
-        (16, 2, [16]),
-        (20, 2, [16]),
-        (20, 4, [8]),
-        (60, 2, [16, 32]),
-        (80, 2, [16, 32]),
-        (80, 4, [16, 32]),
-        (365, 2, [16, 32]),
-        (1203, 4, [16, 32]),
-    ],
-)
-def test_class_blocks_are_whole_sectors_or_what_fewer_classes_need(classes, itemsize, blocks):
-    assert tuning.class_blocks(classes, itemsize) == blocks
-
-
 @given(st.integers(1, 2**20), st.integers(1, 2**20))
 def test_sizes_share_a_key_within_a_power_of_two(one, other):
     same = (one - 1).bit_length() == (other - 1).bit_length()
@@ -152,7 +76,7 @@ def test_a_key_knows_dtype_and_layout_but_neither_batch_nor_boxes():
 
 
 def test_lookup_takes_the_named_table_then_the_cache_then_the_shipped_one_then_the_defaults(places, monkeypatch):
-    assert lookup(CUDA, KEY) == default_configs(80)
+    assert lookup(CUDA, KEY) == default_configs(KEY)
     for kind, warps in (("shipped", 1), ("cache", 2), ("named", 8)):
         write_table(places[kind], warps)
         if kind == "named":
@@ -161,7 +85,7 @@ def test_lookup_takes_the_named_table_then_the_cache_then_the_shipped_one_then_t
         assert lookup(CUDA, KEY) == configs(warps)
     monkeypatch.setenv("DWTRITON_TABLE", "default")
     tuning.clear_cache()
-    assert lookup(CUDA, KEY) == default_configs(80)
+    assert lookup(CUDA, KEY) == default_configs(KEY)
 
 
 def test_a_process_keeps_the_table_that_it_read(places):
@@ -185,7 +109,7 @@ def test_a_missing_key_takes_the_defaults_and_says_so_once(places, said):
     write_table(places["cache"], 1)
     write_table(places["shipped"], 2)
     for _ in range(3):
-        assert lookup(CUDA, OTHER_KEY) == default_configs(80)
+        assert lookup(CUDA, OTHER_KEY) == default_configs(OTHER_KEY)
     assert lookup(CUDA, KEY) == configs(1)
     assert len(said()) == 2
     assert said()[1] == f"cuda:0: no tuned kernel configs for {OTHER_KEY.name}; using the defaults"

@@ -16,8 +16,8 @@ from dwtriton import tune as command
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import trial, tuning
 from dwtriton.kernels.bags import SPLITS
+from dwtriton.kernels.configs import KernelConfigs, Key, default_configs, search_space
 from dwtriton.kernels.trial import Setting, make_case
-from dwtriton.kernels.tuning import KernelConfigs, Key, default_configs, search_space
 from dwtriton.tune import NOISE, search
 
 GPU = "NVIDIA H200"
@@ -84,18 +84,18 @@ def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_wi
     monkeypatch.setattr(command, "gpu_timers", fake_timers)
     results = command.tune(settings(), 60, Console(quiet=True))
     assert [list(found) for found in results] == [list(KernelConfigs._fields)] * 3
-    for by_kernel, itemsize in zip(results, (2, 2, 4)):
+    for by_kernel, setting in zip(results, settings()):
         for kernel, found in by_kernel.items():
-            space = search_space(80, itemsize)[kernel]
+            space = search_space(setting.key())[kernel]
             fits = [config for config in space if getattr(config, "classes", 0) != 32]
             assert (found.tried, found.config.warps) == (len(space), 4)
             assert found.failed == len(space) - len(fits)
     assert results[0]["dense_forward"].failed > 0
     results = command.tune(settings(), 0, Console(quiet=True))
-    for by_kernel, itemsize in zip(results, (2, 2, 4)):
+    for by_kernel, setting in zip(results, settings()):
         tried = [found.tried - found.failed for found in by_kernel.values()]
         assert tried == [1] * len(tried)  # the default, or the first that runs
-        default = default_configs(80, itemsize)
+        default = default_configs(setting.key())
         assert all(found.config == first for found, first in zip(by_kernel.values(), default) if found.failed == 0)
 
 
@@ -154,11 +154,8 @@ def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cac
 @pytest.mark.parametrize("which", ["default", "tuned"])
 def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, cache, monkeypatch):
     def disagreement(_, chosen):
-        return (
-            "the sum is 2, not 1"
-            if (chosen in (default_configs(80), default_configs(80, 4))) == (which == "default")
-            else None
-        )
+        untuned = chosen in [default_configs(KEY._replace(dtype=dtype)) for dtype in command.DTYPES.values()]
+        return "the sum is 2, not 1" if untuned == (which == "default") else None
 
     monkeypatch.setattr(command, "make_case", lambda *_: None)
     monkeypatch.setattr(command, "disagreement", disagreement)
@@ -194,9 +191,9 @@ def test_a_dry_run_lists_what_is_tried_for_each_dtype(call):
     code, printed, _ = call("--dry-run", "--classes", "24")
     half, full = printed.split("key float32 ")
     assert code == 0
-    for part, itemsize, keys in ((half, 2, 2), (full, 4, 0)):
+    for part, dtype, keys in ((half, torch.bfloat16, 2), (full, torch.float32, 0)):
         expected = []
-        for kernel, candidates in tuning.search_space(24, itemsize).items():
+        for kernel, candidates in search_space(Key(dtype, "channels_last", 24, 22400)).items():
             expected.append(f"{kernel}: {len(candidates)} configs, the default first")
             expected.extend(f"  {command.describe(config)}" for config in candidates)
         lines = part.splitlines()
@@ -248,7 +245,7 @@ def test_bags_are_timed_with_so_many_boxes_that_programs_share_them_in_all_ways(
         rows = slice(*(few.offsets[image : image + 2] * trial.CROWD).tolist())
         assert {*map(tuple, many.corners[rows].tolist())} == {*map(tuple, few.corners[3 * image :][:3].tolist())}
     boxes = 16 * 7 * trial.CROWD  # of the default setting
-    ways = {next(ways for ways in SPLITS if boxes * ways <= config.programs) for config in search_space(80)["bags"]}
+    ways = {next(ways for ways in SPLITS if boxes * ways <= config.programs) for config in search_space(KEY)["bags"]}
     assert ways == {*SPLITS}
 
 
@@ -278,7 +275,7 @@ CHECK = """
 import torch
 from dwtriton.kernels import trial
 from dwtriton.kernels.trial import Setting, disagreement, make_case
-from dwtriton.kernels.tuning import interpreter_configs
+from dwtriton.kernels.configs import interpreter_configs
 
 right, backward = interpreter_configs(3), trial.backward_pass
 def wrong(*arguments):
