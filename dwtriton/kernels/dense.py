@@ -268,9 +268,7 @@ def dense_backward(
 ) -> Tensor:
     """Write gradients as if there were no boxes; returns those of objectness in float32, level by level."""
     grad_z, grad_d, grad_u = grads
-    together = config.classes
-    if pyramid.z_last:
-        together = min(together, logits_together(pyramid.num_classes, pyramid.z[0].dtype, True))
+    in_row = logits_together(pyramid.num_classes, pyramid.z[0].dtype, True) if pyramid.z_last else config.classes
     scratch = torch.empty(pyramid.batch * pyramid.points, device=poison.device)
     launch(
         dense_backward_kernel,
@@ -287,7 +285,7 @@ def dense_backward(
         scratch,
         pyramid.batch,
         **dense_options(pyramid, config),
-        TOGETHER=together,
+        TOGETHER=min(config.classes, in_row),
     )
     return scratch
 
