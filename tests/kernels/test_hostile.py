@@ -17,8 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # NumPy's, in the interpreter
 ]
 
-SMALL_BATCHES = 10_000 if THOROUGH else 20 if INTERPRETED else 5  # on a GPU nearly each compiles kernels of its own
-LARGE_BATCHES = 200 if THOROUGH else 1
+BATCHES = 10_000 if THOROUGH else 12 if INTERPRETED else 5  # on a GPU nearly each compiles kernels of its own
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -26,12 +25,13 @@ def assert_exact_on_kernels(batch: Batch) -> None:
     assert_exact(replace(batch, case=on_kernels(batch.case)))
 
 
-@pytest.mark.parametrize("seed", range(SMALL_BATCHES))
+@pytest.mark.parametrize("seed", range(BATCHES))
 def test_hostile_batches(seed):
     assert_exact_on_kernels(hostile(seed, small=True))
 
 
-@pytest.mark.parametrize("seed", range(LARGE_BATCHES))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200))
 def test_hostile_batches_of_many_boxes(seed):
     assert_exact_on_kernels(hostile(seed))
 

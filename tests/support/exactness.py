@@ -61,7 +61,7 @@ def assert_exact(batch: Batch) -> None:
     floor = underflow(case)
     # Nearly perfect predictions: 1 - GIoU is known to about 2 eps, however small the loss.
     rounding = 0.25 * 5 * sum(truth.pos.sum() for truth in weights) * 2 * torch.finfo(dtype).eps / expected.pos_norm
-    allowed = limit_loss * np.abs(expected.losses) + (floor, floor + rounding, UNDERFLOW)
+    allowed = limit_loss * np.abs(expected.losses) + (floor, floor + rounding, UNDERFLOW + cancelled(case, expected))
     assert (np.abs(losses - expected.losses) <= allowed).all(), (losses, expected.losses)
     names = ("class logits", "distances", "objectness")
     for name, got, truth, own in zip(names, grads, truth_gradients(expected), batch.dtypes, strict=True):
@@ -79,6 +79,16 @@ def underflow(case: Case) -> float:
     """
     largest = max([1, *(weights.max(initial=1) for weights in case.box_weights or ())])
     return max(case.weight_underflow, 1e-28) * largest
+
+
+def cancelled(case: Case, expected: oracle.Result) -> float:
+    """Rounding of float64 where the kernels take back from the negative loss with N = 1 what N is not."""
+    if case.backend == "torch":
+        return 0
+    weights = case.oracle_weights()
+    for image in weights:
+        image.neg[:] = 1
+    return 1e-14 * case.truth(weights).image_sums[:, 2].sum() / expected.neg_norm
 
 
 def half_rounding(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
