@@ -29,7 +29,8 @@ from dwtriton.kernels.tiles import (
 from dwtriton.kernels.touching import AROUND, NEAR, Touching, first_block, following_block, listed_square
 
 BLOCK = 32  # boxes taken at once where there are many
-MOST_PROGRAMS = 132 * 16  # that take squares in turn: as many as an H100 holds at once, by their registers
+# Programs that take squares in turn: as many as an H100 holds at once, by their registers; the interpreter likes one
+MOST_PROGRAMS = 1 if INTERPRETED else 132 * 16
 MAX_REGISTERS = {NEAR: 128, BLOCK: 144}  # of a thread, by the boxes of a tile
 
 

@@ -34,9 +34,9 @@ def reciprocal(x):
 
 @triton.jit
 def ratio(x, y, inverse):
-    """x / y to the last digit, from the `reciprocal` of y; 1 where both are equal."""
+    """x / y to the last digit, from the `reciprocal` of y; 1 where both are equal, also where fma rounds twice."""
     quotient = x * inverse
-    return tl.fma(tl.fma(-quotient, y, x), inverse, quotient)
+    return tl.where(x == y, 1.0, tl.fma(tl.fma(-quotient, y, x), inverse, quotient))
 
 
 @triton.jit
