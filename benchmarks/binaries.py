@@ -23,17 +23,15 @@ import torch
 import triton
 from rich.console import Console
 from rich.table import Table
-from triton.backends.compiler import GPUTarget
-from triton.compiler import CompiledKernel
-from triton.runtime.jit import JITFunction
 
 from benchmarks import disassembly
 from benchmarks.disassembly import Code
 from benchmarks.high_scores import LOGITS, share_of_tiles
+from benchmarks.targets import TARGETS, compile_only
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
-from dwtriton.kernels import dual_weights
+from dwtriton.kernels import dual_weights, ops
 from dwtriton.kernels.configs import Config, DenseConfig, KernelConfigs, default_configs, search_space
 from dwtriton.kernels.dense import HIGH_CLASSES
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
@@ -42,23 +40,7 @@ from dwtriton.kernels.trial import LAYOUTS, Setting, make_case
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DENSE = ("dense_forward", "dense_backward")
-
-
-class Target(NamedTuple):
-    """A GPU, and the resources that one program may use."""
-
-    gpu: GPUTarget
-    shared: int  # bytes of shared memory
-    registers: int  # of 32 bits, for all threads together
-
-
-TARGETS = {
-    **{
-        f"cuda:{arch}": Target(GPUTarget("cuda", arch, 32), kilobytes * 1024, 2**16)
-        for arch, kilobytes in {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}.items()
-    },
-    **{f"hip:{arch}": Target(GPUTarget("hip", arch, 64), 64 * 1024, 2**17) for arch in ("gfx90a", "gfx942")},
-}
+WIDTH = 220  # of tables, in characters
 
 
 class Job(NamedTuple):
@@ -84,7 +66,7 @@ class Binary(NamedTuple):
     stack: int  # bytes a thread of stack and local memory, where registers spill
     shared: int  # bytes
     code: Code | None  # of a dense pass
-    rows: tuple[int, ...] = ()  # neighbouring bytes of logits that a warp loads, or stores, at once; of a dense pass
+    rows: tuple[int, ...] = ()  # neighbouring bytes of logits that a warp loads or stores at once, in a dense pass
 
     @property
     def name(self) -> str:
@@ -97,11 +79,7 @@ class Binary(NamedTuple):
 
         None if classes are read in a loop, whose turns cannot be told from those of the loop over high scores.
         """
-        if (
-            not self.code
-            or not self.code.shortest
-            or self.classes > self.config.classes * self.config.blocks(self.classes)
-        ):
+        if not self.code or not self.code.shortest or self.config.steps(self.classes) > 1:
             return None
         entries = self.config.points * self.config.tiles * self.classes / (32 * self.warps)
         return self.code.shortest / entries, self.code.longest / entries
@@ -148,52 +126,15 @@ def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes:
     return jobs
 
 
-@contextmanager
-def compile_only(target: str, kernels: frozenset[str] | None = None) -> Iterator[list[tuple[str, CompiledKernel]]]:
-    """Make launches of some kernels, or all, compile for a target, and run none.
-
-    Yields the list to which they add (name, binary).
-    """
-    launch = JITFunction.run
-    compiled = []
-
-    def compile_kernel(kernel, *args, grid, warmup, **options):
-        name = kernel.__name__.removesuffix("_kernel")
-        if kernels is not None and name not in kernels:
-            return
-        try:
-            binary = launch(kernel, *args, grid=grid, warmup=True, **options)
-        except Exception as error:  # of many types, some of which cannot be pickled
-            raise RuntimeError(f"{target}: {kernel.__name__} with {options} does not compile: {error}") from None
-        compiled.append((name + ("_many" if options.get("MANY") else ""), binary))
-
-    gpu = TARGETS[target].gpu
-    with (
-        mock.patch.object(JITFunction, "run", compile_kernel),
-        mock.patch.object(triton.runtime.driver, "_active", _AbsentDriver(gpu)),
-        mock.patch.object(torch.version, "hip", "of an AMD GPU's PyTorch" if gpu.backend == "hip" else None),
-    ):
-        yield compiled
-
-
-class _AbsentDriver:
-    """The part of a GPU's driver that Triton uses to compile. Binaries are cached by device: it is the target."""
-
-    def __init__(self, gpu: GPUTarget):
-        self.get_current_target = self.get_current_device = lambda: gpu
-
-    def get_current_stream(self, _) -> int:
-        return 0
-
-
 def launch_all(setting: Setting, configs: KernelConfigs) -> None:
-    """Launch every kernel once; the assigner's with its default config."""
+    """Launch every kernel."""
     case = make_case(setting, "cpu")
     pyramid, boxes = read_pyramid(case.outputs, STRIDES), read_boxes(case.targets)
     *_, poison, table = forward_pass(pyramid, boxes, True, configs)
     ones = torch.ones(3)
     backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
-    dual_weights(case.outputs, case.targets, STRIDES, True)
+    with mock.patch.object(ops, "lookup", return_value=configs):
+        dual_weights(case.outputs, case.targets, STRIDES, True)
 
 
 def compile_job(job: Job) -> list[Binary]:
@@ -204,7 +145,7 @@ def compile_job(job: Job) -> list[Binary]:
     inputs = (target, str(setting.dtype).removeprefix("torch."), setting.layout, setting.classes)
     binaries = {}
     for name, kernel in compiled:
-        if name in binaries:  # the assigner's, of other configs
+        if name in binaries:  # for the assigner
             continue
         config, warps = configs._asdict().get(name), kernel.metadata.num_warps
         binary = Binary(*inputs, name, config, warps, *disassembly.resources(kernel), kernel.metadata.shared, None)
@@ -240,12 +181,12 @@ def compile_all(jobs: Iterable[Job], pool: Executor) -> list[Binary]:
 def show(binaries: Iterable[Binary], console: Console) -> None:
     """Print binaries as a table."""
     table = Table("target", "dtype", "layout", "C", "kernel", "config", title="Compiled kernels")
-    for heading in ("registers", "stack", "shared", "instructions", "wide loads", "wide stores"):
+    for heading in ("registers", "stack", "shared", "instructions", "wide loads", "wide stores", "bytes of a row"):
         table.add_column(heading, justify="right")
     for binary in binaries:
         config = f"{binary.warps} warps" if binary.config is None else _label(binary.config)
         code = binary.code
-        counts = (code.instructions, code.wide_loads, code.wide_stores) if code else ("", "", "")
+        counts = (code.instructions, code.wide_loads, code.wide_stores, min(binary.rows, default="")) if code else ()
         table.add_row(*map(str, (*binary[:5], config, binary.registers, binary.stack, binary.shared, *counts)))
     console.print(table)
 
@@ -253,10 +194,8 @@ def show(binaries: Iterable[Binary], console: Console) -> None:
 def show_executed(binaries: Iterable[Binary], console: Console) -> None:
     """Print the instructions of dense passes that are spent on an entry of the logits, a warp's for 32 of them."""
     table = Table("target", "dtype", "layout", "C", "kernel")
-    table.title = (
-        "Instructions an entry: of tiles, and on average over 16 images of 800x1344 by the mean of their logits"
-    )
-    for heading in ("done once", "done twice", *(f"{mean:g}" for mean, _ in LOGITS.values())):
+    table.title = "Instructions an entry: of a tile, and on average over the tiles of 16 images of 800x1344, at most"
+    for heading in ("done once", "done twice", *(f"logits of mean {mean:g}" for mean, _ in LOGITS.values())):
         table.add_column(heading, justify="right")
     for binary in binaries:
         if binary.each:
@@ -277,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     with compiler_pool(args.workers) as pool:
         binaries = compile_all(jobs, pool)
-    console = Console(width=200)
+    console = Console(width=WIDTH)
     show(binaries, console)
     show_executed(binaries, console)
     problems = [problem for binary in binaries for problem in binary.problems()]

@@ -106,8 +106,7 @@ def default_configs(key: Key) -> KernelConfigs:
     - Of 7 boxes an image all 16 parts of a box, with two warps each, are held at once.
 
     Other inputs get as many logits in a thread as 64 registers hold on all GPUs without spilling: float32 takes twice
-    the room, float16 more to convert, loads that are not wide have addresses of their own, and classes beyond a
-    multiple of the block have masks.
+    the room, loads that are not wide have addresses of their own, and classes beyond a multiple of the block masks.
     """
     block = class_blocks(key)[0]
     forward, backward = (_dense(block, 1, *variants[0]) for variants in _of_thread(key).values())
@@ -141,7 +140,7 @@ def _of_thread(key: Key) -> dict[str, list[tuple[int, int, int]]]:
     lone = key.layout == "channels_last" and key.together < 4
     if not looped and block >= 16 and key.together * itemsize == WIDE:
         backward = [(8, 1, 1), (8, 2, 1)] if itemsize == 2 else [(8, 1, 1), (4, 1, 1), (4, 2, 1)]
-        if key.dtype == torch.bfloat16 and key.classes % block == 0:
+        if itemsize == 2 and key.classes % block == 0:
             backward.insert(0, (16, 1, 1))
         return {"dense_forward": [(8, 1, 1), (16, 1, 1), (8, 2, 1)], "dense_backward": backward}
     if looped:

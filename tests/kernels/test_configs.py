@@ -83,7 +83,7 @@ def test_the_steps_of_a_dense_pass_read_all_classes_in_equal_shares(classes, blo
 
 def test_the_defaults_for_80_classes_are_those_of_the_arithmetic():
     """Of `default_configs`: a thread's logits of five blocks, of one warp."""
-    for dtype, expected in ((torch.bfloat16, (8, 16)), (torch.float16, (8, 8)), (torch.float32, (8, 8))):
+    for dtype, expected in ((torch.bfloat16, (8, 16)), (torch.float16, (8, 16)), (torch.float32, (8, 8))):
         forward, bags, backward = default_configs(key(80, dtype))
         assert (logits_of_thread(forward), logits_of_thread(backward)) == expected
         for config in (forward, backward):
