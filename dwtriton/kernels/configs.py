@@ -100,7 +100,7 @@ def default_configs(key: Key) -> KernelConfigs:
       block in a thread (16 points) these are 40, which makes 20 instructions a logit; the five loads, into 20
       registers, are on their way before any is used. With 16 logits it would be 18.4, but ten loads leave no room for
       the rest.
-    - Backward it is 300 and 22: 29.5 a logit with 8, 25.8 with 16. Stores keep the loads apart, so that they need no
+    - Backward it is 330 and 21: 29.5 a logit with 8, 25.4 with 16. Stores keep the loads apart, so that they need no
       room.
     - Of 16 images of 800x1344 this makes 22,400 and 11,200 warps, for the 4,224 that an H100 holds at once.
     - Of 7 boxes an image all 16 parts of a box, with two warps each, are held at once.

@@ -37,7 +37,7 @@ def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it
     assert tuple(candidates[0] for candidates in space.values()) == default_configs(key)
     assert tuple(space) == KernelConfigs._fields
     for kernel, candidates in space.items():
-        assert 3 < len(set(candidates)) == len(candidates) < 20  # there is time for a few of each
+        assert 3 < len(set(candidates)) == len(candidates) <= 15  # docs/tuning.md; there is time for a few of each
         for config in candidates:
             fields = {name: others[-1]._asdict() for name, others in space.items()}
             assert getattr(tuning._read_entry({**fields, kernel: config._asdict()}), kernel) == config
