@@ -26,7 +26,8 @@ from dwtriton.kernels.tiles import (
     load_tile,
     sides_of,
 )
-from dwtriton.kernels.touching import AROUND, NEAR, Touching, first_block, following_block, listed_square
+from dwtriton.kernels.touching import AROUND, NEAR, Touching
+from dwtriton.kernels.walk import first_block, following_block, listed_square
 
 BLOCK = 32  # boxes taken at once where there are many
 # Programs that take squares in turn: as many as an H100 holds at once, by their registers; the interpreter likes one

@@ -32,7 +32,8 @@ from dwtriton.kernels.tiles import (
     sides_of,
     store_tile,
 )
-from dwtriton.kernels.touching import Touching, first_block, following_block, listed_square
+from dwtriton.kernels.touching import Touching
+from dwtriton.kernels.walk import first_block, following_block, listed_square
 
 SIZES = ["columns", "squares", "all_squares", "batch", "capacity"]
 SINGLE_NUMBERS = ["poison", "norms", "grad_pos", "grad_loc", "grad_neg"]

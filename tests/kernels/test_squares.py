@@ -18,7 +18,8 @@ from dwtriton.kernels.counts import bounds_of_squares, touch, work_of_image
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import INTERPRETED
 from dwtriton.kernels.squares import GROUP, open_square, squares_of
-from dwtriton.kernels.touching import BITS, NEAR, empty_touching, find_touching, next_boxes
+from dwtriton.kernels.touching import NEAR, empty_touching, find_touching
+from dwtriton.kernels.walk import BITS, next_boxes
 from tests.support.generated_cases import assert_equals_truth
 from tests.support.kernel_cases import on_kernels
 from tests.support.loss_cases import random_case
