@@ -101,7 +101,8 @@ def loss(z, u, lift, su, not_u):
 @triton.jit
 def low_scores(z, lift, log2_su):
     """s and sigmoid(-z) in few instructions; s is NaN for logits beyond 88, where `lift` times e^z is infinite."""
-    raised = tl.exp2(tl.fma(z, LOG2_E, log2_su))  # su e^z
+    below = tl.minimum(z, 88.0, propagate_nan=tl.PropagateNan.ALL)  # e^z is finite, and sigmoid(z) is 1
+    raised = tl.exp2(tl.fma(below, LOG2_E, log2_su))  # su e^z
     root = tl.math.rsqrt(tl.fma(raised, lift, 1.0))
     not_z = root * root
     return raised * not_z, not_z

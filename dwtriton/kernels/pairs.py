@@ -129,7 +129,8 @@ def pairs_backward_kernel(
                 log2_su = -tl.log2(lift)
                 ignored = valid & (level < 0)
                 changed = ignored
-                du = tl.zeros((ROWS,), tl.float32)
+                change = tl.zeros((ROWS,), tl.float64)  # of the negative loss's gradient
+                point_pos = tl.zeros((ROWS,), tl.float32)
                 dl = tl.zeros((ROWS,), tl.float32)
                 dt = tl.zeros((ROWS,), tl.float32)
                 dr = tl.zeros((ROWS,), tl.float32)
@@ -187,8 +188,9 @@ def pairs_backward_kernel(
                     dz = counts_as * neg_z - pos_factor * class_pos * not_z
                     store_tile(grad_z_points[:, None] + z_places, dz, decides)
                     counts_more = decides & (ignored == 0)[:, None]  # than in the dense pass, where N is 1
-                    of_neg = tl.where(counts_more, (neg - old_neg) * neg_u, 0.0)
-                    du += tl.sum(of_neg - (pos_factor * not_u)[:, None] * pos, 1)
+                    more = neg.to(tl.float64) - old_neg.to(tl.float64)
+                    change += tl.sum(tl.where(counts_more, more * neg_u.to(tl.float64), 0.0), 1)
+                    point_pos += tl.sum(pos, 1)
                     go_on = (filled == SLOTS) & MANY
                     if go_on:
                         label_of_last = tl.max(label)
@@ -205,7 +207,17 @@ def pairs_backward_kernel(
                         tl.debug_barrier()  # the next block may write an entry again
                 of_levels = points_before(level, heights, widths, batch)
                 dense = tl.load(grad_u + of_levels + before + point, mask=changed, other=0.0)
-                du += tl.where(ignored, 0 * neg_factor, dense)
+                of_neg = (dense.to(tl.float64) + change).to(tl.float32)
+                # Where little is left of the dense sum, its rounding shows: its terms are added up again
+                cancelled = changed & (ignored == 0) & (tl.abs(of_neg) < 0.01 * tl.abs(dense))
+                if any_of(cancelled):
+                    for channel in range(NUM_CLASSES):
+                        z_place = place(0, channel, area, NUM_CLASSES, Z_LAST)
+                        z = tl.load(z_points + z_place, mask=cancelled, other=0.0).to(tl.float32)
+                        _, neg_u = negatives.gradients(z[:, None], u[:, None], lift, log2_su, lifted_not_u, neg_factor)
+                        change += tl.sum(neg_u, 1).to(tl.float64)
+                    of_neg = tl.where(cancelled, change.to(tl.float32), of_neg)
+                du = tl.where(ignored, 0 * neg_factor, of_neg) - pos_factor * not_u * point_pos
                 tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
                 grad_d_points = pick_memory(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
                 step = place(0, 1, area, 4, D_LAST)
