@@ -1,24 +1,21 @@
-"""Registers, spills, shared memory, wide loads and stores of the compiled kernels; needs no GPU.
+"""Registers, spills, shared memory, wide loads and stores, and instructions of the compiled kernels; needs no GPU.
 
     python -m benchmarks.binaries --targets cuda:90 hip:gfx942 --dtypes bfloat16
     python -m benchmarks.binaries --all
 
 prints a table of the default configs, with --all of the whole tuning space, and fails if a binary spills or does not
 fit. The kernels' own launchers are called on small CPU tensors, so that each is compiled with the types and alignments
-that a launch infers. NVIDIA binaries are read with cuobjdump of Triton's wheel, AMD ones from their assembly.
+that a launch infers. Of the dense passes a second table shows how many instructions an entry of the logits takes: where
+no score is high, where a tile is done again by exact formulas, and on average over generated logits.
 """
 
 import argparse
-import re
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from itertools import product, zip_longest
 from multiprocessing import get_context
-from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -26,48 +23,37 @@ import torch
 import triton
 from rich.console import Console
 from rich.table import Table
-from triton.backends.compiler import GPUTarget
-from triton.compiler import CompiledKernel
-from triton.runtime.jit import JITFunction
 
+from benchmarks import disassembly
+from benchmarks.disassembly import Code
+from benchmarks.high_scores import LOGITS, share_of_tiles
+from benchmarks.targets import TARGETS, compile_only
 from dwtriton.console.cli import run
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
-from dwtriton.kernels import dual_weights
-from dwtriton.kernels.trial import LAYOUTS, Setting, kernel_calls, make_case
-from dwtriton.kernels.tuning import Config, DenseConfig, KernelConfigs, default_configs, search_space
+from dwtriton.kernels import dual_weights, ops
+from dwtriton.kernels.configs import Config, DenseConfig, KernelConfigs, default_configs, search_space
+from dwtriton.kernels.dense import HIGH_CLASSES
+from dwtriton.kernels.inputs import read_boxes, read_pyramid
+from dwtriton.kernels.ops import backward_pass, forward_pass
+from dwtriton.kernels.trial import LAYOUTS, Setting, make_case
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-WIDE = 16  # bytes, the most that a thread loads or stores at once
-
-
-class Target(NamedTuple):
-    """A GPU, and the resources that one program may use."""
-
-    gpu: GPUTarget
-    shared: int  # bytes of shared memory
-    registers: int  # of 32 bits, for all threads together
-
-
-TARGETS = {
-    **{
-        f"cuda:{arch}": Target(GPUTarget("cuda", arch, 32), kilobytes * 1024, 2**16)
-        for arch, kilobytes in {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}.items()
-    },
-    **{f"hip:{arch}": Target(GPUTarget("hip", arch, 64), 64 * 1024, 2**17) for arch in ("gfx90a", "gfx942")},
-}
+DENSE = ("dense_forward", "dense_backward")
+WIDTH = 220  # of tables, in characters
 
 
 class Job(NamedTuple):
-    """All kernels for one target, one kind of input and one config each."""
+    """Kernels for one target, one kind of input and one config each."""
 
     target: str
     setting: Setting
     configs: KernelConfigs
+    kernels: frozenset[str] | None = None  # by name; None: all
 
 
 class Binary(NamedTuple):
-    """One compiled kernel. Counts from the disassembly are None where it was not disassembled."""
+    """One compiled kernel."""
 
     target: str
     dtype: str
@@ -79,14 +65,31 @@ class Binary(NamedTuple):
     registers: int  # a thread
     stack: int  # bytes a thread of stack and local memory, where registers spill
     shared: int  # bytes
-    instructions: int | None
-    wide_loads: int | None  # from global memory
-    wide_stores: int | None
+    code: Code | None  # of a dense pass
+    rows: tuple[int, ...] = ()  # neighbouring bytes of logits that a warp loads or stores at once, in a dense pass
 
     @property
     def name(self) -> str:
         config = "" if self.config is None else f" {_label(self.config)}"
         return f"{self.target} {self.dtype} {self.layout} C={self.classes}: {self.kernel}{config}"
+
+    @property
+    def each(self) -> tuple[float, float] | None:
+        """Instructions an entry of the logits where no score is high, and the most if all tiles are done twice.
+
+        None if classes are read in a loop, whose turns cannot be told from those of the loop over high scores.
+        """
+        if not self.code or not self.code.shortest or self.config.steps(self.classes) > 1:
+            return None
+        entries = self.config.points * self.config.tiles * self.classes / (32 * self.warps)
+        return self.code.shortest / entries, self.code.longest / entries
+
+    def executed(self, logits: str) -> tuple[float, float]:
+        """Share of tiles that are done twice, and instructions an entry, for generated logits of a batch."""
+        setting = Setting(DTYPES[self.dtype], self.layout, self.classes, size=(800, 1344), batch=16, boxes=1)
+        share = share_of_tiles(setting, logits, self.kernel, self.config.points)
+        low, high = self.each
+        return share, low + share * (high - low)
 
     def problems(self) -> list[str]:
         """Return why this binary would run slowly or not at all."""
@@ -105,102 +108,54 @@ class Binary(NamedTuple):
 def default_job(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> Job:
     """Return the job of the default configs."""
     setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3)
-    return Job(target, setting, default_configs(classes))
+    return Job(target, setting, default_configs(setting.key()))
+
+
+def dense_job(*inputs: str | int) -> Job:
+    """Return the same for the dense passes alone, which depend on dtype and number of classes most."""
+    return default_job(*inputs)._replace(kernels=frozenset(DENSE))
 
 
 def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> list[Job]:
-    """Return the jobs of the whole tuning space, the default configs first."""
+    """Return the jobs of the whole tuning space, the default configs and kernels that are not tuned first."""
     default = default_job(target, dtype, layout, classes)
-    rows = zip_longest(*search_space(classes).values())
-    return [
-        default._replace(configs=KernelConfigs(*(config or other for config, other in zip(row, default.configs))))
-        for row in rows
-    ]
-
-
-@contextmanager
-def compile_only(target: str) -> Iterator[list[tuple[str, CompiledKernel]]]:
-    """Make launches compile for a target and run nothing; yield the list to which they add (name, binary)."""
-    launch = JITFunction.run
-    compiled = []
-
-    def compile_kernel(kernel, *args, grid, warmup, **options):
-        try:
-            compiled.append((kernel.__name__, launch(kernel, *args, grid=grid, warmup=True, **options)))
-        except Exception as error:  # of many types, some of which cannot be pickled
-            raise RuntimeError(f"{target}: {kernel.__name__} with {options} does not compile: {error}") from None
-
-    gpu = TARGETS[target].gpu
-    with (
-        mock.patch.object(JITFunction, "run", compile_kernel),
-        mock.patch.object(triton.runtime.driver, "_active", _AbsentDriver(gpu)),
-        mock.patch.object(torch.version, "hip", "of an AMD GPU's PyTorch" if gpu.backend == "hip" else None),
-    ):
-        yield compiled
-
-
-class _AbsentDriver:
-    """The part of a GPU's driver that Triton uses to compile. Binaries are cached by device: it is the target."""
-
-    def __init__(self, gpu: GPUTarget):
-        self.get_current_target = self.get_current_device = lambda: gpu
-
-    def get_current_stream(self, _) -> int:
-        return 0
+    jobs = [default]
+    for row in list(zip_longest(*search_space(default.setting.key()).values()))[1:]:
+        configs = {kernel: config for kernel, config in zip(KernelConfigs._fields, row) if config}
+        jobs.append(default._replace(configs=default.configs._replace(**configs), kernels=frozenset(configs)))
+    return jobs
 
 
 def launch_all(setting: Setting, configs: KernelConfigs) -> None:
-    """Launch every kernel once; the assigner's with its default config."""
+    """Launch every kernel."""
     case = make_case(setting, "cpu")
-    kernel_calls(case, configs)["backward"](configs.backward)  # after statistics and forward
-    dual_weights(case.outputs, case.targets, STRIDES, True)
+    pyramid, boxes = read_pyramid(case.outputs, STRIDES), read_boxes(case.targets)
+    *_, poison, table = forward_pass(pyramid, boxes, True, configs)
+    ones = torch.ones(3)
+    backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
+    with mock.patch.object(ops, "lookup", return_value=configs):
+        dual_weights(case.outputs, case.targets, STRIDES, True)
 
 
 def compile_job(job: Job) -> list[Binary]:
-    """Return the binaries of a job. Dense passes are disassembled for default configs only, since it takes long."""
-    target, setting, configs = job
-    with compile_only(target) as compiled:
+    """Return the binaries of a job."""
+    target, setting, configs, kernels = job
+    with compile_only(target, kernels) as compiled:
         launch_all(setting, configs)
-    defaults = default_configs(setting.classes)
-    config_of = {**configs._asdict(), "assign": defaults.forward}
     inputs = (target, str(setting.dtype).removeprefix("torch."), setting.layout, setting.classes)
-    read = _read_nvidia if target.startswith("cuda") else _read_amd
     binaries = {}
-    for function, kernel in compiled:
-        name = function.removesuffix("_kernel")
-        config = config_of.get(name)
-        registers, stack, *counts = read(kernel, disassemble=name in ("forward", "backward") and config in defaults)
-        resources = (kernel.metadata.num_warps, registers, stack, kernel.metadata.shared)
-        binaries[name] = Binary(*inputs, name, config, *resources, *counts)
+    for name, kernel in compiled:
+        if name in binaries:  # for the assigner
+            continue
+        config, warps = configs._asdict().get(name), kernel.metadata.num_warps
+        binary = Binary(*inputs, name, config, warps, *disassembly.resources(kernel), kernel.metadata.shared, None)
+        if isinstance(config, DenseConfig):
+            turns = -(-setting.classes // min(config.classes, HIGH_CLASSES))
+            tile = config.points, config.classes
+            rows = disassembly.row_bytes(kernel, tile, setting.dtype.itemsize)
+            binary = binary._replace(code=disassembly.code(kernel, turns), rows=tuple(sorted(rows)))
+        binaries[name] = binary
     return list(binaries.values())
-
-
-def _read_nvidia(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ...]:
-    usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    if not disassemble:
-        return registers, stack + local, None, None, None
-    sass = _cuobjdump(kernel.asm["cubin"], "-sass")
-    patterns = (r"^\s+/\*[0-9a-f]{4,}\*/\s+[^;]+;", r"\sLDG\.E\S*\.128", r"\sSTG\.E\S*\.128")
-    return registers, stack + local, *(len(re.findall(pattern, sass, re.MULTILINE)) for pattern in patterns)
-
-
-def _read_amd(kernel: CompiledKernel, disassemble: bool) -> tuple[int | None, ...]:
-    """Read counts from assembly. Spilled vector registers count; spilled scalars go to vector registers and do not."""
-    assembly = kernel.asm["amdgcn"]
-    names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
-    registers, private, spilled = (int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names)
-    patterns = (r"^\t[a-z]\w+ ", r"\t(?:global|buffer)_load_dwordx4", r"\t(?:global|buffer)_store_dwordx4")
-    counts = (len(re.findall(pattern, assembly, re.MULTILINE)) if disassemble else None for pattern in patterns)
-    return registers, max(private, 4 * spilled), *counts
-
-
-@cache
-def _cuobjdump(cubin: bytes, option: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @contextmanager
@@ -223,23 +178,34 @@ def compile_all(jobs: Iterable[Job], pool: Executor) -> list[Binary]:
     return list(dict.fromkeys(binary for binaries in pool.map(compile_job, jobs) for binary in binaries))
 
 
-def show(binaries: Iterable[Binary]) -> None:
+def show(binaries: Iterable[Binary], console: Console) -> None:
     """Print binaries as a table."""
     table = Table("target", "dtype", "layout", "C", "kernel", "config", title="Compiled kernels")
-    for heading in ("registers", "stack", "shared", "instructions", "wide loads", "wide stores"):
+    for heading in ("registers", "stack", "shared", "instructions", "wide loads", "wide stores", "bytes of a row"):
         table.add_column(heading, justify="right")
     for binary in binaries:
-        counts = (binary.registers, binary.stack, binary.shared, *binary[-3:])
         config = f"{binary.warps} warps" if binary.config is None else _label(binary.config)
-        table.add_row(*map(str, binary[:5]), config, *("" if count is None else str(count) for count in counts))
-    Console(width=200).print(table)
+        code = binary.code
+        counts = (code.instructions, code.wide_loads, code.wide_stores, min(binary.rows, default="")) if code else ()
+        table.add_row(*map(str, (*binary[:5], config, binary.registers, binary.stack, binary.shared, *counts)))
+    console.print(table)
+
+
+def show_executed(binaries: Iterable[Binary], console: Console) -> None:
+    """Print the instructions of dense passes that are spent on an entry of the logits, a warp's for 32 of them."""
+    table = Table("target", "dtype", "layout", "C", "kernel")
+    table.title = "Instructions an entry: of a tile, and on average over the tiles of 16 images of 800x1344, at most"
+    for heading in ("done once", "done twice", *(f"logits of mean {mean:g}" for mean, _ in LOGITS.values())):
+        table.add_column(heading, justify="right")
+    for binary in binaries:
+        if binary.each:
+            averages = (f"{each:.2f} ({100 * share:.2g}% twice)" for share, each in map(binary.executed, LOGITS))
+            table.add_row(*map(str, binary[:5]), *(f"{each:.1f}" for each in binary.each), *averages)
+    console.print(table)
 
 
 def _label(config: Config) -> str:
-    if isinstance(config, DenseConfig):
-        height, width, classes, warps = config
-        return f"{height}x{width} points, {classes} classes, {warps} warps"
-    return f"{config.points} points, {config.warps} warps"
+    return ", ".join(f"{value} {name}" for name, value in config._asdict().items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -250,7 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     with compiler_pool(args.workers) as pool:
         binaries = compile_all(jobs, pool)
-    show(binaries)
+    console = Console(width=WIDTH)
+    show(binaries, console)
+    show_executed(binaries, console)
     problems = [problem for binary in binaries for problem in binary.problems()]
     if problems:
         raise UserError("\n".join(problems))

@@ -19,8 +19,8 @@ from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder
 from dwtriton.kernels import tuning
+from dwtriton.kernels.configs import Config, KernelConfigs, default_configs, search_space
 from dwtriton.kernels.trial import LAYOUTS, Setting, device_time, disagreement, kernel_calls, make_case
-from dwtriton.kernels.tuning import Config, KernelConfigs
 
 EXAMPLES = """\
   python -m dwtriton.tune                                      80 classes, images of 800x1344; under a minute
@@ -118,7 +118,7 @@ def read_entries(path: Path, gpu: str) -> dict[str, dict]:
 
 def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[dict[str, SearchResult]]:
     """Search the configs of each kernel for each setting; each search gets an equal share of the time left."""
-    spaces = [tuning.search_space(setting.classes) for setting in settings]
+    spaces = [search_space(setting.key()) for setting in settings]
     searches_left = sum(map(len, spaces))
     total = sum(len(candidates) for space in spaces for candidates in space.values())
     deadline = time.perf_counter() + seconds
@@ -139,7 +139,7 @@ def tune(settings: Sequence[Setting], seconds: float, console: Console) -> list[
 
 def gpu_timers(setting: Setting) -> dict[str, Callable[[Config], float]]:
     """Return for each kernel the function from a config to its device time, on one generated batch."""
-    calls = kernel_calls(make_case(setting, "cuda"), tuning.default_configs(setting.classes))
+    calls = kernel_calls(make_case(setting, "cuda"))
     return {kernel: partial(device_time, call) for kernel, call in calls.items()}
 
 
@@ -176,16 +176,23 @@ def table_entry(setting: Setting, by_kernel: dict[str, SearchResult]) -> dict:
 
 
 def list_candidates(arguments: argparse.Namespace, settings: Sequence[Setting], console: Console) -> None:
-    """Print what a search would try."""
-    for setting in settings:
-        print_line(console, f"key {setting.key().name}: {setting}")
-    space = tuning.search_space(arguments.classes)
-    for kernel, configs in space.items():
-        print_line(console, f"{kernel}: {len(configs)} configs, the default first")
-        for config in configs:
-            print_line(console, f"  {describe(config)}")
-    configs = {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
-    cli.print_result(arguments, {"keys": [setting.key().name for setting in settings], "configs": configs})
+    """Print what a search would try, for each setting; those that share their candidates are listed together."""
+    spaces = {setting: search_space(setting.key()) for setting in settings}
+    for setting, space in spaces.items():
+        alike = [other for other in spaces if spaces[other] == space]
+        if setting != alike[0]:
+            continue
+        for other in alike:
+            print_line(console, f"key {other.key().name}: {other}")
+        for kernel, configs in space.items():
+            print_line(console, f"{kernel}: {len(configs)} configs, the default first")
+            for config in configs:
+                print_line(console, f"  {describe(config)}")
+    configs = {
+        setting.key().name: {kernel: [config._asdict() for config in configs] for kernel, configs in space.items()}
+        for setting, space in spaces.items()
+    }
+    cli.print_result(arguments, {"configs": configs})
 
 
 def main() -> int:
@@ -199,7 +206,7 @@ def main() -> int:
     out = arguments.out or tuning.cache_table(gpu)
     entries = read_entries(out, gpu)
     make_folder(out.parent)
-    defaults = [tuning.default_configs(setting.classes) for setting in settings]
+    defaults = [default_configs(setting.key()) for setting in settings]
     try:
         if arguments.check and (problem := check(settings, defaults)):
             return cli.report_failure(problem)

@@ -22,6 +22,7 @@ class Image:
     d: np.ndarray  # [P, 4] left, top, right, bottom, pixels
     boxes: np.ndarray  # [G, 4] xyxy, pixels
     labels: np.ndarray  # [G]
+    weights: np.ndarray | None = None  # [G] of the boxes; None: 1
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Weights:
     neg: np.ndarray  # [P, C]
     spread: np.ndarray  # [G] f_max - f_min; infinite where no point has an IoU of one half
     ignored: np.ndarray  # [P] points strictly inside a crowd region
+    uncounted: np.ndarray  # [P, C] entries whose deciding box has no weight: N is 0, and nothing in the normaliser
 
 
 @dataclass
@@ -81,29 +83,31 @@ def center_prior(points, strides, boxes, soft):
     return prior if soft else (prior > 0.3).astype(float)
 
 
-def iou_and_reg_loss(points, d, boxes):
-    """IoU, 1 - GIoU and d(1 - GIoU)/dd, [P, G] twice and [P, G, 4]."""
-    pred = np.concatenate((points - d[:, :2], points + d[:, 2:]), -1)[:, None]  # [P, 1, 4]
-    box = boxes[None]  # [1, G, 4]
-    inter_size = np.clip(np.minimum(pred[..., 2:], box[..., 2:]) - np.maximum(pred[..., :2], box[..., :2]), 0, None)
-    outer_size = np.maximum(pred[..., 2:], box[..., 2:]) - np.minimum(pred[..., :2], box[..., :2])
-    pred_size = pred[..., 2:] - pred[..., :2]
-    inter, area_pred = inter_size.prod(-1), pred_size.prod(-1)
-    area_box = (box[..., 2:] - box[..., :2]).prod(-1)
-    raw_union, raw_outer = area_pred + area_box - inter, outer_size.prod(-1)
+def iou_and_reg_loss(d, sides):
+    """IoU, 1 - GIoU and d(1 - GIoU)/dd, [P, G] twice and [P, G, 4].
+
+    Both boxes as seen from the point: distances to the predicted sides [P, 4], `box_sides` of the others [P, G, 4].
+    Extended precision (on x86): terms cancel where boxes are nearly equal, or tiny beside their predictions.
+    """
+    pred, box = d[:, None].astype(np.longdouble), sides.astype(np.longdouble)
+    pred_size, box_size = pred[..., :2] + pred[..., 2:], box[..., :2] + box[..., 2:]  # width, height
+    nearer, farther = np.minimum(pred, box), np.maximum(pred, box)
+    overlap, outer_size = nearer[..., :2] + nearer[..., 2:], farther[..., :2] + farther[..., 2:]
+    inter_size = np.clip(overlap, 0, None)
+    inter = inter_size.prod(-1)
+    raw_union, raw_outer = pred_size.prod(-1) + box_size.prod(-1) - inter, outer_size.prod(-1)
     union, outer = np.maximum(raw_union, 1e-6), np.maximum(raw_outer, 1e-6)
     reg_loss = 2 - inter / union - union / outer
 
     # Growth outwards of each predicted side: inside the box it grows the intersection, outside the enclosing box.
-    outwards = np.concatenate((box[..., :2] - pred[..., :2], pred[..., 2:] - box[..., 2:]), -1)
-    beyond = (np.sign(outwards) + 1) / 2  # 1 outside, 0 inside, one half at a tie
+    beyond = (np.sign(pred - box) + 1) / 2  # 1 outside, 0 inside, one half at a tie
     across = [1, 0, 1, 0]  # moving left or right sweeps along the height, top or bottom along the width
-    d_inter = (1 - beyond) * inter_size[..., across] * (inter_size.min(-1, keepdims=True) > 0)
+    d_inter = (1 - beyond) * inter_size[..., across] * (overlap >= 0)[..., [0, 1, 0, 1]]  # of no width: as it grows
     d_outer = beyond * outer_size[..., across] * (raw_outer > 1e-6)[..., None]
     d_union = (pred_size[..., across] - d_inter) * (raw_union > 1e-6)[..., None]
-    inter, union_, outer_ = inter[..., None], union[..., None], outer[..., None]
-    gradient = -(d_inter * union_ - inter * d_union) / union_**2 - (d_union * outer_ - union_ * d_outer) / outer_**2
-    return inter[..., 0] / union, reg_loss, gradient
+    inter, union, outer = inter[..., None], union[..., None], outer[..., None]
+    gradient = -(d_inter * union - inter * d_union) / union**2 - (d_union * outer - union * d_outer) / outer**2
+    return tuple(part.astype(np.float64) for part in ((inter / union)[..., 0], reg_loss, gradient))
 
 
 def positive_weights(score, reg_loss, prior):
@@ -118,16 +122,19 @@ def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
     crowd = np.zeros(len(image.boxes), bool) if iscrowd is None else np.asarray(iscrowd, bool)
     ignored = is_inside(image.points, image.boxes[crowd]).any(1)
     boxes, labels = image.boxes[~crowd], image.labels[~crowd]
+    box_weights = np.ones(len(crowd)) if image.weights is None else image.weights
+    box_weights = box_weights[~crowd]
 
     inside = is_inside(image.points, boxes)
     prior = np.where(inside, center_prior(image.points, image.strides, boxes, soft_prior), 0)
-    iou, reg_loss, _ = iou_and_reg_loss(image.points, image.d, boxes)
+    iou, reg_loss, _ = iou_and_reg_loss(image.d, box_sides(image.points, boxes))
     iou = np.where(inside, iou, 0)
 
     score = np.exp(log_sigmoid(image.z) + log_sigmoid(image.u)[:, None])
-    pos = positive_weights(score[:, labels], reg_loss, prior)
+    pos = box_weights * positive_weights(score[:, labels], reg_loss, prior)
 
     neg = np.ones_like(score)
+    uncounted = np.zeros(score.shape, bool)
     spread = np.full(len(boxes), np.inf)
     for g, label in enumerate(labels):  # in order: the last box of a class wins
         bag = inside[:, g]
@@ -138,11 +145,12 @@ def weights(image: Image, soft_prior=True, iscrowd=None) -> Weights:
         f_min, f_max = f.min(), min(1, f.max())
         m = (f - f_min + 1e-12) / (f_max - f_min + 1e-12)
         m[v < 0.5] = 1
-        neg[bag, label] = m
+        neg[bag, label] = m if box_weights[g] > 0 else 0
+        uncounted[bag, label] = box_weights[g] == 0
         if (v >= 0.5).any():
             spread[g] = f_max - f_min
     neg[ignored] = 0
-    return Weights(inside, prior, iou, reg_loss, pos, neg, spread, ignored)
+    return Weights(inside, prior, iou, reg_loss, pos, neg, spread, ignored, uncounted)
 
 
 def losses_and_gradients(
@@ -154,8 +162,9 @@ def losses_and_gradients(
     """
     crowds = iscrowd or [None] * len(images)
     kept = [np.ones(len(i.boxes), bool) if c is None else ~np.asarray(c, bool) for i, c in zip(images, crowds)]
-    neg_counts = np.array([(1 - w.neg[~w.ignored]).sum() for w in all_weights])
-    pos_norm = max(1.0, float(sum(keep.sum() for keep in kept)))
+    neg_counts = np.array([((1 - w.neg) * ~w.uncounted)[~w.ignored].sum() for w in all_weights])
+    given = [np.ones(len(keep)) if image.weights is None else image.weights for image, keep in zip(images, kept)]
+    pos_norm = max(1.0, float(sum(weights[keep].sum() for weights, keep in zip(given, kept))))
     neg_norm = max(1.0, float(neg_counts.sum()))
     scale_pos, scale_loc, scale_neg = factors[0] / pos_norm, factors[1] / pos_norm, factors[2] / neg_norm
 
@@ -185,7 +194,7 @@ def losses_and_gradients(
         dz -= 0.25 * class_pos * not_z * scale_pos
         du -= 0.25 * class_pos * not_u * scale_pos
         if loc_gradients is None:
-            slope = iou_and_reg_loss(image.points, image.d, image.boxes[keep])[2]
+            slope = iou_and_reg_loss(image.d, box_sides(image.points, image.boxes[keep]))[2]
         else:
             slope = loc_gradients[number]
         grad_z.append(dz)

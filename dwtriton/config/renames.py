@@ -15,14 +15,14 @@ RENAMED = {  # old key or section: new one
 
 def renamed_keys(values: dict[str, Any]) -> dict[str, str]:
     """Return {old key: new key} for every dotted key of the nested dict `values` that has been renamed."""
-    return {key: new_key(key) for key, _ in _leaves(values) if new_key(key) != key}
+    return {".".join(path): ".".join(new_path(path)) for path, _ in _leaves(values) if new_path(path) != path}
 
 
 def upgrade_keys(values: dict[str, Any]) -> dict[str, Any]:
     """Return the nested dict `values` with every renamed key under its new name."""
     upgraded: dict[str, Any] = {}
-    for key, value in _leaves(values):
-        *sections, name = new_key(key).split(".")
+    for path, value in _leaves(values):
+        *sections, name = new_path(path)
         section = upgraded
         for part in sections:
             section = section.setdefault(part, {})
@@ -30,18 +30,19 @@ def upgrade_keys(values: dict[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def new_key(key: str) -> str:
-    """Return the current name of a dotted key."""
+def new_path(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the current path of a key: its sections and its name. A name may have dots, as that of a class may."""
     for old, new in RENAMED.items():
-        if key == old or key.startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return key
+        names = tuple(old.split("."))
+        if path[: len(names)] == names:
+            return (*new.split("."), *path[len(names) :])
+    return path
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every value that is not a table."""
+def _leaves(values: dict[str, Any], sections: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (path, value) for every value that is not a table."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from _leaves(value, (*sections, name))
         else:
-            yield prefix + name, value
+            yield (*sections, name), value

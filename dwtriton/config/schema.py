@@ -23,6 +23,8 @@ MAY_CHANGE = "may change when a run is resumed"
 MayChange = Annotated[T, MAY_CHANGE]  # of a field that has no influence on what a run learns
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
+MAX_WEIGHT = 3e38  # of a box: finite in float32
+BoxWeight = Annotated[float, Field(strict=True, ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
@@ -74,6 +76,11 @@ class DataConfig(Section):
     )
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
+    class_weights: dict[str, BoxWeight] = Field(
+        {},
+        description="of classes by name, 1 where absent: multiplies the weights of their boxes in training "
+        "(docs/method.md#weights-of-boxes)",
+    )
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
     size_divisor: PositiveInt = Field(32, multiple_of=32, description="batches are zero-padded to a multiple of this")

@@ -17,6 +17,11 @@ from dwtriton.core.errors import UserError
 GLOO_SHUTDOWN_SECONDS = 0.2  # a gloo thread that frees a tensor while Python shuts down aborts the process
 
 
+def is_distributed() -> bool:
+    """Return whether this process belongs to a process group; also where PyTorch has no torch.distributed."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def rank() -> int:
     """Return the rank of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
@@ -147,7 +152,7 @@ def any_across_ranks(flag: bool) -> bool:
 
 def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over all ranks, without waiting for the GPU."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_distributed():
         return values
     total = values.clone()
     distributed.all_reduce(total)

@@ -22,6 +22,7 @@ class PackedTargets(NamedTuple):
     labels: Tensor  # (N,) int64, 0..C-1
     offsets: Tensor  # (B + 1,) int32
     iscrowd: Tensor | None = None  # (N,) bool, regions to ignore; None: there are none
+    weights: Tensor | None = None  # (N,) float32 or float64, 0 or more (docs/method.md#weights-of-boxes); None: all 1
 
     @property
     def batch_size(self) -> int:
@@ -57,16 +58,17 @@ def pack_targets(
 
     `targets[b]` follows torchvision: `boxes` (G, 4) float32 or float64 xyxy in pixels, `labels` (G,) int64, and
     optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: it is no ground truth, and
-    points inside it have no negative loss. Other keys are allowed and unused.
+    points inside it have no negative loss; and `weights` (G,) floats of 0 or more, 1 where absent, which multiply the
+    positive losses of boxes (docs/method.md#weights-of-boxes). Other keys are allowed and unused.
 
     With a `capacity` the tensors have that many rows in every batch, as CUDA graphs need. Without one, their first
     dimension is marked unbacked, so that one graph of `torch.compile` serves every number of boxes.
     Raises ValueError, naming image and index, for a wrong shape or dtype, a box that is not finite or whose
-    x1 > x2 or y1 > y2, a negative label, and for more boxes than `capacity`.
+    x1 > x2 or y1 > y2, a negative label, a weight that is negative or not finite, and for more boxes than `capacity`.
     """
-    boxes, labels, offsets, iscrowd = packed = concatenate_targets(targets, "cpu")
+    boxes, labels, offsets, iscrowd, weights = packed = concatenate_targets(targets, "cpu")
     check_values(packed)
-    rows = [boxes, labels, iscrowd]
+    rows = [boxes, labels, iscrowd] if weights is None else [boxes, labels, iscrowd, weights]
     if capacity is not None:
         added = capacity - len(labels)
         if added < 0:
@@ -74,13 +76,13 @@ def pack_targets(
                 f"{len(labels)} boxes in the batch, but a capacity of {capacity}; raise it to the most a batch holds"
             )
         rows = [torch.cat((tensor, tensor.new_zeros(added, *tensor.shape[1:]))) for tensor in rows]
-    boxes, labels, iscrowd = rows = [to_device(tensor, device) for tensor in rows]
+    boxes, labels, *optional = rows = [to_device(tensor, device) for tensor in rows]
     if capacity is None:
         from torch._dynamo.decorators import mark_unbacked  # slow to import; only torch.compile needs it
 
         for tensor in rows:
             mark_unbacked(tensor, 0)
-    return PackedTargets(boxes, labels, to_device(offsets, device), iscrowd)
+    return PackedTargets(boxes, labels, to_device(offsets, device), *optional)
 
 
 def concatenate_targets(
@@ -101,17 +103,22 @@ def concatenate_targets(
     boxes = [target["boxes"].detach().to(device, dtype) for target in targets]
     labels = [target["labels"].to(device) for target in targets]
     crowds = [target.get("iscrowd", torch.zeros_like(target["labels"])).to(device, torch.bool) for target in targets]
+    weights = None
+    if any("weights" in target for target in targets):
+        given = [target.get("weights", torch.ones_like(target["labels"])) for target in targets]
+        weights = torch.cat([weight.detach().to(device, dtype) for weight in given])
     return PackedTargets(
         torch.cat([torch.empty(0, 4, dtype=dtype, device=device), *boxes]),
         torch.cat([torch.empty(0, dtype=torch.int64, device=device), *labels]),
         torch.tensor(counts).cumsum(0).to(device, torch.int32, non_blocking=True),
         torch.cat([torch.empty(0, dtype=torch.bool, device=device), *crowds]),
+        weights,
     )
 
 
 def check_packed(packed: PackedTargets) -> None:
     """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not read."""
-    boxes, labels, offsets, iscrowd = packed
+    boxes, labels, offsets, iscrowd, weights = packed
     fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
     _require(fit, "packed boxes", "(N, 4) float32 or float64", boxes)
     _require(labels.ndim == 1 and labels.dtype == torch.int64, "packed labels", "(N,) int64", labels)
@@ -119,7 +126,9 @@ def check_packed(packed: PackedTargets) -> None:
     _require(fit, "packed offsets", "(B + 1,) int32", offsets)
     fit = iscrowd is None or (iscrowd.ndim == 1 and iscrowd.dtype == torch.bool)
     _require(fit, "packed iscrowd", "(N,) bool", iscrowd)
-    parts = (boxes, labels) if iscrowd is None else (boxes, labels, iscrowd)
+    fit = weights is None or (weights.ndim == 1 and weights.dtype in FLOATS)
+    _require(fit, "packed weights", "(N,) float32 or float64", weights)
+    parts = [part for part in (boxes, labels, iscrowd, weights) if part is not None]
     if torch.compiler.is_compiling():  # numbers of rows are unknown yet: let the graph check them when it runs
         for part in parts:
             torch._check(part.shape[0] == boxes.shape[0])
@@ -131,8 +140,8 @@ def check_packed(packed: PackedTargets) -> None:
 
 
 def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
-    """Raise ValueError, naming image and index, for a box or a label out of range. Reads values: for CPU tensors."""
-    boxes, labels, offsets, _ = packed
+    """Raise ValueError, naming image and index, for a value out of range. It reads values: for CPU tensors."""
+    boxes, labels, offsets, _, weights = packed
     if offsets[0] != 0 or (offsets.diff() < 0).any() or offsets[-1] > len(labels):
         raise ValueError(f"packed offsets must rise from 0 to at most {len(labels)}, not {offsets.tolist()}")
     image = packed.image_index()
@@ -142,6 +151,8 @@ def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
         "boxes are x1 y1 x2 y2 in pixels with x1 <= x2 and y1 <= y2": (boxes[:, :2] > boxes[:, 2:]).any(1),
         "labels start at 0": labels < 0,
     }
+    if weights is not None:
+        problems["weights must be finite and at least 0"] = ~(weights.isfinite() & (weights >= 0))
     if num_classes is not None:
         problems[f"labels must be below the number of classes, {num_classes}"] = labels >= num_classes
     for problem, bad in problems.items():
@@ -167,6 +178,9 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
     _require(fit, where + "labels", f"({len(boxes)},) int64", labels)
     fit = isinstance(crowd, Tensor) and crowd.shape == labels.shape and not crowd.is_floating_point()
     _require(fit, where + "iscrowd", f"({len(boxes)},) bool or integer", crowd)
+    weights = target.get("weights", boxes[:, 0])
+    fit = isinstance(weights, Tensor) and weights.shape == labels.shape and weights.is_floating_point()
+    _require(fit, where + "weights", f"({len(boxes)},) floating point", weights)
 
 
 def _require(fit: bool, name: str, form: str, value: object) -> None:

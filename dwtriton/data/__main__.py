@@ -110,6 +110,8 @@ def show_findings(found: Findings, console: Console) -> None:
     sizes = ", ".join(f"{share:.0%} {name}" for name, share in figures["box_sizes"].items())
     line = f"{figures['images']} images, {figures['boxes']} boxes ({sizes}), {figures['crowds']} of them crowd"
     print_line(console, line)
+    if figures["weighted"]:
+        print_line(console, f"{figures['weighted']} boxes have a weight other than 1, {figures['weight_0']} of them 0")
     classes = Table("class", "boxes")
     for name, count in figures["classes"].items():
         classes.add_row(Text(name), str(count))

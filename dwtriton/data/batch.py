@@ -17,7 +17,7 @@ class Batch:
     """Images of one batch with their targets. In evaluation it is empty if none of its files could be read."""
 
     images: torch.Tensor  # uint8 [B, 3, H, W], channels_last, zero-padded; PixelDetector normalises them
-    targets: list[dict[str, torch.Tensor]]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], iscrowd [G]
+    targets: list[dict[str, torch.Tensor]]  # those of `Sample`
     image_ids: list[int]
     image_sizes: list[tuple[int, int]]  # (h, w) before padding
     scale_factors: list[tuple[float, float]]  # (sx, sy), network pixels per original pixel
@@ -44,7 +44,8 @@ class Batch:
 def collate(samples: list[Sample], num_classes: int, size_divisor: int) -> Batch:
     """Pad images to the (h, w) that their requests state, else to the least multiples of `size_divisor`.
 
-    Raises ValueError, naming the image, for labels outside 0..num_classes-1 and boxes not finite or inverted.
+    Raises ValueError, naming the image, for labels outside 0..num_classes-1, boxes that are not finite or inverted, and
+    weights that are not finite or negative.
     """
     readable = [sample for sample in samples if sample.image is not None]
     for sample in readable:

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
 from dwtriton.config.schema import DataConfig, InferenceConfig
+from dwtriton.core.text import first_of, nearest
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.images import BrokenImageError, draw_augmentation, flip, read_image, resize, resized_size
-from dwtriton.data.problems import DataProblems
+from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.usable import choose_usable
 
 SplitName = Literal["train", "val"]
@@ -37,7 +38,7 @@ class Sample:
     """One image with its targets, ready for a batch. If no file could be read, `image` is None."""
 
     image: torch.Tensor | None  # uint8 [3, h, w]
-    target: dict[str, torch.Tensor]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G], perhaps iscrowd [G]
+    target: dict[str, torch.Tensor]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G]; iscrowd, weights [G]
     image_id: int
     path: str
     scale_factor: tuple[float, float]  # (sx, sy), network pixels per original pixel
@@ -50,15 +51,17 @@ class CocoDataset(Dataset):
 
     `"train"` augments, and leaves out images without a usable box or with a side under 32 pixels; `"val"` keeps every
     image whose file exists, at the size that `inference` states. Boxes without area or with a side under 1 pixel are no
-    targets. Crowd boxes are none either, unless `keep_crowd`: then targets mark them in `"iscrowd"` (G,) bool.
+    targets. Crowd boxes are none either, unless `keep_crowd`: then targets mark them in `"iscrowd"` (G,) bool. If any
+    box to train on has a weight other than 1, of its own or of its class, all targets have `"weights"` (G,) float32.
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1, in the order of the sorted category ids),
     `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids` and `paths` of
     the items, `problems` (what was left out, and why), `info` (of the annotation file), `fingerprint` (of items and
-    targets), and of the `"val"` split `coco` (pycocotools' COCO, the ground truth for COCOeval).
+    targets), `weighted` (whether targets have weights), and of the `"val"` split `coco` (pycocotools' COCO, the ground
+    truth for COCOeval).
 
     Items are addressed by `index` or by the fields of a `SampleRequest`.
-    Raises DataError if the files cannot be used.
+    Raises DataError if the files cannot be used or, for `"train"`, lack a class of `cfg.class_weights`.
     """
 
     def __init__(
@@ -81,7 +84,14 @@ class CocoDataset(Dataset):
         self.image_ids: list[int] = [image["id"] for image in usable.images]
         self.paths = [str(folder / image["file_name"]) for image in usable.images]
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
-        self._targets = [_to_target(usable.boxes[image_id], label_of, keep_crowd) for image_id in self.image_ids]
+        class_weights = _class_weights(cfg.class_weights if self.training else {}, self.class_names, records.path)
+        self._targets = [
+            _to_target(usable.boxes[image_id], label_of, class_weights, keep_crowd) for image_id in self.image_ids
+        ]
+        self.weighted = any((target["weights"] != 1).any() for target in self._targets)
+        if not self.weighted:
+            for target in self._targets:
+                del target["weights"]
         self._sizes = np.array([(image["height"], image["width"]) for image in usable.images])  # [N, 2]
         self.landscape = self._sizes[:, 1] > self._sizes[:, 0]
         self.aspects = self._sizes[:, 0] / self._sizes[:, 1]
@@ -151,13 +161,25 @@ class CocoDataset(Dataset):
                 yield index
 
 
-def _to_target(boxes: list[dict[str, Any]], label_of: dict[int, int], keep_crowd: bool) -> dict[str, np.ndarray]:
-    """Boxes [G, 4] xyxy in original pixels, labels [G] and, with `keep_crowd`, iscrowd [G]."""
+def _class_weights(given: dict[str, float], names: list[str], path: Path) -> np.ndarray:
+    """Weights of all classes by label, float32 [C]. Raises DataError for a name that is no class."""
+    unknown = [f"{name!r}{nearest(name, names, cutoff=0.0)}" for name in given if name not in names]
+    if unknown:
+        raise DataError(f"data.class_weights: {path} has no class {first_of(unknown)}")
+    return np.array([given.get(name, 1) for name in names], dtype=np.float32)
+
+
+def _to_target(
+    boxes: list[dict[str, Any]], label_of: dict[int, int], class_weights: np.ndarray, keep_crowd: bool
+) -> dict[str, np.ndarray]:
+    """Boxes [G, 4] xyxy in original pixels, labels [G], weights [G] and, with `keep_crowd`, iscrowd [G]."""
     boxes = [box for box in boxes if keep_crowd or not box["iscrowd"]]
     xywh = torch.tensor([box["bbox"] for box in boxes], dtype=torch.float32).reshape(-1, 4)
+    labels = np.array([label_of[box["category_id"]] for box in boxes], dtype=np.int64)
     target = {
         "boxes": box_convert(xywh, "xywh", "xyxy").numpy(),
-        "labels": np.array([label_of[box["category_id"]] for box in boxes], dtype=np.int64),
+        "labels": labels,
+        "weights": np.array([box["weight"] for box in boxes], dtype=np.float32) * class_weights[labels],
     }
     if keep_crowd:
         target["iscrowd"] = np.array([bool(box["iscrowd"]) for box in boxes], dtype=bool)

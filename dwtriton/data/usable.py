@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dwtriton.config.schema import MAX_WEIGHT
+from dwtriton.core.text import first_of
 from dwtriton.data.annotations import Records
 from dwtriton.data.problems import DataError, DataProblems
 
@@ -27,14 +29,17 @@ def choose_usable(records: Records, folder: Path, training: bool, problems: Data
     """Choose the records to train on or to evaluate with, and add what is left out to `problems`.
 
     `folder` holds the image files. Annotations are completed in place: a missing `iscrowd` becomes 0 and a missing
-    `area` that of the box, as COCOeval needs both; segmentations are dropped.
-    Raises MissingImagesError if no image file exists, and DataError if no image is left.
+    `area` that of the box, as COCOeval needs both; a missing `weight` becomes 1, in evaluation every one does;
+    segmentations are dropped.
+    Raises MissingImagesError if no image file exists, and DataError if no image is left or, for training, a weight is
+    not a finite number of 0 or more.
     """
     annotations = [a for a in records.annotations.values() if _is_ground_truth(a, records, problems)]
     boxes: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in records.images}
     for annotation in annotations:
         annotation.pop("segmentation", None)
         annotation.setdefault("iscrowd", 0)
+        annotation["weight"] = annotation.get("weight", 1) if training else 1
         width, height = annotation["bbox"][2:]
         if not _is_finite(annotation.get("area")):
             annotation["area"] = width * height
@@ -43,6 +48,11 @@ def choose_usable(records: Records, folder: Path, training: bool, problems: Data
         else:
             kind = f"box without area or under {MIN_BOX_SIDE} pixel, not used as a target"
             problems.add(kind, annotation_name(annotation, records))
+    bad = [a for a in annotations if not _is_weight(a["weight"])]
+    if bad:
+        named = [f"{annotation_name(a, records)} has the weight {a['weight']!r}" for a in bad]
+        rule = f"a weight is a number from 0 to {MAX_WEIGHT:g}, and 1 where it is left out"
+        raise DataError(f"{records.path}: {first_of(named)}; {rule}")
 
     images = []
     for image in records.images.values():
@@ -99,6 +109,10 @@ def _is_trainable(image: dict[str, Any], boxes: list[dict[str, Any]], problems: 
         problems.add(f"{reason}, not trained on", image["file_name"])
         return False
     return True
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT
 
 
 def _is_finite(value: Any) -> bool:

@@ -1,7 +1,6 @@
 """The weights behind the loss, written out dense; from the same device functions as the loss."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import triton
@@ -10,122 +9,148 @@ import triton.language as tl
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import pyramid_points
 from dwtriton.core.targets import PackedTargets
-from dwtriton.kernels import formulas, walk
-from dwtriton.kernels.inputs import dense_options, read_boxes, read_pyramid
+from dwtriton.kernels import formulas
+from dwtriton.kernels.bags import box_bags, image_of_rows
+from dwtriton.kernels.boxes import (
+    DEFICIT_MAX,
+    DEFICIT_MIN,
+    LABEL,
+    MASS,
+    ROW,
+    WEIGHT,
+    box_table,
+    details_of,
+    load_corners,
+)
+from dwtriton.kernels.inputs import read_boxes, read_pyramid
+from dwtriton.kernels.launch import launch
+from dwtriton.kernels.levels import load_distances, pick, pick_memory, place
 from dwtriton.kernels.ops import configs_for
-from dwtriton.kernels.statistics import box_statistics
-from dwtriton.reference.dense_weights import DualWeights
+from dwtriton.kernels.tiles import is_inside, sides_of
+from dwtriton.reference.dense_weights import DualWeights, negative_weights
+
+POINTS_AT_ONCE = 256
 
 
-@triton.jit(do_not_specialize=["points", "capacity"])
+@triton.jit(do_not_specialize=["points", "batch", "capacity"])
 def assign_kernel(
-    z_levels,  # pointers to logits, one for each level; d_levels and u_levels alike
+    z_levels,
     d_levels,
     u_levels,
     heights,
     widths,
     strides,
-    begins,  # number of each level's first point among the `points` of an image
-    offsets,  # [B + 1]
-    ranked,  # [6, N] and
-    parts,  # [N, 3, SPLITS], see `BoxStatistics`
-    inside_out,  # out: [N, points] bool; pairs outside are left as they are, here and below
-    iou_out,  # out: [N, points]
-    prior_out,  # out: [N, points]
-    pos_out,  # out: [N, points]
-    score_out,  # out: [B, points, C]
-    neg_out,  # out: [B, points, C]
+    offsets,
+    table,
+    inside_out,
+    iou_out,
+    prior_out,
+    pos_out,
+    neg_out,
     points,
-    capacity,  # N
+    batch,
+    capacity,
     NUM_CLASSES: tl.constexpr,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SOFT: tl.constexpr,
-    SPLITS: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    image, level, area, stride, cells, bounds = walk.open_tile(heights, widths, strides, TILE_H, TILE_W)
-    point, valid, _, _ = cells  # [P]
-    first, last = walk.image_rows(offsets, image, capacity)
-    row, label = walk.next_box(first, last, ranked, capacity, bounds)
-    ignored, row, label = walk.inside_crowd(cells, row, label, last, ranked, capacity, bounds)
+    """Write the weights of all pairs of points and boxes.
 
-    z_image = walk.pick(z_levels, level) + image * area * NUM_CLASSES
-    d_image = walk.pick(d_levels, level) + image * area * 4
-    u = tl.load(walk.pick(u_levels, level) + image * area + point, mask=valid, other=0.0).to(tl.float32)
-    su = formulas.sigmoids(u)[0]
-    number = tl.cast(walk.pick(begins, level), tl.int32) + point  # among all points of the image
-    out = image * points * NUM_CLASSES
-    for first_class in range(0, NUM_CLASSES, BLOCK_C):
-        classes = first_class + tl.arange(0, BLOCK_C)
-        end_class = tl.minimum(first_class + BLOCK_C, NUM_CLASSES)
-        z = walk.load_logits(z_image, point, valid, classes, area, NUM_CLASSES, BLOCK_C, Z_LAST).to(
-            tl.float32
-        )  # [P, BLOCK_C]
-        score = formulas.sigmoids(z)[0] * su[:, None]
-        neg = tl.full(z.shape, 1.0, tl.float32)
-        while label < end_class:
-            own = classes == label  # [BLOCK_C]
-            inside, _, _, iou, _, prior, pos, stretched = walk.weigh_box(
-                row,
-                (ranked, parts),
-                capacity,
-                cells,
-                area,
-                stride,
-                d_image,
-                walk.of_class(own, score),
-                D_LAST,
-                SOFT,
-                SPLITS,
-            )
-            pairs = walk.source_row(ranked, row, capacity).to(tl.int64) * points + number
-            tl.store(inside_out + pairs, inside, mask=inside)
-            tl.store(iou_out + pairs, iou, mask=inside)
-            tl.store(prior_out + pairs, prior, mask=inside)
-            tl.store(pos_out + pairs, pos, mask=inside)
-            neg = tl.where(inside[:, None] & own[None, :], stretched[:, None], neg)
-            row, label = walk.next_box(row + 1, last, ranked, capacity, bounds)
-        neg = tl.where(ignored[:, None], 0.0, neg)
-        walk.store_logits(score_out + out, score, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
-        walk.store_logits(neg_out + out, neg, number, valid, classes, area, NUM_CLASSES, BLOCK_C, True)
+    Grid (N, blocks): program (i, j) owns the pairs of the box in row i of the table and the j-th block of BLOCK points.
+
+    z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
+    [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
+    offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
+    inside_out, iou_out, prior_out, pos_out, neg_out: out, [N, points], the first bool, the last m; others are left.
+    points: of an image. batch: B. capacity: N. SOFT: the centre prior is not thresholded.
+    """
+    row = tl.program_id(0)
+    image = tl.sum(image_of_rows(row + tl.arange(0, 1), offsets, batch))
+    if image < batch:
+        details = details_of(table, row, capacity)
+        label = tl.load(details + LABEL).to(tl.int32)
+        number = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        level = number * 0
+        begin = number * 0
+        end = row * 0
+        for i in tl.static_range(len(heights)):
+            level = tl.where(number >= end, i, level)
+            begin = tl.where(number >= end, end, begin)
+            end += tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32)
+        width, stride = tl.cast(pick(widths, level), tl.int32), pick(strides, level)
+        area = tl.cast(pick(heights, level), tl.int32) * width
+        point = number - begin
+        x, y = (point % width + 0.5) * stride, (point // width + 0.5) * stride
+        corners = load_corners(table, row, capacity)
+        inside = is_inside(number < points, x, y, corners) & (label >= 0) & (label < NUM_CLASSES)
+
+        before = image.to(tl.int64) * area
+        z_points = pick_memory(z_levels, level) + before * NUM_CLASSES
+        z = tl.load(z_points + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0).to(tl.float32)
+        d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
+        distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
+        iou, iou_loss, reg_loss = formulas.overlap(distances, sides_of(x, y, corners))
+        prior = formulas.center_prior(x, y, corners, stride, SOFT)
+        score = formulas.sigmoids(z)[0] * formulas.sigmoids(u)[0]
+        t = formulas.alignment(score, tl.where(inside, reg_loss, 0.0))
+        pos = formulas.positive_share(t, prior) / tl.load(details + MASS) * tl.load(details + WEIGHT)
+        deficit_min = tl.load(details + DEFICIT_MIN)
+        neg = formulas.p_neg(iou, iou_loss, deficit_min, tl.load(details + DEFICIT_MAX))
+        source = tl.load(details + ROW).to(tl.int64)
+        pairs = tl.minimum(tl.maximum(source, 0), capacity - 1) * points + number
+        tl.store(inside_out + pairs, inside, mask=inside)
+        tl.store(iou_out + pairs, iou, mask=inside)
+        tl.store(prior_out + pairs, prior, mask=inside)
+        tl.store(pos_out + pairs, pos, mask=inside)
+        tl.store(neg_out + pairs, neg, mask=inside)
 
 
 def dual_weights(
     outputs: HeadOutputs, targets: PackedTargets, strides: Sequence[int], soft_prior: bool
 ) -> list[DualWeights]:
     """The same as `dwtriton.reference.dual_weights`. Waits for the device. Raises ValueError for float64."""
-    pyramid = read_pyramid(*outputs, strides)
+    pyramid = read_pyramid(outputs, strides)
     boxes = read_boxes(targets)
-    configs = configs_for(pyramid)
-    config = configs.forward
-    device, capacity, points = boxes.corners.device, boxes.labels.shape[0], pyramid.points
-    inside = torch.zeros(capacity, points, device=device, dtype=torch.bool)
-    pairs = [torch.zeros(capacity, points, device=device) for _ in range(3)]
-    entries = [torch.empty(pyramid.batch, points, pyramid.num_classes, device=device) for _ in range(2)]
-    tiles = pyramid.tiles(config.tile_height, config.tile_width)
-    areas = [height * width for height, width in zip(pyramid.heights, pyramid.widths)]
-    with torch.cuda.device_of(boxes.corners):  # Triton launches on the current device
-        assign_kernel[tiles, pyramid.batch](
-            *pyramid.arguments,
-            (0.0, *accumulate(map(float, areas[:-1]))),
-            boxes.offsets,
-            *box_statistics(pyramid, boxes, soft_prior, configs.statistics),
-            inside,
-            *pairs,
-            *entries,
-            points,
-            capacity,
-            **dense_options(pyramid, soft_prior, config),
-        )
-    all_points = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
+    device, rows, points = boxes.corners.device, boxes.labels.shape[0], pyramid.points
+    inside = torch.zeros(rows, points, device=device, dtype=torch.bool)
+    pairs = [torch.zeros(rows, points, device=device) for _ in range(4)]
+    if rows:
+        with torch.cuda.device_of(boxes.corners):
+            table, _ = box_table(pyramid, boxes, *box_bags(pyramid, boxes, soft_prior, configs_for(pyramid).bags))
+            launch(
+                assign_kernel,
+                (rows, triton.cdiv(points, POINTS_AT_ONCE)),
+                *pyramid.arguments,
+                boxes.offsets,
+                table,
+                inside,
+                *pairs,
+                points,
+                pyramid.batch,
+                rows,
+                NUM_CLASSES=pyramid.num_classes,
+                Z_LAST=pyramid.z_last,
+                D_LAST=pyramid.d_last,
+                SOFT=soft_prior,
+                BLOCK=POINTS_AT_ONCE,
+                num_warps=4,
+            )
+    centres = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()
+    truths, crowds = targets.box_mask(), targets.crowd_mask()
     results = []
     for image in range(pyramid.batch):
-        rows = targets.box_mask() & (image_of_row == image)
-        iou, prior, pos = (pair[rows].T for pair in pairs)
-        score, neg = (entry[image] for entry in entries)
-        results.append(DualWeights(all_points, inside[rows].T, iou, prior, score, pos, neg))
+        truth, crowd = truths & (image_of_row == image), crowds & (image_of_row == image)
+        iou, prior, pos, p_neg = (pair[truth].T for pair in pairs)
+        z, u = (torch.cat([level[image].flatten(1).T for level in kind]).float() for kind in (pyramid.z, pyramid.u))
+        labels = targets.labels[truth].clamp(0, pyramid.num_classes - 1)
+        weights = None if targets.weights is None else targets.weights[truth]
+        neg = negative_weights(inside[truth].T, labels, p_neg, pyramid.num_classes, weights)
+        corners = boxes.corners[crowd]
+        ignored = ((centres[:, None] > corners[:, :2]) & (centres[:, None] < corners[:, 2:])).all(2).any(1)
+        neg = neg.masked_fill_(ignored[:, None], 0)
+        results.append(DualWeights(centres, inside[truth].T, iou, prior, z.sigmoid() * u.sigmoid(), pos, neg))
     return results

@@ -4,48 +4,25 @@ Kernels are compiled without contraction of products and sums (`enable_fp_fusion
 a box has the same bits in each of them: m divides by the spread of a bag, which may be no more than rounding.
 """
 
-from collections.abc import Callable
-
-import numpy as np
 import triton
 import triton.language as tl
-from numpy.polynomial import Chebyshev, Polynomial
 
 from dwtriton.reference import formulas
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PRIOR_SCALE = tl.constexpr(-0.5 / formulas.SIGMA**2)
+BETA, MU, MU_SUM = tl.constexpr(formulas.BETA), tl.constexpr(formulas.MU), tl.constexpr(formulas.MU_SUM)
+MIN_AREA = tl.constexpr(formulas.MIN_AREA)
+MIN_IOU, SPREAD_EPSILON = tl.constexpr(formulas.MIN_IOU), tl.constexpr(formulas.SPREAD_EPSILON)
+HARD_PRIOR_THRESHOLD = tl.constexpr(formulas.HARD_PRIOR_THRESHOLD)
 MAX_LOG = tl.constexpr(formulas.MAX_LOG)
-LOW_SCORE = tl.constexpr(0.25)  # most tiles of an image have no greater one: there, polynomials serve for logarithms
-LOW_SCORE_BITS = tl.constexpr(int(np.float32(LOW_SCORE.value).view(np.int32)))
-DEGREE = tl.constexpr(6)  # of these polynomials
-LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
-FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
-
-
-def _polynomial(function: Callable[[np.ndarray], np.ndarray]) -> tl.constexpr:
-    """Coefficients, highest first, of a fit on scores from 0 to LOW_SCORE; those below are within 1e-8."""
-    fit = Chebyshev.interpolate(function, DEGREE.value, domain=[0, LOW_SCORE.value])
-    return tl.constexpr(tuple(fit.convert(kind=Polynomial).coef[::-1].tolist()))
-
-
-NEG_LOG_COMPLEMENT = _polynomial(lambda s: -np.log1p(-s) / s)
-NEGATIVE_SLOPE = _polynomial(lambda s: -2 * np.log1p(-s) / s + 1 / (1 - s))
+POSITIVE_FACTOR, DEFICIT_SCALE = tl.constexpr(formulas.POSITIVE_FACTOR), tl.constexpr(formulas.DEFICIT_SCALE)
 
 
 @triton.jit
 def exp(x):
     """e^x, without the extra instructions by which `tl.exp` keeps results below 1e-38."""
     return tl.exp2(x * LOG2_E)
-
-
-@triton.jit
-def evaluate(COEFFICIENTS: tl.constexpr, x):
-    """A polynomial's value."""
-    value = tl.full(x.shape, COEFFICIENTS[0], tl.float32)
-    for i in tl.static_range(1, DEGREE + 1):
-        value = tl.fma(value, x, COEFFICIENTS[i])
-    return value
 
 
 @triton.jit
@@ -56,35 +33,25 @@ def reciprocal(x):
 
 
 @triton.jit
+def ratio(x, y, inverse):
+    """x / y to the last digit, from the `reciprocal` of y; 1 where both are equal, also where fma rounds twice."""
+    quotient = x * inverse
+    return tl.where(x == y, 1.0, tl.fma(tl.fma(-quotient, y, x), inverse, quotient))
+
+
+@triton.jit
 def sigmoids(x):
     """sigmoid(x) and sigmoid(-x), both to full relative accuracy."""
     small = exp(-tl.abs(x))
-    large = 1 / (1 + small)
+    large = reciprocal(1 + small)
     small *= large
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
 
 
 @triton.jit
-def dense_sigmoids(x):
-    """sigmoid(x) and sigmoid(-x) in few instructions, exact above LEAST_LOGIT and taken there below it.
-
-    The square of such a score is 0 in float32; positive weights, which are relative to those of a box, need `sigmoids`.
-    """
-    inverse = tl.exp2(tl.maximum(x, LEAST_LOGIT, propagate_nan=tl.PropagateNan.ALL) * -LOG2_E)
-    sigmoid = reciprocal(1 + inverse)
-    return sigmoid, inverse * sigmoid
-
-
-@triton.jit
-def all_low(score):
-    """Whether all scores are below LOW_SCORE, or NaN; compared by their bits, which order as numbers >= 0 do."""
-    return tl.max(score.to(tl.int32, bitcast=True)) < LOW_SCORE_BITS
-
-
-@triton.jit
 def log1p(x):
     """ln(1 + x) for x from -1/2 to 1, as 2 artanh(x / (2 + x)): a GPU's fast logarithm has no digits left near 1."""
-    t = x / (2 + x)
+    t = x * reciprocal(2 + x)
     q = t * t
     series = tl.fma(q, 1 / 15, 1 / 13)
     series = tl.fma(q, series, 1 / 11)
@@ -102,146 +69,145 @@ def neg_log_sigmoid(x):
 
 
 @triton.jit
-def low_negative_loss(score):
-    """-ln(1 - s) for s below LOW_SCORE."""
-    return score * evaluate(NEG_LOG_COMPLEMENT, score)
-
-
-@triton.jit
-def neg_log_complement(score, not_score, z, u):
-    """-ln(1 - s), unclamped, for any score; `not_score` is 1 - s, but may underflow where both logits are far."""
-    nearer = tl.minimum(z, u)
-    far = nearer > FAR_LOGIT
-    rest = tl.where(far, 1 + exp(-tl.abs(z - u)), not_score)
-    return tl.where(score < LOW_SCORE, low_negative_loss(score), tl.where(far, nearer, 0.0) - tl.log(rest))
-
-
-@triton.jit
-def negative_loss(score, not_score, z, u):
-    """-ln(1 - s), clamped, for any score."""
-    return tl.minimum(neg_log_complement(score, not_score, z, u), MAX_LOG)
-
-
-@triton.jit
-def low_negative_slope(score):
-    """2 (-ln(1 - s)) + s / (1 - s) for s below LOW_SCORE."""
-    return score * evaluate(NEGATIVE_SLOPE, score)
-
-
-@triton.jit
-def negative_slopes(score, not_score, z, u, not_z, not_u):
-    """d(s^2 (-ln(1 - s))) / d(z and u), both over s^2; `not_z` and `not_u` are sigmoid(-z) and sigmoid(-u)."""
-    far = tl.minimum(z, u) > FAR_LOGIT
-    toward_u, toward_z = dense_sigmoids(u - z)
-    inverse = reciprocal(tl.where(far, 1.0, not_score))
-    ratio_z = tl.where(far, toward_u, not_z * inverse)  # sigmoid(softplus(u) - z)
-    ratio_u = tl.where(far, toward_z, not_u * inverse)  # sigmoid(softplus(z) - u)
-    twice = 2 * neg_log_complement(score, not_score, z, u)
-    return twice * not_z + score * ratio_z, twice * not_u + score * ratio_u
-
-
-@triton.jit
-def center_prior(x, y, x1, y1, x2, y2, stride, SOFT: tl.constexpr):
+def center_prior(x, y, corners, stride, SOFT: tl.constexpr):
     """Gaussian of the distance from the box centre in strides; if not SOFT, 1 where that is > 0.3, else 0."""
+    x1, y1, x2, y2 = corners
     scale = 1 / stride
     dx = (x - (x1 + x2) * 0.5) * scale
     dy = (y - (y1 + y2) * 0.5) * scale
     prior = exp((dx * dx + dy * dy) * PRIOR_SCALE)
     if not SOFT:
-        prior = tl.where(prior > 0.3, 1.0, 0.0)
+        prior = tl.where(prior > HARD_PRIOR_THRESHOLD, 1.0, 0.0)
     return prior
 
 
 @triton.jit
-def areas(distances, sides):
-    """Areas of intersection, union and enclosing box, from left, top, right, bottom to predicted and to true sides."""
+def beyond(one, other):
+    """By how much one side lies beyond another."""
+    return tl.maximum(one - other, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def sizes(distances, sides):
+    """Widths, then heights, of the predicted box, the true one, what both share, and what each has beyond the other."""
     left, top, right, bottom = distances
     side_l, side_t, side_r, side_b = sides
-    inner = (tl.minimum(left, side_l) + tl.minimum(right, side_r)) * (
-        tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
+    width = (
+        left + right,
+        side_l + side_r,
+        tl.minimum(left, side_l) + tl.minimum(right, side_r),
+        beyond(left, side_l) + beyond(right, side_r),
+        beyond(side_l, left) + beyond(side_r, right),
     )
-    outer = (tl.maximum(left, side_l) + tl.maximum(right, side_r)) * (
-        tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
+    height = (
+        top + bottom,
+        side_t + side_b,
+        tl.minimum(top, side_t) + tl.minimum(bottom, side_b),
+        beyond(top, side_t) + beyond(bottom, side_b),
+        beyond(side_t, top) + beyond(side_b, bottom),
     )
-    union = (left + right) * (top + bottom) + (side_l + side_r) * (side_t + side_b) - inner
-    return inner, union, outer
+    return width, height
+
+
+@triton.jit
+def areas(width, height):
+    """Intersection, union without it, and enclosing box without the union: sums of products that are not negative."""
+    _, _, inner_w, more_w, less_w = width
+    predicted_h, true_h, inner_h, more_h, less_h = height
+    beside = (more_w * predicted_h + inner_w * more_h) + (less_w * true_h + inner_w * less_h)
+    return inner_w * inner_h, beside, more_w * less_h + less_w * more_h
 
 
 @triton.jit
 def guard(area):
     """max(area, 1e-6); NaN stays NaN."""
-    return tl.maximum(area, 1e-6, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(area, MIN_AREA, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def overlap(distances, sides):
-    """IoU, and 1 - GIoU."""
-    inner, union, outer = areas(distances, sides)
-    union, outer = guard(union), guard(outer)
-    return inner / union, (union - inner) / union + (outer - union) / outer
+    """IoU, 1 - IoU, and 1 - GIoU, from left, top, right, bottom to predicted and to true sides."""
+    width, height = sizes(distances, sides)
+    inner, beside, gap = areas(width, height)
+    raw_union = inner + beside
+    union, outer = guard(raw_union), guard(raw_union + gap)
+    added, added_outer = union - raw_union, outer - (raw_union + gap)  # 0 but for boxes of nearly no area
+    per_union = reciprocal(union)
+    iou_loss = ratio(beside + added, union, per_union)
+    reg_loss = iou_loss + (gap + added_outer - added) * reciprocal(outer)
+    return ratio(inner, union, per_union), iou_loss, reg_loss
 
 
 @triton.jit
-def reg_loss_slope(distance, side, across, across_inner, across_outer, of_inner, of_union, of_outer):
-    """d(1 - GIoU) / d(distance of one side), from the derivatives by the three areas.
+def slopes_of_sides(size, across, union, outer, per_union, per_outer, over_union):
+    """d(1 - GIoU) / d(a distance), of a side inside the true box and of one beyond it.
 
-    `across` are the lengths that the side sweeps over when it moves. Where the predicted side ties with the true one,
-    the result is the mean of the slopes on both sides.
+    `size` and `across` are the results of `sizes` in the direction in which the side moves, and across it.
     """
-    within = tl.where(distance < side, 1.0, tl.where(distance == side, 0.5, 0.0))
-    inner = within * across_inner
-    return inner * of_inner + (across - inner) * of_union + (1 - within) * across_outer * of_outer
+    _, true, _, _, less = size
+    predicted_across, _, inner_across, more_across, less_across = across
+    grows = union > MIN_AREA
+    swept = tl.where(grows, more_across, 0.0)
+    inside = (swept * over_union - inner_across) * per_union - swept * per_outer
+    gap = tl.where(grows, less_across * true - more_across * less, guard(union))
+    gap = tl.where(outer > MIN_AREA, gap * per_outer, 0.0) * (per_outer * (inner_across + more_across + less_across))
+    return inside, tl.where(grows, predicted_across * over_union * per_union, 0.0) + gap
+
+
+@triton.jit
+def slope_of_side(distance, side, inside, outside):
+    """The slope of a side: that inside or that beyond the true box; where both boxes tie, the mean."""
+    return tl.where(distance < side, inside, tl.where(distance == side, 0.5 * (inside + outside), outside))
 
 
 @triton.jit
 def reg_loss_gradient(distances, sides):
-    """d(1 - GIoU) / d(left, top, right, bottom), by way of 1 - GIoU = 2 - inner / union - union / outer."""
+    """d(1 - GIoU) / d(left, top, right, bottom)."""
     left, top, right, bottom = distances
     side_l, side_t, side_r, side_b = sides
-    inner, union, outer = areas(distances, sides)
-    per_union, per_outer = 1 / guard(union), 1 / guard(outer)
-    # inner / union^2 and union / outer^2 by way of the gaps, so that all terms cancel at a perfect prediction
-    of_union = tl.where(union > 1e-6, per_union * (1 - (union - inner) * per_union) - per_outer, 0.0)
-    of_outer = tl.where(outer > 1e-6, per_outer * (1 - (outer - union) * per_outer), 0.0)
-    width, height = left + right, top + bottom
-    inner_w = tl.minimum(left, side_l) + tl.minimum(right, side_r)
-    inner_h = tl.minimum(top, side_t) + tl.minimum(bottom, side_b)
-    outer_w = tl.maximum(left, side_l) + tl.maximum(right, side_r)
-    outer_h = tl.maximum(top, side_t) + tl.maximum(bottom, side_b)
+    width, height = sizes(distances, sides)
+    inner, beside, gap = areas(width, height)
+    union, outer = inner + beside, inner + beside + gap
+    per_union, per_outer = reciprocal(guard(union)), reciprocal(guard(outer))
+    over_union = ratio(inner, guard(union), per_union)
+    inside_w, beyond_w = slopes_of_sides(width, height, union, outer, per_union, per_outer, over_union)
+    inside_h, beyond_h = slopes_of_sides(height, width, union, outer, per_union, per_outer, over_union)
     return (
-        reg_loss_slope(left, side_l, height, inner_h, outer_h, -per_union, of_union, of_outer),
-        reg_loss_slope(top, side_t, width, inner_w, outer_w, -per_union, of_union, of_outer),
-        reg_loss_slope(right, side_r, height, inner_h, outer_h, -per_union, of_union, of_outer),
-        reg_loss_slope(bottom, side_b, width, inner_w, outer_w, -per_union, of_union, of_outer),
+        slope_of_side(left, side_l, inside_w, beyond_w),
+        slope_of_side(top, side_t, inside_h, beyond_h),
+        slope_of_side(right, side_r, inside_w, beyond_w),
+        slope_of_side(bottom, side_b, inside_h, beyond_h),
     )
 
 
 @triton.jit
 def alignment(score, reg_loss):
     """t: the joint score of the box's class times p_loc."""
-    return score * exp(-5 * reg_loss)
+    return score * exp(-BETA * reg_loss)
 
 
 @triton.jit
 def positive_mass(t, prior):
     """What a pair adds to the denominator of its box's positive weights."""
-    return exp(3 * t) * t * prior
+    return exp(MU_SUM * t) * t * prior
 
 
 @triton.jit
-def positive_weight(t, prior, denominator):
-    """w_pos."""
-    return exp(5 * t) * t * prior / denominator
+def positive_share(t, prior):
+    """w_pos times its denominator."""
+    return exp(MU * t) * t * prior
 
 
 @triton.jit
-def iou_deficit(iou):
+def iou_deficit(iou, iou_loss):
     """f(v) = (1 - v^2) / 0.75."""
-    return (1 - iou) * (1 + iou) * (4 / 3)
+    return iou_loss * (1 + iou) * (1 / DEFICIT_SCALE)
 
 
 @triton.jit
-def negative_weight(iou, deficit_min, deficit_max):
+def p_neg(iou, iou_loss, deficit_min, deficit_max):
     """m: the deficit stretched to 0..1 over the bag; 1 where the IoU is below one half."""
-    stretched = (iou_deficit(iou) - deficit_min + 1e-12) / (deficit_max - deficit_min + 1e-12)
-    return tl.where(iou < 0.5, 1.0, stretched)
+    spread = tl.maximum(deficit_max - deficit_min, 0.0, propagate_nan=tl.PropagateNan.ALL) + SPREAD_EPSILON
+    above = iou_deficit(iou, iou_loss) - deficit_min + SPREAD_EPSILON
+    stretched = tl.minimum(ratio(above, spread, reciprocal(spread)), 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(iou < MIN_IOU, 1.0, stretched)

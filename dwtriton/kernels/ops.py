@@ -1,17 +1,25 @@
-"""The kernels as PyTorch operators, which `torch.compile` keeps whole: one for the sums, one for their gradients."""
+"""The kernels for autograd: operators, which `torch.compile` keeps whole, and a function for everything else."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
-from dwtriton.kernels.backward import dense_backward
-from dwtriton.kernels.forward import dense_forward
-from dwtriton.kernels.inputs import SPLITS, Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.statistics import BoxStatistics, box_statistics
-from dwtriton.kernels.tuning import KernelConfigs, Key, lookup
-from dwtriton.reference.autograd import register_gradients
+from dwtriton.kernels.bags import box_bags
+from dwtriton.kernels.boxes import FIELDS, box_table
+from dwtriton.kernels.configs import KernelConfigs, Key
+from dwtriton.kernels.correction import correct
+from dwtriton.kernels.dense import dense_backward, dense_forward
+from dwtriton.kernels.finish import finish
+from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
+from dwtriton.kernels.launch import INTERPRETED, Beside
+from dwtriton.kernels.pairs import pairs_backward
+from dwtriton.kernels.squares import squares_of
+from dwtriton.kernels.touching import empty_touching, find_touching
+from dwtriton.kernels.tuning import lookup
+from dwtriton.reference.autograd import SECOND_DERIVATIVE, register_gradients
 
 
 def configs_for(pyramid: Pyramid) -> KernelConfigs:
@@ -19,6 +27,90 @@ def configs_for(pyramid: Pyramid) -> KernelConfigs:
     level = pyramid.z[0]
     layout = "channels_last" if pyramid.z_last else "contiguous"
     return lookup(level.device, Key(level.dtype, layout, pyramid.num_classes, pyramid.points))
+
+
+def forward_pass(
+    pyramid: Pyramid, boxes: Boxes, soft_prior: bool, configs: KernelConfigs
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `finish` returns, and the table of boxes.
+
+    The pairs do not wait for the dense pass: on a GPU they run beside it, in a stream of their own.
+    """
+    squares = squares_of(pyramid)
+    touching = empty_touching(pyramid, squares, boxes.corners.device)
+    with Beside(boxes.labels) as other:
+        with other.launches():
+            bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept to the end, as are the others
+            table, box_sums = box_table(pyramid, boxes, *bags)
+            find_touching(pyramid, boxes.offsets, table, squares, *touching)
+            pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
+        dense_sums = dense_forward(pyramid, configs.dense_forward)
+    return *finish(dense_sums, pair_sums, box_sums), table
+
+
+def backward_pass(
+    pyramid: Pyramid,
+    offsets: Tensor,  # [B + 1]
+    table: Tensor,
+    poison: Tensor,
+    norms: Tensor,  # [3]
+    grad_losses: Sequence[Tensor],  # three, []
+    soft_prior: bool,
+    configs: KernelConfigs,
+) -> list[Tensor]:
+    """Gradients of class logits, distances and objectness logits, one after the other, given those of the losses.
+
+    The losses are the sums over `norms`. Each gradient has dtype and memory of its level in `pyramid`; from the
+    interpreter, which would cut off bits where a GPU rounds, all are float32.
+    """
+    dtype = torch.float32 if INTERPRETED else None
+    kinds = (pyramid.z, pyramid.d, pyramid.u)
+    grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
+    squares = squares_of(pyramid)
+    touching = empty_touching(pyramid, squares, table.device)
+    with Beside(table) as other:
+        with other.launches():
+            find_touching(pyramid, offsets, table, squares, *touching)
+        dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
+    inputs = (pyramid, offsets, table, squares, touching[0], poison, norms, grad_losses, dense_grad_u, grads)
+    pairs_backward(*inputs, soft_prior)
+    return [level for kind in grads for level in kind]
+
+
+class DualWeightFunction(torch.autograd.Function):
+    """The losses outside of compiled code, where an operator would cost more than the kernels do."""
+
+    @staticmethod
+    def forward(ctx, targets: PackedTargets, strides, soft_prior, normalisers, levels, *tensors):
+        """`normalisers`: see `dual_weight_losses`; `tensors`: logits of all levels, then distances, then objectness."""
+        outputs = HeadOutputs(*(tensors[i * levels : (i + 1) * levels] for i in range(3)))
+        pyramid, boxes = read_pyramid(outputs, strides), read_boxes(targets)
+        with torch.cuda.device_of(boxes.corners):  # Triton launches on the current device
+            sums, counts, normalised, poison, table = forward_pass(pyramid, boxes, soft_prior, configs_for(pyramid))
+        norms, *losses = normalised
+        if normalisers is not None:
+            norms = normalisers(counts)
+            losses = [total / norm for total, norm in zip(sums, norms)]
+        ctx.save_for_backward(boxes.offsets, poison, norms, table, *tensors)
+        ctx.strides, ctx.soft_prior, ctx.levels = strides, soft_prior, levels
+        ctx.mark_non_differentiable(counts)
+        ctx.set_materialize_grads(False)
+        return *losses, counts
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if all(grad is None for grad in grads[:3]):
+            return (None,) * (5 + 3 * ctx.levels)
+        if torch.is_grad_enabled():
+            raise RuntimeError(SECOND_DERIVATIVE)
+        offsets, poison, norms, table, *tensors = ctx.saved_tensors
+        grads = [poison.new_zeros(()) if grad is None else grad for grad in grads[:3]]
+        outputs = HeadOutputs(*(tensors[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)))
+        pyramid = read_pyramid(outputs, ctx.strides)
+        with torch.cuda.device_of(table):
+            inputs = (pyramid, offsets, table, poison, norms, grads, ctx.soft_prior)
+            results = backward_pass(*inputs, configs_for(pyramid))
+        return *(None,) * 5, *(_as_level(*pair) for pair in zip(results, tensors))
 
 
 @torch.library.custom_op("dwtriton::dual_weight", mutates_args=())
@@ -30,24 +122,24 @@ def dual_weight(
     labels: Tensor,
     offsets: Tensor,
     iscrowd: Tensor | None,
+    weights: Tensor | None,
     strides: Sequence[float],
     soft_prior: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the three losses [3], what normalises each [3], poison [], and what `box_statistics` returns."""
-    pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
-    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd))
-    configs = configs_for(pyramid)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the three losses [3], what normalises each [3], poison [] and the table of boxes."""
+    pyramid = read_pyramid(HeadOutputs(cls_logits, box_distances, objectness), strides)
+    rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd, weights))
     with torch.cuda.device_of(boxes):  # Triton launches on the current device
-        statistics = box_statistics(pyramid, rows, soft_prior, configs.statistics)
-        return *dense_forward(pyramid, rows, statistics, soft_prior, configs.forward), *statistics
+        sums, counts, _, poison, table = forward_pass(pyramid, rows, soft_prior, configs_for(pyramid))
+    return sums, counts, poison, table
 
 
 @dual_weight.register_fake
-def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior):
+def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, weights, strides, soft_prior):
     def empty(*shape: int) -> Tensor:
         return boxes.new_empty(shape, dtype=torch.float32)
 
-    return empty(3), empty(3), empty(), empty(6, labels.shape[0]), empty(labels.shape[0], 3, SPLITS)
+    return empty(3), empty(3), empty(), empty(FIELDS * labels.shape[0])
 
 
 @torch.library.custom_op("dwtriton::dual_weight_backward", mutates_args=())
@@ -56,21 +148,21 @@ def dual_weight_backward(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
     objectness: Sequence[Tensor],
-    saved: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
     strides: Sequence[float],
     soft_prior: bool,
 ) -> list[Tensor]:
     """Gradients of all levels: of class logits, then of distances, then of objectness logits.
 
-    `saved`: the fields of the targets, then the last three results of `dual_weight`.
+    `saved`: the offsets of the targets, then the last two results of `dual_weight`.
     """
-    *targets, poison, ranked, parts = saved
-    pyramid = read_pyramid(cls_logits, box_distances, objectness, strides)
-    rows, statistics = read_boxes(PackedTargets(*targets)), BoxStatistics(ranked, parts)
-    config = configs_for(pyramid).backward
-    with torch.cuda.device_of(parts):
-        grads = dense_backward(pyramid, rows, statistics, poison, grad_losses, soft_prior, config)
-    return [_as_level(*pair) for pair in zip(grads, (*cls_logits, *box_distances, *objectness))]
+    offsets, poison, table = saved
+    pyramid = read_pyramid(HeadOutputs(cls_logits, box_distances, objectness), strides)
+    norms, grads = torch.ones_like(grad_losses), grad_losses.contiguous().unbind()
+    with torch.cuda.device_of(table):
+        inputs = (pyramid, offsets.contiguous(), table, poison, norms, grads, soft_prior)
+        results = backward_pass(*inputs, configs_for(pyramid))
+    return [_as_level(*pair) for pair in zip(results, (*cls_logits, *box_distances, *objectness))]
 
 
 def _as_level(grad: Tensor, level: Tensor) -> Tensor:
@@ -85,6 +177,4 @@ def _(grad_losses, cls_logits, box_distances, objectness, *_):
     return [torch.empty_like(level) for level in (*cls_logits, *box_distances, *objectness)]
 
 
-register_gradients(
-    dual_weight, dual_weight_backward, lambda inputs, results: ((*inputs[3:7], *results[2:]), inputs[7:])
-)
+register_gradients(dual_weight, dual_weight_backward, lambda inputs, results: ((inputs[5], *results[2:]), inputs[8:]))

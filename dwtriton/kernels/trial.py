@@ -12,15 +12,17 @@ from triton.testing import do_bench_cudagraph
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.core.targets import PackedTargets, pack_targets
-from dwtriton.kernels.backward import dense_backward
-from dwtriton.kernels.forward import dense_forward
+from dwtriton.kernels.bags import box_bags
+from dwtriton.kernels.configs import Config, KernelConfigs, Key
+from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.inputs import read_boxes, read_pyramid
-from dwtriton.kernels.statistics import box_statistics
-from dwtriton.kernels.tuning import Config, KernelConfigs, Key
+from dwtriton.kernels.ops import backward_pass, forward_pass
 from dwtriton.reference import formulas
 from dwtriton.reference import loss as reference
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+START_OF_TRAINING = -4.6  # mean of the logits
+CROWD = 16  # times as many boxes: sums over bags are timed with these, too
 TIMED_MS = 5  # device time of one replay; a timing is the median of ten
 LOSS_LIMIT = 1e-5  # relative; of float32 arithmetic against float64
 GRADIENT_LIMIT = 1e-4  # of a gradient's largest entry, besides rounding to the input's dtype
@@ -76,7 +78,7 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
     outputs = HeadOutputs([], [], [])
     for size, stride in zip(setting.level_sizes(), STRIDES):
         shape = (setting.batch, setting.classes, *size)
-        outputs.cls_logits.append(place(torch.randn(shape, generator=generator) - 3))
+        outputs.cls_logits.append(place(torch.randn(shape, generator=generator) + START_OF_TRAINING))
         outputs.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))
         distances = stride * torch.randn(setting.batch, 4, *size, generator=generator).exp()
         points = level_points(*size, stride).T  # [2, P]
@@ -90,17 +92,24 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
     return Case(outputs, pack_targets(targets, device))
 
 
-def kernel_calls(case: Case, configs: KernelConfigs) -> dict[str, Callable]:
-    """Each kernel as a function of its config; what it needs of the kernels before it is computed with `configs`."""
-    pyramid = read_pyramid(*case.outputs, STRIDES)
+def kernel_calls(case: Case) -> dict[str, Callable]:
+    """Each kernel that is tuned as a function of its config.
+
+    Sums over bags run twice, with the boxes and with CROWD times as many: how many programs should share a box depends
+    on the number of boxes, of which a table knows nothing.
+    """
+    pyramid = read_pyramid(case.outputs, STRIDES)
     boxes = read_boxes(case.targets)
-    statistics = box_statistics(pyramid, boxes, True, configs.statistics)
-    *_, poison = dense_forward(pyramid, boxes, statistics, True, configs.forward)
-    ones = torch.ones(3, device=poison.device)
+    corners, labels, offsets = case.targets[:3]
+    corners, labels = corners.repeat_interleave(CROWD, 0), labels.repeat_interleave(CROWD)
+    crowd = read_boxes(PackedTargets(corners, labels, offsets * CROWD))
+    device = boxes.corners.device
+    poison, norms = torch.ones((), device=device), torch.ones(3, device=device)
+    grads = [tuple(torch.empty_like(level) for level in kind) for kind in (pyramid.z, pyramid.d, pyramid.u)]
     return {
-        "statistics": lambda config: box_statistics(pyramid, boxes, True, config),
-        "forward": lambda config: dense_forward(pyramid, boxes, statistics, True, config),
-        "backward": lambda config: dense_backward(pyramid, boxes, statistics, poison, ones, True, config),
+        "dense_forward": lambda config: dense_forward(pyramid, config),
+        "bags": lambda config: [box_bags(pyramid, each, True, config) for each in (boxes, crowd)],
+        "dense_backward": lambda config: dense_backward(pyramid, poison, norms, norms[0], grads, config),
     }
 
 
@@ -114,9 +123,11 @@ def device_time(call: Callable[[Config], object], config: Config) -> float:
 
 def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     """What differs from the torch backend in float64, element by element, by more than arithmetic explains."""
-    calls = kernel_calls(case, configs)
-    losses, counts, _ = calls["forward"](configs.forward)
-    grads = calls["backward"](configs.backward)
+    pyramid = read_pyramid(case.outputs, STRIDES)
+    boxes = read_boxes(case.targets)
+    losses, counts, _, poison, table = forward_pass(pyramid, boxes, True, configs)
+    ones = torch.ones_like(losses)
+    grads = backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
     exact = HeadOutputs(*([level.detach().double().requires_grad_() for level in kind] for kind in case.outputs))
     true_losses, true_counts = reference.dual_weight_sums(exact, case.targets, STRIDES, soft_prior=True)
     truths = torch.autograd.grad(true_losses.sum(), exact.levels)

@@ -1,8 +1,4 @@
-"""Launch configs of the kernels: defaults, the search space of `dwtriton.tune`, and the tables it leaves for each GPU.
-
-No result depends on a config beyond rounding. A key holds neither the batch size nor box counts, so that the gradients
-of an image never depend on what else is in its batch.
-"""
+"""Tables of launch configs that `dwtriton.tune` leaves for each GPU, and which configs an input gets."""
 
 import json
 import logging
@@ -10,108 +6,29 @@ import os
 import re
 from datetime import date
 from functools import cache
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import triton
 
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import write_text
+from dwtriton.kernels.configs import (
+    Config,
+    DenseConfig,
+    KernelConfigs,
+    Key,
+    default_configs,
+    interpreter_configs,
+    power_of_two,
+)
 
 logger = logging.getLogger("dwtriton")
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 SHIPPED_TABLES = Path(__file__).parent / "tuned"
-WARPS = (1, 2, 4, 8)
-LARGEST = {"points": 4096, "tile_height": 64, "tile_width": 128, "classes": 256, "warps": WARPS[-1]}
-MAX_BLOCK = 2**15  # points x classes that a table may ask of one program
-
-
-class StatisticsConfig(NamedTuple):
-    """Of the per-box statistics; powers of two."""
-
-    points: int  # points of a rectangle that a program takes at a time
-    warps: int
-
-
-class DenseConfig(NamedTuple):
-    """Of a dense pass; powers of two."""
-
-    tile_height: int  # a program owns tile_height x tile_width points of one level
-    tile_width: int
-    classes: int  # class block: classes taken at a time
-    warps: int
-
-
-Config = StatisticsConfig | DenseConfig
-
-
-class KernelConfigs(NamedTuple):
-    """One config for each kernel; the field names are the kernels' names in tables."""
-
-    statistics: StatisticsConfig
-    forward: DenseConfig
-    backward: DenseConfig
-
-
-class Key(NamedTuple):
-    """What a table distinguishes, before sizes are put into buckets."""
-
-    dtype: torch.dtype  # of the class logits
-    layout: str  # of the class logits: "channels_last" or "contiguous"
-    classes: int
-    points: int  # of one image, over all levels
-
-    @property
-    def name(self) -> str:
-        """The key in a table: sizes are rounded up to powers of two."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} {self.layout} classes<={_power_of_two(self.classes)} points<={_power_of_two(self.points)}"
-
-
-# What is worth trying, the more promising first.
-_TILES = ((8, 16), (8, 8), (4, 8), (4, 16), (4, 32))
-_WARPS = (4, 2, 1, 8)
-_STATISTICS = tuple(StatisticsConfig(*pair) for pair in ((512, 4), (256, 4), (1024, 8), (1024, 4), (256, 2), (128, 1)))
-_BLOCK = 2**10  # points x classes
-
-
-def default_configs(num_classes: int) -> KernelConfigs:
-    """The configs of a GPU, or a key, without a table: a thread has one point of a tile and up to 8 of its classes."""
-    dense = DenseConfig(8, 16, _class_blocks(num_classes)[0], 4)
-    return KernelConfigs(_STATISTICS[0], dense, dense)
-
-
-def search_space(num_classes: int) -> dict[str, list[Config]]:
-    """Configs worth timing for each kernel: the default first, then the more promising before the less.
-
-    Dense configs have a thread or more for each point, and 4 to 8 elements in it if there are so many classes: with
-    more of either they would need more registers than MAX_REGISTERS.
-    """
-    default = default_configs(num_classes).forward
-    choices = (_TILES, _WARPS, _class_blocks(num_classes))
-    dense = [default]
-    for ranks in sorted(product(*map(range, map(len, choices))), key=sum):
-        (height, width), warps, classes = (choice[rank] for choice, rank in zip(choices, ranks))
-        config, points, threads = DenseConfig(height, width, classes, warps), height * width, 32 * warps
-        elements = points * classes / threads
-        fits = points <= threads and min(4, classes) <= elements <= 8 and points * classes <= _BLOCK
-        if fits and config != default:
-            dense.append(config)
-    return {"statistics": list(_STATISTICS), "forward": dense, "backward": dense}
-
-
-def _class_blocks(num_classes: int) -> list[int]:
-    """Class blocks worth trying: 8, which are 16 bytes of half-precision logits, or fewer classes; then larger ones."""
-    most = _power_of_two(num_classes)
-    return [most] if most <= 8 else [block for block in (8, 16, 32) if block <= most]
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not below a positive number."""
-    return 1 << (number - 1).bit_length()
+LARGEST = {"points": 4096, "classes": 64, "warps": 8, "tiles": 8, "stages": 4, "programs": 2**16}
+MAX_BLOCK = 2**15  # points x classes that a table may ask of one program at a time
 
 
 def lookup(device: torch.device, key: Key) -> KernelConfigs:
@@ -120,12 +37,12 @@ def lookup(device: torch.device, key: Key) -> KernelConfigs:
     The first of these that exists is the device's table: the file that DWTRITON_TABLE names (`default`: none), the
     user's cache, the table shipped for this GPU. Without one, or if it lacks the key, the defaults are used. A table
     is read once in a process, and what was taken is logged once, as INFO of the logger "dwtriton". Tensors on a CPU
-    (Triton's interpreter) take the defaults. Raises UserError if the table is broken.
+    (Triton's interpreter) take configs of their own. Raises UserError if the table is broken.
     """
     if device.type != "cuda":
-        return default_configs(key.classes)
+        return interpreter_configs(key.classes)
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _tuned_configs(index, key.name) or default_configs(key.classes)
+    return _tuned_configs(index, key.name) or default_configs(key)
 
 
 def clear_cache() -> None:
@@ -231,9 +148,9 @@ def _read_config(entry: object, kernel: str, kind: type[Config]) -> Config:
         raise ValueError(f"it has no {kernel} config")
     for field in kind._fields:
         value, largest = fields.get(field), LARGEST[field]
-        if type(value) is not int or not 1 <= value <= largest or value != _power_of_two(value):
+        if type(value) is not int or not 1 <= value <= largest or value != power_of_two(value):
             raise ValueError(f"{kernel} {field} must be a power of two up to {largest}, not {value!r}")
     config = kind(**{field: fields[field] for field in kind._fields})
-    if isinstance(config, DenseConfig) and config.tile_height * config.tile_width * config.classes > MAX_BLOCK:
-        raise ValueError(f"{kernel} tile times classes must be at most {MAX_BLOCK}")
+    if isinstance(config, DenseConfig) and config.points * config.classes > MAX_BLOCK:
+        raise ValueError(f"{kernel} points times classes must be at most {MAX_BLOCK}")
     return config

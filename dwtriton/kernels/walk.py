@@ -1,212 +1,135 @@
-"""What the dense passes share, as device functions: a program's tile, and its walk over the boxes that touch it."""
+"""The walk through the boxes that touch a square, as device functions: full blocks of them, in their order.
+
+Many are compared with the square at once. They come from the list of the boxes around the square's group where it has
+all of them, else from all boxes of the image.
+"""
 
 import triton
 import triton.language as tl
 
-from dwtriton.kernels import formulas
+from dwtriton.kernels.levels import image_rows
 
-NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
-BOXES_PER_LOOK = tl.constexpr(128)  # boxes that a tile looks at together, to find those that touch it
-NO_LABEL = tl.constexpr(2**30)  # above all classes
+BITS = tl.constexpr(32)  # boxes that are compared with bounds at once
 
 
 @triton.jit
-def pick(items, level):
-    """The entry of a tuple, one for each level, at a level known only at run time."""
-    item = items[0]
-    for i in tl.static_range(1, len(items)):
-        item = tl.where(level >= i, items[i], item)
-    return item
+def popcount(x):
+    """Bits that are set, [...] int32."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return (x & 0xFF) + ((x >> 8) & 0xFF) + ((x >> 16) & 0xFF) + (x >> 24)
 
 
 @triton.jit
-def locate_tile(tile, heights, widths, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Level, first row and first column of a tile; tiles are numbered level by level, row by row.
+def lowest_bit(x):
+    """Number of the lowest bit that is set: the exponent of that bit as a float."""
+    power = (x & (0 - x)).to(tl.uint32, bitcast=True).to(tl.float32)
+    return (power.to(tl.int32, bitcast=True) >> 23) - 127
 
-    The coarsest level comes first: nearly every box touches its tiles, which therefore take longest.
+
+@triton.jit
+def row_of(number, mask, around, listed):
+    """Row in the table of the boxes with these numbers: in the list of a group where it has all, else in the table."""
+    return tl.where(listed, tl.load(around + 1 + number, mask=mask & listed, other=0), number)
+
+
+@triton.jit
+def look_at(start, last, around, listed, table, capacity, bounds):
+    """Which of BITS boxes from `start` on may hold points within bounds: a number's bits."""
+    low_x, low_y, high_x, high_y = bounds
+    bit = tl.arange(0, BITS)
+    mask = start + bit < last
+    rows = row_of(start + bit, mask, around, listed)
+    x1 = tl.load(table + rows, mask=mask, other=float("inf"))
+    y1 = tl.load(table + capacity + rows, mask=mask, other=float("inf"))
+    x2 = tl.load(table + 2 * capacity + rows, mask=mask, other=float("-inf"))
+    y2 = tl.load(table + 3 * capacity + rows, mask=mask, other=float("-inf"))
+    touches = (x1 < high_x) & (y1 < high_y) & (x2 > low_x) & (y2 > low_y)
+    return tl.sum(touches.to(tl.int32) << bit)
+
+
+@triton.jit
+def next_boxes(start, word, last, around, listed, table, capacity, bounds, SLOTS: tl.constexpr):
+    """The next boxes, SLOTS if there are so many, that touch bounds: their rows, [SLOTS], and how many they are.
+
+    Also what to go on with: the bits of `word` are those of BITS boxes from `start` on that touch and are not taken
+    yet. The first call is given what `begin_walk` returns.
     """
-    level = tile * 0
-    first = tile * 0
-    begin = tile * 0
-    for i in tl.static_range(len(heights) - 1, -1, -1):
-        here = tile >= begin
-        level = tl.where(here, i, level)
-        first = tl.where(here, begin, first)
-        begin += tl.cdiv(tl.cast(heights[i], tl.int32), TILE_H) * tl.cdiv(tl.cast(widths[i], tl.int32), TILE_W)
-    columns = tl.cdiv(tl.cast(pick(widths, level), tl.int32), TILE_W)
-    within = tile - first
-    return level, within // columns * TILE_H, within % columns * TILE_W
+    slot = tl.arange(0, SLOTS)
+    numbers = slot * 0
+    filled = start * 0
+    while (filled < SLOTS) & ((word != 0) | (start + BITS < last)):
+        if word == 0:
+            start += BITS
+            word = look_at(start, last, around, listed, table, capacity, bounds)
+        if word != 0:
+            found = popcount(word)
+            more = tl.minimum(SLOTS - filled, found)
+            rank = slot - filled  # of the box for a slot among those found
+            left = slot * 0 + word
+            passed = filled * 0
+            while passed < more:  # drop the lowest bit `rank` times, and those taken from the word
+                left = tl.where(passed < rank, left & (left - 1), left)
+                word &= word - 1
+                passed += 1
+            numbers = tl.where((rank >= 0) & (rank < more), start + lowest_bit(left), numbers)
+            filled += more
+    return row_of(numbers, slot < filled, around, listed), filled, start, word
 
 
 @triton.jit
-def open_tile(heights, widths, strides, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """The tile that a program owns, by the grid (tiles of an image, images), and its P = TILE_H * TILE_W cells.
+def range_of_walk(offsets, image, capacity, around, AROUND: tl.constexpr):
+    """Numbers of the boxes to look at, the first and the one after the last, and whether a group's list has all.
 
-    Returns image (int64), level, the level's number of points and stride; a tuple of what each cell has [P]: number
-    among the level's points, whether it exists, x and y; and the bounds: x and y of the first cell and of the last.
+    Then they are numbers in that list, else rows of the table: those of the image.
     """
-    image = tl.program_id(1).to(tl.int64)
-    level, first_row, first_column = locate_tile(tl.program_id(0), heights, widths, TILE_H, TILE_W)
-    height, width = tl.cast(pick(heights, level), tl.int32), tl.cast(pick(widths, level), tl.int32)
-    stride = pick(strides, level)
-    cell = tl.arange(0, TILE_H * TILE_W)
-    rows, columns = first_row + cell // TILE_W, first_column + cell % TILE_W
-    valid = (rows < height) & (columns < width)
-    x, y = (columns + 0.5) * stride, (rows + 0.5) * stride
-    last_row = tl.minimum(first_row + TILE_H, height) - 1
-    last_column = tl.minimum(first_column + TILE_W, width) - 1
-    low = ((first_column + 0.5) * stride, (first_row + 0.5) * stride)
-    high = ((last_column + 0.5) * stride, (last_row + 0.5) * stride)
-    return image, level, height * width, stride, (rows * width + columns, valid, x, y), low + high
+    first, last = image_rows(offsets, image, capacity)
+    count = tl.load(around)
+    listed = count <= AROUND
+    return tl.where(listed, 0, first), tl.where(listed, count, last), listed
 
 
 @triton.jit
-def place(point, channel, area, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Where an image's level of `area` points has a channel of a point."""
-    if CHANNELS_LAST:
-        return point * CHANNELS + channel
-    else:
-        return channel * area + point
-
-
-@triton.jit
-def load_logits(
-    z_image, point, valid, classes, area, NUM_CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, Z_LAST: tl.constexpr
-):
-    """Logits [P, BLOCK_C] of a tile, in their own dtype."""
-    mask = valid[:, None]
-    if NUM_CLASSES % BLOCK_C != 0:
-        mask = mask & (classes < NUM_CLASSES)[None, :]
-    places = place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST)
-    return tl.load(z_image + places, mask=mask, other=NO_SCORE)
-
-
-@triton.jit
-def store_logits(
-    image, values, point, valid, classes, area, NUM_CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, Z_LAST: tl.constexpr
-):
-    """The counterpart of `load_logits`."""
-    mask = valid[:, None]
-    if NUM_CLASSES % BLOCK_C != 0:
-        mask = mask & (classes < NUM_CLASSES)[None, :]
-    tl.store(image + place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST), values, mask=mask)
-
-
-@triton.jit
-def of_class(own, values):
-    """The column of values [P, BLOCK_C] where `own` [BLOCK_C] is true, [P]."""
-    return tl.sum(tl.where(own[None, :], values, 0.0), 1)
-
-
-@triton.jit
-def load_distances(d_image, point, area, mask, D_LAST: tl.constexpr):
-    """Left, top, right and bottom of points; 0 where masked."""
-    left = tl.load(d_image + place(point, 0, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
-    top = tl.load(d_image + place(point, 1, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
-    right = tl.load(d_image + place(point, 2, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
-    bottom = tl.load(d_image + place(point, 3, area, 4, D_LAST), mask=mask, other=0.0).to(tl.float32)
-    return left, top, right, bottom
-
-
-@triton.jit
-def image_rows(offsets, image, capacity):
-    """First row of an image's boxes and the row after the last, never outside the packed targets."""
-    first = tl.maximum(tl.load(offsets + image), 0)
-    last = tl.minimum(tl.load(offsets + image + 1), capacity)
-    return tl.minimum(first, last), last
-
-
-@triton.jit
-def load_box(ranked, row, capacity):
-    """x1, y1, x2, y2 of one box of the ranked table, or of several."""
-    box = ranked + row
-    return tl.load(box), tl.load(box + capacity), tl.load(box + 2 * capacity), tl.load(box + 3 * capacity)
-
-
-@triton.jit
-def next_box(row, last, ranked, capacity, bounds):
-    """The first row of the ranked table, from `row` to `last - 1`, whose box may hold points of a tile; and its label.
-
-    The label is -1 for a region to ignore; if there is no such row, the label is NO_LABEL.
-    """
-    x_low, y_low, x_high, y_high = bounds
-    found = last
-    while row < found:
-        rows = row + tl.arange(0, BOXES_PER_LOOK)
-        mask = rows < last
-        x1 = tl.load(ranked + rows, mask=mask, other=float("inf"))
-        y1 = tl.load(ranked + capacity + rows, mask=mask, other=float("inf"))
-        x2 = tl.load(ranked + 2 * capacity + rows, mask=mask, other=0.0)
-        y2 = tl.load(ranked + 3 * capacity + rows, mask=mask, other=0.0)
-        touches = (x1 < x_high) & (y1 < y_high) & (x2 > x_low) & (y2 > y_low)
-        found = tl.min(tl.where(touches, rows, last))
-        row += BOXES_PER_LOOK
-    label = tl.load(ranked + 4 * capacity + found, mask=found < last, other=NO_LABEL)
-    return found, label.to(tl.int32)
-
-
-@triton.jit
-def inside_crowd(cells, row, label, last, ranked, capacity, bounds):
-    """Which points of a tile lie strictly inside a region to ignore; and row and label of the first truth."""
-    _, _, x, y = cells
-    ignored = x != x
-    while label < 0:
-        x1, y1, x2, y2 = load_box(ranked, row, capacity)
-        ignored |= (x > x1) & (y > y1) & (x < x2) & (y < y2)
-        row, label = next_box(row + 1, last, ranked, capacity, bounds)
-    return ignored, row, label
-
-
-@triton.jit
-def source_row(ranked, row, capacity):
-    """The row of the packed targets that a row of the ranked table holds."""
-    source = tl.load(ranked + 5 * capacity + row).to(tl.int32)
-    return tl.minimum(tl.maximum(source, 0), capacity - 1)  # also if the offsets of the images make no sense
-
-
-@triton.jit
-def load_bag(parts, row, SPLITS: tl.constexpr):
-    """Denominator of the positive weights, least and greatest deficit of a box, from its parts in fixed order."""
-    part = parts + row * (3 * SPLITS)
-    mass, deficit_min, deficit_max = tl.load(part), tl.load(part + SPLITS), tl.load(part + 2 * SPLITS)
-    for i in tl.static_range(1, SPLITS):
-        mass += tl.load(part + i)
-        deficit_min = tl.minimum(deficit_min, tl.load(part + SPLITS + i))
-        deficit_max = tl.maximum(deficit_max, tl.load(part + 2 * SPLITS + i))
-    return tl.maximum(mass, 1e-12, propagate_nan=tl.PropagateNan.ALL), deficit_min, tl.minimum(deficit_max, 1.0)
-
-
-@triton.jit
-def weigh_box(
-    row,
+def first_block(
+    number,
+    image,
+    offsets,
+    counts,
+    near,
+    around,
     table,
     capacity,
-    cells,
-    area,
-    stride,
-    d_image,
-    score,
-    D_LAST: tl.constexpr,
-    SOFT: tl.constexpr,
-    SPLITS: tl.constexpr,
+    bounds,
+    GROUP: tl.constexpr,
+    AROUND: tl.constexpr,
+    SLOTS: tl.constexpr,
+    MANY: tl.constexpr,
 ):
-    """All about the pairs of a tile's points and one box, each [P].
+    """The first boxes of a square as from `next_boxes` where MANY touch it, or else all of them as written down."""
+    start = number * 0
+    word = number * 0
+    if MANY:
+        around += number.to(tl.int64) // GROUP * (1 + AROUND)
+        begin, last, listed = range_of_walk(offsets, image, capacity, around, AROUND)
+        rows, filled, start, word = next_boxes(begin - BITS, word, last, around, listed, table, capacity, bounds, SLOTS)
+    else:
+        rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
+        filled = tl.load(counts + number)
+    return rows, filled, start, word
 
-    `table` are the pointers of `BoxStatistics`; `cells` as from `open_tile`; `d_image` points to the distances of the
-    level; `score` is the points' joint score for the class of the box. Returns whether inside, predicted and true
-    distances to the four sides, IoU, 1 - GIoU, prior, w_pos and m; what is not inside has no meaning.
-    Distances are read here, since most tiles need none and registers are scarce.
-    """
-    ranked, parts = table
-    point, valid, x, y = cells
-    x1, y1, x2, y2 = load_box(ranked, row, capacity)
-    inside = valid & (x > x1) & (y > y1) & (x < x2) & (y < y2)
-    sides = (x - x1, y - y1, x2 - x, y2 - y)
-    distances = load_distances(d_image, point, area, inside, D_LAST)
-    iou, reg_loss = formulas.overlap(distances, sides)
-    reg_loss = tl.where(inside, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
-    prior = formulas.center_prior(x, y, x1, y1, x2, y2, stride, SOFT)
-    denominator, deficit_min, deficit_max = load_bag(parts, source_row(ranked, row, capacity), SPLITS)
-    pos = formulas.positive_weight(formulas.alignment(score, reg_loss), prior, denominator)
-    neg = formulas.negative_weight(iou, deficit_min, deficit_max)
-    return inside, distances, sides, iou, reg_loss, prior, pos, neg
+
+@triton.jit
+def following_block(
+    number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS: tl.constexpr
+):
+    """The next boxes of a square that many touch."""
+    around += number.to(tl.int64) // GROUP * (1 + AROUND)
+    _, last, listed = range_of_walk(offsets, image, capacity, around, AROUND)
+    return next_boxes(start, word, last, around, listed, table, capacity, bounds, SLOTS)
+
+
+@triton.jit
+def listed_square(touching_lists, turn, all_squares, MANY: tl.constexpr):
+    """The number of a square of a list: many boxes touch those from the end on, few those from the beginning on."""
+    return tl.load(touching_lists + (all_squares - 1 - turn if MANY else turn))

@@ -90,9 +90,9 @@ class DualWeightLoss(_DualWeighting):
         outputs, packed = self._prepare(cls_logits, box_distances, objectness, targets)
         with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
             backend = self._backend_for(outputs)
-            sums, counts = backend.dual_weight_sums(outputs, packed, self.strides, self.soft_prior)
-            losses = sums / ranks.all_reduce_mean(counts).clamp(min=1)  # docs/method.md#normalisers
-            return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses.unbind()))
+            normalisers = _mean_normalisers if ranks.is_distributed() else None
+            losses = backend.dual_weight_losses(outputs, packed, self.strides, self.soft_prior, normalisers)
+            return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses))
 
 
 class DualWeightAssigner(_DualWeighting):
@@ -125,6 +125,11 @@ def _has_kernels(backend: str) -> bool:
     if not (has_gpu or kernels.INTERPRETED):
         raise UserError(f'backend="triton" needs a GPU, and PyTorch finds none; {ON_A_CPU}')
     return True
+
+
+def _mean_normalisers(counts: Tensor) -> Tensor:
+    """Return the normalisers [3] from those of this rank before the clamp [3] (docs/method.md#normalisers)."""
+    return ranks.all_reduce_mean(counts).clamp(min=1)
 
 
 def constant_objectness(cls_logits: Levels) -> list[Tensor]:

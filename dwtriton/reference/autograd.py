@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.library import CustomOpDef
 
+SECOND_DERIVATIVE = "the dual weight loss has no second derivative; call backward without create_graph=True"
+
 
 def register_gradients(operator: CustomOpDef, gradients: CustomOpDef, saved: Callable[[tuple, tuple], tuple]) -> None:
     """Let `gradients` compute the backward pass of `operator`.
@@ -30,7 +32,7 @@ def register_gradients(operator: CustomOpDef, gradients: CustomOpDef, saved: Cal
         if grad_sums is None:
             return *([None] * ctx.levels for _ in range(3)), *others
         if torch.is_grad_enabled():
-            raise RuntimeError("the dual weight loss has no second derivative; call backward without create_graph=True")
+            raise RuntimeError(SECOND_DERIVATIVE)
         kinds = [slice(i * ctx.levels, (i + 1) * ctx.levels) for i in range(3)]
         *levels, tensors = (list(ctx.saved_tensors[part]) for part in (*kinds, slice(3 * ctx.levels, None)))
         grads = gradients(grad_sums, *levels, tensors, *ctx.constants)

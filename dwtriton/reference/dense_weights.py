@@ -20,8 +20,8 @@ class DualWeights(NamedTuple):
     iou: Tensor  # (P, G) of the predicted box with the ground truth; 0 outside
     prior: Tensor  # (P, G) centre prior; 0 outside
     score: Tensor  # (P, C) joint score s: classification times objectness
-    pos: Tensor  # (P, G) positive weight w_pos
-    neg: Tensor  # (P, C) N, the paper's P_neg, 0 at ignored points; the paper's negative weight is neg * score**2
+    pos: Tensor  # (P, G) positive weight w_pos, times the weight of the box
+    neg: Tensor  # (P, C) N, the paper's P_neg, 0 where ignored; the paper's negative weight is neg * score**2
 
 
 def dual_weights(
@@ -40,7 +40,8 @@ def dual_weights(
     for image in range(targets.batch_size):
         z, d, u = (torch.cat([level[image].flatten(1) for level in kind], 1).to(dtype) for kind in outputs)
         truth, crowd = (mask & (image_of_row == image) for mask in (targets.box_mask(), targets.crowd_mask()))
-        boxes = (corners[truth], labels[truth], corners[crowd])
+        weights = None if targets.weights is None else targets.weights[truth].to(dtype)
+        boxes = (corners[truth], labels[truth], weights, corners[crowd])
         results.append(_image_weights(points, point_strides, z, d, u, *boxes, soft_prior))
     return results
 
@@ -53,6 +54,7 @@ def _image_weights(
     u: Tensor,  # [1, P]
     boxes: Tensor,  # [G, 4]
     labels: Tensor,  # [G]
+    weights: Tensor | None,  # [G]
     crowds: Tensor,  # [K, 4]
     soft_prior: bool,
 ) -> DualWeights:
@@ -68,13 +70,29 @@ def _image_weights(
     t = formulas.alignment(score[:, labels], overlap.reg_loss).where(inside, 0)  # [P, G]
     denominator = formulas.positive_mass(t, prior).sum(0, dtype=torch.float64)  # [G]
     pos = formulas.positive_weight(t, prior, denominator.clamp(min=formulas.MIN_POSITIVE_SUM).to(t.dtype))
+    if weights is not None:
+        pos = pos * weights
 
-    deficit = formulas.iou_deficit(iou)
+    deficit = formulas.iou_deficit(overlap)
     deficit_min = deficit.masked_fill(~inside, torch.inf).amin(0)
     deficit_max = deficit.masked_fill(~inside, -torch.inf).amax(0).clamp(max=1)
-    p_neg = formulas.p_neg(iou, deficit_min, deficit_max)  # [P, G]
-    number = torch.arange(1, len(labels) + 1, device=points.device) * inside  # [P, G] from 1; 0 is no box
-    owner = torch.zeros_like(score, dtype=torch.int64).scatter_reduce_(1, labels.expand_as(number), number, "amax")
-    neg = torch.cat((torch.ones_like(points[:, :1]), p_neg), 1).gather(1, owner)  # [P, C]
+    p_neg = formulas.p_neg(overlap, deficit_min, deficit_max)  # [P, G]
+    neg = negative_weights(inside, labels, p_neg, score.shape[1], weights)
     ignored = (formulas.box_sides(xy, crowds.T[:, None, :]) > 0).all(0).any(1)
     return DualWeights(points, inside, iou, prior, score, pos, neg.masked_fill_(ignored[:, None], 0))
+
+
+def negative_weights(
+    inside: Tensor,  # [P, G] bool
+    labels: Tensor,  # [G]
+    p_neg: Tensor,  # [P, G]
+    num_classes: int,
+    weights: Tensor | None,  # [G]
+) -> Tensor:
+    """Return N, [P, C]: p_neg of the last box of the class that holds the point, 0 if its weight is 0; else 1."""
+    if weights is not None:
+        p_neg = p_neg.masked_fill(weights == 0, 0)
+    number = torch.arange(1, len(labels) + 1, device=inside.device) * inside  # [P, G] from 1; 0 is no box
+    owner = torch.zeros(len(inside), num_classes, dtype=torch.int64, device=inside.device)
+    owner.scatter_reduce_(1, labels.expand_as(number), number, "amax")
+    return torch.cat((p_neg.new_ones(len(inside), 1), p_neg), 1).gather(1, owner)

@@ -30,6 +30,7 @@ class Overlap(NamedTuple):
     """Agreement of predicted boxes with ground-truth boxes."""
 
     iou: Tensor
+    iou_loss: Tensor  # 1 - IoU
     reg_loss: Tensor  # 1 - GIoU
 
 
@@ -46,13 +47,15 @@ def box_sides(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def overlap(distances: Tensor, sides: Tensor) -> Overlap:
-    """Return IoU and 1 - GIoU of predicted and ground-truth boxes (docs/method.md#localisation).
+    """Return the agreement of predicted and ground-truth boxes (docs/method.md#localisation).
 
     Both boxes are given as seen from the point: `distances` to the predicted sides, `sides` to those of the truth.
     """
-    inner, union, outer = _areas(distances, sides)
-    union, outer = union.clamp(min=MIN_AREA), outer.clamp(min=MIN_AREA)
-    return Overlap(inner / union, (union - inner) / union + (outer - union) / outer)
+    areas = _areas(distances, sides)
+    union, outer = areas.union.clamp(min=MIN_AREA), areas.outer.clamp(min=MIN_AREA)
+    added, added_outer = union - areas.union, outer - areas.outer  # 0 but for boxes of nearly no area
+    iou_loss = (areas.beside + added) / union
+    return Overlap(areas.inner / union, iou_loss, iou_loss + (areas.gap + added_outer - added) / outer)
 
 
 def reg_loss_gradient(distances: Tensor, sides: Tensor) -> Tensor:
@@ -60,20 +63,46 @@ def reg_loss_gradient(distances: Tensor, sides: Tensor) -> Tensor:
 
     Where a predicted side coincides with the box's, this is the mean of the slopes on both sides.
     """
-    inner, raw_union, raw_outer = _areas(distances, sides)
-    union, outer = raw_union.clamp(min=MIN_AREA), raw_outer.clamp(min=MIN_AREA)
-    within = 0.5 + 0.5 * (sides - distances).sign()  # 1: the side moves inside the box, 0: beyond it
-    d_inner = within * _across(torch.minimum(distances, sides))
-    d_outer = (1 - within) * _across(torch.maximum(distances, sides)) * (raw_outer > MIN_AREA)
-    d_union = (_across(distances) - d_inner) * (raw_union > MIN_AREA)
-    return (d_union * (inner / union) - d_inner) / union + (d_outer * (union / outer) - d_union) / outer
+    areas = _areas(distances, sides)
+    union, outer = areas.union.clamp(min=MIN_AREA), areas.outer.clamp(min=MIN_AREA)
+    grows = areas.union > MIN_AREA
+    over_union = areas.inner / union
+    inner_size, outer_size = _size(torch.minimum(distances, sides)), _size(torch.maximum(distances, sides))
+    more, less = _beyond(distances, sides), _beyond(sides, distances)
+    across, more_across, less_across = (size.flip(0) for size in (_size(distances), more, less))
+    # Slopes by width and height of a side inside the box, and of one beyond it: dE U / E - dU, without cancellation
+    inside = (grows * more_across * over_union - inner_size.flip(0)) / union - grows * more_across / outer
+    gap = torch.where(grows, less_across * _size(sides) - more_across * less, union) * (areas.outer > MIN_AREA)
+    beyond = grows * across * over_union / union + gap / outer / outer_size
+    within = 0.5 + 0.5 * (sides - distances).sign()  # 1: the side is inside the box, 0: beyond it
+    return within * torch.cat((inside, inside)) + (1 - within) * torch.cat((beyond, beyond))
 
 
-def _areas(distances: Tensor, sides: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the areas of intersection, union and enclosing box."""
-    inner = _size(torch.minimum(distances, sides)).prod(0)
-    outer = _size(torch.maximum(distances, sides)).prod(0)
-    return inner, _size(distances).prod(0) + _size(sides).prod(0) - inner, outer
+class _Areas(NamedTuple):
+    """Areas of two boxes that hold one point, in square pixels."""
+
+    inner: Tensor  # of the intersection
+    beside: Tensor  # of the union without the intersection
+    gap: Tensor  # of the enclosing box without the union
+
+    @property
+    def union(self) -> Tensor:
+        return self.inner + self.beside
+
+    @property
+    def outer(self) -> Tensor:
+        return self.union + self.gap
+
+
+def _areas(distances: Tensor, sides: Tensor) -> _Areas:
+    """Return areas as sums of products of which none is negative: float32 keeps the digits of small ones."""
+    inner_width, inner_height = _size(torch.minimum(distances, sides))
+    more_width, more_height = _beyond(distances, sides)
+    less_width, less_height = _beyond(sides, distances)
+    of_predicted = more_width * _size(distances)[1] + inner_width * more_height
+    of_truth = less_width * _size(sides)[1] + inner_width * less_height
+    gap = more_width * less_height + less_width * more_height
+    return _Areas(inner_width * inner_height, of_predicted + of_truth, gap)
 
 
 def _size(sides: Tensor) -> Tensor:
@@ -81,9 +110,9 @@ def _size(sides: Tensor) -> Tensor:
     return sides[:2] + sides[2:]
 
 
-def _across(sides: Tensor) -> Tensor:
-    """Return the length each side sweeps when it moves: the height for left and right, the width for top and bottom."""
-    return _size(sides).flip(0).repeat(2, *[1] * (sides.ndim - 1))
+def _beyond(sides: Tensor, others: Tensor) -> Tensor:
+    """Return by how much one box sticks out of the other in width and height, [2, ...]."""
+    return _size((sides - others).clamp(min=0))
 
 
 def alignment(score: Tensor, reg_loss: Tensor) -> Tensor:
@@ -104,18 +133,19 @@ def positive_weight(t: Tensor, prior: Tensor, denominator: Tensor) -> Tensor:
     return (MU * t).exp() * t * prior / denominator
 
 
-def iou_deficit(iou: Tensor) -> Tensor:
+def iou_deficit(overlap: Overlap) -> Tensor:
     """Return f = (1 - IoU^2) / 0.75, the paper's -k IoU^gamma1 + b: 1 at an IoU of one half, 0 at a perfect one."""
-    return (1 - iou) * (1 + iou) / DEFICIT_SCALE
+    return overlap.iou_loss * (1 + overlap.iou) / DEFICIT_SCALE
 
 
-def p_neg(iou: Tensor, deficit_min: Tensor, deficit_max: Tensor) -> Tensor:
+def p_neg(overlap: Overlap, deficit_min: Tensor, deficit_max: Tensor) -> Tensor:
     """Return m, the paper's P_neg: the probability of being a negative (docs/method.md#negative-weight).
 
     The deficit of a box's bag is stretched from `deficit_min` .. `deficit_max` to 0..1; below MIN_IOU m is 1.
     """
-    stretched = (iou_deficit(iou) - deficit_min + SPREAD_EPSILON) / (deficit_max - deficit_min + SPREAD_EPSILON)
-    return stretched.masked_fill_(iou < MIN_IOU, 1)
+    spread = (deficit_max - deficit_min).clamp(min=0)  # an IoU that rounds to one half may have a deficit above 1
+    stretched = (iou_deficit(overlap) - deficit_min + SPREAD_EPSILON) / (spread + SPREAD_EPSILON)
+    return stretched.clamp_(max=1).masked_fill_(overlap.iou < MIN_IOU, 1)
 
 
 def neg_log_score(z: Tensor, u: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ No [points x boxes] tensor exists: pairs of a box and a point inside it are enum
 logits are read in place, a block of rows at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from dwtriton.reference.pairs import (
     read_level,
 )
 
+UNCOUNTED = -1.0  # stands for N where a box of weight 0 decides, until N_neg is summed: the entry is ignored
 ENTRIES_PER_BLOCK = 2**17  # class logits in one step of the dense pass: its temporary tensors stay in the cache
 
 
@@ -41,6 +42,22 @@ def dual_weight_sums(
     kinds = (list(kind) for kind in outputs)
     sums, counts, _ = sums_operator(*kinds, *targets, [float(stride) for stride in strides], soft_prior, needs_grad)
     return sums, counts
+
+
+def dual_weight_losses(
+    outputs: HeadOutputs,
+    targets: PackedTargets,
+    strides: Sequence[int],
+    soft_prior: bool,
+    normalisers: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """Return loss_cls_pos, loss_loc and loss_cls_neg, each 0-d (docs/method.md#normalisers).
+
+    `normalisers(counts)` makes N_pos, N_pos and N_neg [3] of this rank's counts [3]; None: this rank is the only one.
+    """
+    sums, counts = dual_weight_sums(outputs, targets, strides, soft_prior)
+    losses = sums / (counts.clamp(min=1) if normalisers is None else normalisers(counts))
+    return losses[0], losses[1], losses[2]
 
 
 def forward_pass(
@@ -63,7 +80,8 @@ def forward_pass(
         _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
         maps += weights if needs_grad else ()
     nan_if_invalid = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
-    counts = torch.stack((boxes.is_truth.sum(), boxes.is_truth.sum(), sums[3])).to(dtype)
+    weight = (boxes.weights * boxes.is_truth).sum(dtype=torch.float64)
+    counts = torch.stack((weight, weight, sums[3])).to(dtype)
     return (sums[:3] * nan_if_invalid).to(dtype), counts, [nan_if_invalid, *maps]
 
 
@@ -93,17 +111,19 @@ def sums_operator(
     labels: Tensor,
     offsets: Tensor,
     iscrowd: Tensor | None,
+    weights: Tensor | None,
     strides: Sequence[float],
     soft_prior: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`forward_pass` as an operator, which `torch.compile` keeps whole: it reads numbers of pairs on the host."""
     outputs = HeadOutputs(cls_logits, box_distances, objectness)
-    return forward_pass(outputs, PackedTargets(boxes, labels, offsets, iscrowd), strides, soft_prior, needs_grad)
+    targets = PackedTargets(boxes, labels, offsets, iscrowd, weights)
+    return forward_pass(outputs, targets, strides, soft_prior, needs_grad)
 
 
 @sums_operator.register_fake
-def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, strides, soft_prior, needs_grad):
+def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, weights, strides, soft_prior, needs_grad):
     dtype = HeadOutputs(cls_logits, box_distances, objectness).arithmetic
     maps = []
     for level in cls_logits if needs_grad else ():
@@ -159,7 +179,7 @@ def _bag_statistics(levels: list[Level], boxes: Boxes, soft_prior: bool) -> _Bag
         for pairs in pairs_inside(level, boxes, boxes.is_truth):
             terms = pair_terms(level, boxes, pairs, soft_prior)
             mass.index_add_(0, pairs.box, formulas.positive_mass(terms.t, terms.prior).double())
-            deficit = formulas.iou_deficit(terms.overlap.iou)
+            deficit = formulas.iou_deficit(terms.overlap)
             deficit_min.scatter_reduce_(0, pairs.box, deficit, "amin")
             deficit_max.scatter_reduce_(0, pairs.box, deficit, "amax")
     denominator = mass.clamp(min=formulas.MIN_POSITIVE_SUM).to(boxes.corners.dtype)
@@ -179,7 +199,7 @@ def _level_weights(
         terms = pair_terms(level, boxes, pairs, soft_prior)
         offsets = memory_offsets(neg, pairs, boxes)
 
-        weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box])
+        weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box]) * boxes.weights[pairs.box]
         cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
         sums[0] += formulas.POSITIVE_FACTOR * (weight * cls_loss).sum()
         sums[1] += formulas.POSITIVE_FACTOR * (weight * formulas.BETA * terms.overlap.reg_loss).sum()
@@ -192,7 +212,8 @@ def _level_weights(
         box = pairs.box.to(torch.int32)
         owner.scatter_reduce_(0, offsets, box, "amax")
         is_owner = owner[offsets] == box  # so far: a later chunk may overwrite it
-        p_neg = formulas.p_neg(terms.overlap.iou, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box])
+        p_neg = formulas.p_neg(terms.overlap, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box])
+        p_neg.masked_fill_(boxes.weights[pairs.box] == 0, UNCOUNTED)
         memory(neg)[offsets[is_owner]] = p_neg[is_owner]
     return _LevelWeights(pos, neg, loc_slope)
 
@@ -218,13 +239,14 @@ def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _dense_forward(level: Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:
-    """Add a level's negative loss and its sum of 1 - N to `sums`; set N to 0 at ignored points."""
+    """Add a level's negative loss and its sum of 1 - N to `sums`; set N to 0 at ignored points and entries."""
     if ignored is not None:
         neg.masked_fill_(ignored, 1)  # they do not count in the normaliser
     for block in _blocks(level.z):
         weight = neg[block]
         z, u = level.z[block].to(neg.dtype), level.u[block].to(neg.dtype)
-        sums[3] += (1 - weight).sum()
+        sums[3] += (1 - weight.abs()).sum()
+        weight.clamp_(min=0)
         if ignored is not None:
             weight.masked_fill_(ignored[block], 0)
         score = z.sigmoid().mul_(u.sigmoid())

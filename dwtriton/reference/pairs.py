@@ -22,6 +22,7 @@ class Boxes(NamedTuple):
 
     corners: Tensor  # [4, N] xyxy in the dtype of the arithmetic
     labels: Tensor  # [N] 0..C-1
+    weights: Tensor  # [N]
     image: Tensor  # [N] 0..B-1
     is_truth: Tensor  # [N] bool
     is_crowd: Tensor  # [N] bool
@@ -65,10 +66,13 @@ def read_boxes(targets: PackedTargets, num_classes: int, dtype: torch.dtype) -> 
     """Return the packed targets as `Boxes`, without looking at values on the host."""
     boxes, labels = targets.boxes, targets.labels
     valid = boxes.isfinite().all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1) & (labels >= 0) & (labels < num_classes)
+    weights = torch.ones_like(boxes[:, 0]) if targets.weights is None else targets.weights
+    valid = valid & weights.isfinite() & (weights >= 0)
     is_truth, is_crowd = targets.box_mask(), targets.crowd_mask()
     return Boxes(
         corners=boxes.to(dtype).nan_to_num().T.contiguous(),
         labels=labels.clamp(0, num_classes - 1),
+        weights=weights.to(dtype).nan_to_num(),
         image=targets.image_index().clamp(max=max(targets.batch_size - 1, 0)),
         is_truth=is_truth,
         is_crowd=is_crowd,

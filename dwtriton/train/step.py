@@ -106,13 +106,15 @@ class TrainStep:
         if self.cfg.train.compile != "off":
             torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the gradients of the last step
 
-    def compile_ahead(self, images: int) -> Iterator[None]:
-        """Compile for micro-batches of `images` images, one bucket at a time.
+    def compile_ahead(self, images: int, weighted: bool = False) -> Iterator[None]:
+        """Compile for micro-batches of `images` images, one bucket at a time; `weighted`: their targets have weights.
 
         At every yield, and after an error, everything that a step depends on is unchanged: buffers (batch-norm
         statistics), gradients and random numbers.
         """
         no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        if weighted:
+            no_boxes["weights"] = torch.zeros(0)
         buffers = [buffer.clone() for buffer in self.detector.buffers()]
         for height, width in self.cfg.data.buckets:
             black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # channels_last

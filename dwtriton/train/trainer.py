@@ -150,7 +150,7 @@ class Trainer:
         self.detector.train()
         began = time.perf_counter()
         with self.watch, self.display.stage("compiling", len(self.cfg.data.buckets)) as advance:
-            for _ in self.train_step.compile_ahead(self.micro_batch_size):
+            for _ in self.train_step.compile_ahead(self.micro_batch_size, self.train_set.weighted):
                 advance()
                 self._stop_if_requested()
         seconds = time.perf_counter() - began

@@ -1,11 +1,12 @@
 """Config files, overrides, and the errors for everything that does not exist."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from dwtriton.config.load import config_names, dump_config, flatten, load_config, override_config
+from dwtriton.config.load import check_config, config_names, dump_config, flatten, load_config, override_config
 from dwtriton.config.renames import RENAMED, upgrade_keys
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
@@ -54,6 +55,21 @@ def test_overrides_are_toml_or_plain_strings():
     assert override_config(cfg, ["head.refine=true"], Path("here")).data.root == Path("here")
 
 
+def test_class_weights_are_merged_by_name_whatever_the_names(tmp_path):
+    (tmp_path / "rare.toml").write_text(
+        'base = "r50_1x"\n[data.class_weights]\nrare = 2\n"traffic light" = 0.5\n"no. 1" = 0'
+    )
+    cfg = load_config(tmp_path / "rare.toml", ["data.class_weights={rare=3.0, common=1e-3}"])
+    assert cfg.data.class_weights == {"rare": 3.0, "traffic light": 0.5, "no. 1": 0.0, "common": 0.001}
+    cfg = override_config(cfg, ["data.class_weights.traffic light=4"])
+    assert cfg.data.class_weights["traffic light"] == 4
+    stored = dump_config(cfg)
+    assert check_config(upgrade_keys(tomllib.loads(stored)), "checkpoint") == cfg
+    (tmp_path / "copy.toml").write_text(stored)
+    assert load_config(tmp_path / "copy.toml") == cfg
+    assert flatten(cfg, fixed_only=True)["data.class_weights"] == cfg.data.class_weights
+
+
 def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
     (tmp_path / "first.toml").write_text('base = "r50_refine_1x"\n[optimizer]\nlr = 0.02\n')
     (tmp_path / "second.toml").write_text('base = "first.toml"\n[schedule]\nepochs = 3\n')
@@ -75,6 +91,14 @@ def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
         ("r50_1x", ["data.short_side=[90, 60]"], r"data\.short_side = \[90, 60\]: .*the lowest comes first"),
         ("r50_1x", ["data.size_divisor=48"], r"data\.size_divisor = 48: input should be a multiple of 32"),
         ("r50_1x", ["backbone.depth=42"], r"backbone\.depth = 42: input should be 18, 34, 50 or 101"),
+        ("r50_1x", ["data.class_weights.a=-1"], r"class_weights\.a = -1: .*greater than or equal to 0"),
+        ("r50_1x", ["data.class_weights={a=nan}"], r"class_weights\.a = nan: input should be a finite number"),
+        ("r50_1x", ["data.class_weights={a=inf}"], r"class_weights\.a = inf: input should be"),
+        ("r50_1x", ["data.class_weights={a=1e39}"], r"class_weights\.a = 1e\+39: .*less than or equal to"),
+        ("r50_1x", ["data.class_weights={a=true}"], r"class_weights\.a = True: input should be a valid number"),
+        ("r50_1x", ["data.class_weights={a='2'}"], r"class_weights\.a = '2': input should be a valid number"),
+        ("r50_1x", ["data.class_weights=2"], r"data\.class_weights = 2: input should be a valid dictionary"),
+        ("r50_1x", ["data.class_weight={a=2}"], r"'data\.class_weight'; did you mean 'data\.class_weights'\?"),
         ("r50_1x", ["optimizer.lr"], r"'optimizer\.lr' is not of the form section\.key=value"),
         ("r50_1x", ["optimizer.lr.x=1"], r"optimizer\.lr = \{'x': 1\}: input should be a valid number"),
         ("r50_1x", ["description.x=1"], r"description = \{'x': 1\}: input should be a valid string"),

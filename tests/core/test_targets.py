@@ -22,7 +22,8 @@ def test_images_follow_each_other():
     assert packed.labels.tolist() == [3, 0, 1]
     assert packed.offsets.tolist() == [0, 2, 2, 3]
     assert packed.iscrowd.tolist() == [False] * 3
-    dtypes = [tensor.dtype for tensor in packed]
+    assert packed.weights is None
+    dtypes = [tensor.dtype for tensor in packed[:4]]
     assert dtypes == [torch.float32, torch.int64, torch.int32, torch.bool]
     assert packed.batch_size == 3
     assert packed.image_index().tolist() == [0, 0, 2]
@@ -101,6 +102,7 @@ BAD_PACKED = {
     "labels": (PACKED._replace(labels=torch.zeros(3)), r"labels must be \(N,\) int64"),
     "offsets": (PACKED._replace(offsets=torch.zeros(4).long()), r"offsets must be \(B \+ 1,\) int32"),
     "crowd": (PACKED._replace(iscrowd=torch.zeros(3)), r"iscrowd must be \(N,\) bool"),
+    "weights": (PACKED._replace(weights=torch.ones(3).half()), r"weights must be \(N,\) float32 or float64"),
     "rows": (PACKED._replace(labels=torch.zeros(2).long()), r"equally many rows, not \[3, 2, 3\]"),
     "devices": (PACKED._replace(offsets=torch.zeros(4, dtype=torch.int32, device="meta")), r"one device"),
 }
@@ -126,3 +128,29 @@ def test_values_of_padding_do_not_matter_and_labels_are_held_against_the_classes
     check_values(packed, num_classes=5)
     with pytest.raises(ValueError, match=r"image 0, box 0: .*below the number of classes, 4"):
         check_values(packed, num_classes=4)
+
+
+def test_weights_are_packed_where_an_image_has_them():
+    boxes, labels = torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9]]), torch.tensor([0, 1])
+    plain = {"boxes": boxes, "labels": labels}
+    assert pack_targets([plain, plain], "cpu").weights is None
+    packed = pack_targets([plain, {**plain, "weights": torch.tensor([0.5, 0.0]).double()}], "cpu", capacity=5)
+    assert packed.weights.tolist() == [1, 1, 0.5, 0, 0]
+    assert packed.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.tensor([1.0, -0.5]), "image 0, box 1: .*weights must be finite and at least 0"),
+        (torch.tensor([torch.nan, 1]), "image 0, box 0: .*weights must be finite and at least 0"),
+        (torch.tensor([1.0, torch.inf]), "image 0, box 1: .*weights must be finite and at least 0"),
+        (torch.tensor([1, 2]), r"image 0: weights must be \(2,\) floating point"),
+        (torch.ones(3), r"image 0: weights must be \(2,\) floating point"),
+        ([1.0, 1.0], r"image 0: weights must be \(2,\) floating point, not list"),
+    ],
+)
+def test_bad_weights_are_refused(weights, message):
+    target = {"boxes": torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9]]), "labels": torch.tensor([0, 1]), "weights": weights}
+    with pytest.raises(ValueError, match=message):
+        pack_targets([target], "cpu")

@@ -1,5 +1,6 @@
 """The tutorial, docs/your-data.md, done as it is written: its files are written, its commands run one after another."""
 
+import json
 import re
 import shlex
 from importlib import import_module
@@ -12,6 +13,8 @@ import yaml
 from PIL import Image, ImageDraw
 
 from dwtriton.data import __main__ as data_command
+from dwtriton.data.prepare import prepare_data
+from dwtriton.train import __main__ as train_command
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-data.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -79,6 +82,19 @@ def test_the_tutorial_works_as_written(folder, call):
     )
     assert "Average Precision" in outputs[2]
     assert len(list(Path("found").glob("*.jpg"))) == 8
+    assert_weighed_detections_are_a_data_set()
+
+
+def assert_weighed_detections_are_a_data_set():
+    """After the page's script, as its command reads them."""
+    exec(compile(FILES["weigh.py"], "weigh.py", "exec"), {})
+    (command,) = (code for _, code in BLOCKS if "train_annotations=pseudo.json" in code)
+    words = shlex.split(command.replace("mine.toml", "dry.toml").replace("\\\n", ""))[3:]
+    train_set, _ = prepare_data(train_command.read_config(train_command.build_parser().parse_args(words)))
+    weights = torch.cat([train_set[index].target["weights"] for index in range(len(train_set))])
+    scores = [box["score"] for box in json.loads(Path("found/detections.json").read_text())["annotations"]]
+    assert len(scores) > 0
+    assert weights.tolist() == pytest.approx(scores)
 
 
 def test_the_error_on_the_page_is_the_one_that_is_printed(folder, call):

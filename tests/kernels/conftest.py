@@ -18,6 +18,7 @@ else:
     from dwtriton.kernels import INTERPRETED
     from tests.support.kernel_cases import DEVICE
 
+REPORT = pytest.StashKey[list[str]]()
 PATCHED_VERSION = "3.6."  # of Triton, whose interpreter is patched below
 
 
@@ -26,6 +27,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "device" in item.fixturenames:
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def report(request):
+    """Texts that pytest prints at its end, whether or not tests fail."""
+    return request.config.stash.setdefault(REPORT, [])
+
+
+def pytest_terminal_summary(terminalreporter):
+    for text in terminalreporter.config.stash.get(REPORT, []):
+        terminalreporter.write_line(text)
 
 
 @pytest.fixture(scope="session")

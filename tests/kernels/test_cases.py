@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets, pack_targets
-from dwtriton.kernels.forward import ADDED_TOGETHER, finish_kernel
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, StatisticsConfig
+from dwtriton.kernels.boxes import box_table
+from dwtriton.kernels.configs import BagsConfig, DenseConfig, KernelConfigs
+from dwtriton.kernels.finish import ADDED_TOGETHER, finish
+from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from tests.support.generated_cases import (
     assert_equals_truth,
     assert_finite_and_exact,
@@ -19,14 +22,17 @@ from tests.support.generated_cases import (
 )
 from tests.support.kernel_cases import on_kernels, using
 from tests.support.loss_cases import (
+    all_without_weight,
     assert_gradients,
     check_without_objectness,
     crowded,
+    last_without_weight,
     overlapping,
     random_case,
     run_loss,
     sums_and_gradients,
     truth_gradients,
+    weighted,
 )
 
 pytestmark = [
@@ -118,6 +124,9 @@ EDGE_CASES = [
     far_outside,
     crowded,
     crowd_alone,
+    weighted,
+    all_without_weight,
+    last_without_weight,
 ]
 
 
@@ -177,14 +186,15 @@ def test_scores_about_where_formulas_change(score):
     assert_finite_and_exact(on_kernels(case.rounded(torch.float32)))
 
 
-DENSE = DenseConfig(8, 16, 4, 4)
+BAGS = BagsConfig(64, 1, 16)
+DENSE = DenseConfig(128, 4, 4, 1, 1)
 CONFIGS = {
-    "class blocks of 4": KernelConfigs(StatisticsConfig(64, 1), DENSE, DENSE),
-    "class blocks of 8": KernelConfigs(StatisticsConfig(64, 1), *[DENSE._replace(classes=8)] * 2),
-    "tiles of one point": KernelConfigs(StatisticsConfig(64, 1), *[DenseConfig(1, 1, 8, 1)] * 2),
-    "tiles of one row": KernelConfigs(StatisticsConfig(64, 1), *[DenseConfig(1, 8, 8, 1)] * 2),
-    "bags of many blocks": KernelConfigs(StatisticsConfig(1, 1), DENSE, DENSE),
-    "forward and backward apart": KernelConfigs(StatisticsConfig(16, 1), DENSE, DenseConfig(4, 4, 2, 1)),
+    "class blocks of 4": KernelConfigs(DENSE, BAGS, DENSE),
+    "class blocks of 8": KernelConfigs(DENSE._replace(classes=8), BAGS, DENSE._replace(classes=8)),
+    "tiles of one point": KernelConfigs(DenseConfig(1, 8, 1, 1, 1), BAGS, DenseConfig(1, 8, 1, 1, 1)),
+    "several tiles": KernelConfigs(DenseConfig(4, 2, 1, 4, 1), BAGS, DenseConfig(2, 1, 1, 8, 2)),
+    "bags of many blocks": KernelConfigs(DENSE, BagsConfig(1, 1, 1), DENSE),
+    "bags of many programs": KernelConfigs(DENSE, BagsConfig(4, 1, 64), DENSE),
 }
 
 
@@ -262,6 +272,9 @@ PROBLEMS = {
     "all NaN": ("boxes", (torch.nan,) * 4),
     "one infinity": ("boxes", (1.0, 3.0, torch.inf, 30.0)),
     "all infinite": ("boxes", (-torch.inf, -torch.inf, torch.inf, torch.inf)),
+    "a negative weight": ("weights", -1.0),
+    "a weight of NaN": ("weights", torch.nan),
+    "an infinite weight": ("weights", torch.inf),
 }
 
 
@@ -270,6 +283,7 @@ PROBLEMS = {
 def test_unchecked_invalid_targets_make_all_losses_and_gradients_nan_and_touch_no_other_memory(problem, crowd, device):
     """As on a device, where values are not looked at. The interpreter refuses access to other memory."""
     case = on_kernels(random_case(16, [2, 3], **SMALL))
+    case.box_weights = [np.ones(2), np.full(3, 0.5)]
     packed = pack_targets(case.targets(), device)
     part, value = PROBLEMS[problem]
     getattr(packed, part)[3] = torch.tensor(value, device=device)
@@ -285,45 +299,64 @@ def test_unchecked_invalid_targets_make_all_losses_and_gradients_nan_and_touch_n
 
 
 @pytest.mark.parametrize(
-    "offsets", [(0, 2, 1000), (0, 1000, 1000), (-5, 2, 4), (2, 0, 4), (0, 4, 2), (4, 4, 4), (9, 9, 9)]
+    "offsets",
+    [
+        (0, 2, 1000),
+        (0, 1000, 1000),
+        (-5, 2, 4),
+        (2, 0, 4),
+        (0, 4, 2),
+        (4, 4, 4),
+        (9, 9, 9),
+        (0, 4, -5),
+        (0, 4, -(2**31)),
+    ],
 )
 def test_unchecked_offsets_out_of_order_or_range_touch_no_other_memory(offsets, device):
     case = on_kernels(random_case(17, [2, 2], **SMALL))
-    boxes, labels, _, iscrowd = pack_targets(case.targets(), device)
+    boxes, labels, _, iscrowd, _ = pack_targets(case.targets(), device)
     offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
     sums_and_gradients(case, PackedTargets(boxes, labels, offsets, iscrowd))
 
 
-@pytest.mark.parametrize("wrong", [None, 5, 2 * ADDED_TOGETHER + 9])
-def test_thousands_of_partial_sums_and_of_boxes(wrong, device):
-    programs, capacity, used = 2 * ADDED_TOGETHER + 77, 2 * ADDED_TOGETHER + 50, 2 * ADDED_TOGETHER + 20
+def test_thousands_of_partial_sums(device):
     random = torch.Generator().manual_seed(0)
-    partials = torch.rand(4, programs, generator=random).to(device)
-    boxes = torch.rand(capacity, 4, generator=random).sort().values
-    iscrowd = torch.rand(capacity, generator=random) < 0.2
+    shapes = (2 * ADDED_TOGETHER + 77,), (ADDED_TOGETHER + 5, 2), (3, 4)
+    dense, pairs, boxes = (torch.rand(shape, generator=random, dtype=torch.float64) for shape in shapes)
+    boxes[:, 3] = 0
+    for wrong in (0, 1):
+        boxes[1, 3] = wrong
+        sums, counts, normalised, poison = finish(*(part.to(device) for part in (dense, pairs, boxes)))
+        factor = torch.nan if wrong else 1.0
+        weight, missing = boxes[:, 2].sum(), pairs[:, 1].sum()
+        expected = torch.stack((boxes[:, 0].sum(), boxes[:, 1].sum(), dense.sum() + pairs[:, 0].sum())) * factor
+        norms = torch.stack((weight, weight, missing)).clamp(min=1)
+        close = {"rtol": 1e-6, "atol": 0, "equal_nan": True}
+        torch.testing.assert_close(sums.double().cpu(), expected, **close)
+        torch.testing.assert_close(counts.double().cpu(), torch.stack((weight, weight, missing)), **close)
+        torch.testing.assert_close(normalised[0].double().cpu(), norms, **close)
+        torch.testing.assert_close(torch.stack(normalised[1:]).double().cpu(), expected / norms, **close)
+        torch.testing.assert_close(poison.double().cpu(), torch.tensor(factor).double(), **close)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, 100])
+def test_many_boxes_are_counted_and_an_invalid_one_is_found(wrong, device):
+    random = np.random.default_rng(0)
+    case = on_kernels(random_case(19, [0], **SMALL))
+    capacity, used = 150, 120
+    boxes = torch.tensor(np.sort(random.random((capacity, 4)))).float()
+    iscrowd = torch.tensor(random.random(capacity) < 0.2)
     boxes[used:] = torch.nan
     if wrong is not None:
         boxes[wrong, 2] = -1
-    offsets = torch.tensor([0, 7, used], dtype=torch.int32)
-    rows = [boxes, torch.zeros(capacity, dtype=torch.int64), iscrowd.to(torch.uint8), offsets]
-    losses, counts, poison = (torch.empty(shape, device=device) for shape in (3, 3, ()))
-    finish_kernel[(1,)](
-        partials,
-        *(part.to(device) for part in rows),
-        losses,
-        counts,
-        poison,
-        programs,
-        2,
-        capacity,
-        NUM_CLASSES=1,
-        BLOCK=ADDED_TOGETHER,
-    )
-    sums, truths = partials.double().sum(1).cpu(), (~iscrowd[:used]).sum()
-    factor = 1.0 if wrong is None else torch.nan
-    torch.testing.assert_close(losses.double().cpu(), sums[:3] * factor, rtol=1e-6, atol=0, equal_nan=True)
-    assert counts.tolist() == [truths, truths, pytest.approx(sums[3].item(), rel=1e-6)]
-    torch.testing.assert_close(poison.cpu(), torch.tensor(factor), equal_nan=True)
+    offsets = torch.tensor([0, used], dtype=torch.int32)
+    targets = PackedTargets(boxes, torch.zeros(capacity, dtype=torch.int64), offsets, iscrowd)
+    pyramid = read_pyramid(HeadOutputs(*case.tensors()), case.strides)
+    bags = torch.zeros(capacity, 1, 3, dtype=torch.float64, device=device)
+    extremes = torch.zeros(capacity, 1, 2, device=device)
+    _, sums = box_table(pyramid, read_boxes(targets.to(device)), bags, extremes)
+    assert sums[:, 2].sum().item() == (~iscrowd[:used]).sum().item()
+    assert sums[:, 3].sum().item() == (wrong is not None)
 
 
 def test_same_bits_from_the_same_input():

@@ -6,16 +6,16 @@ import torch
 import triton
 import triton.language as tl
 
-from dwtriton.kernels import formulas
+from dwtriton.kernels import formulas, negatives
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 UNDERFLOW = 1e-37
 BLOCK = 1024
-LEAST_LOGIT = formulas.LEAST_LOGIT.value
-LOW_SCORE = formulas.LOW_SCORE.value
-FAR_LOGIT = formulas.FAR_LOGIT.value
+LEAST_LOGIT = negatives.LEAST_LOGIT.value
+LOW_SCORE = negatives.LOW_SCORE.value
+FAR_LOGIT = negatives.FAR_LOGIT.value
 
 
 @triton.jit
@@ -73,12 +73,12 @@ def opposite_sigmoid(x, y, z):
 
 @triton.jit
 def dense_sigmoid(x, y, z):
-    return formulas.dense_sigmoids(x)[0]
+    return negatives.dense_sigmoids(x)[0]
 
 
 @triton.jit
 def opposite_dense_sigmoid(x, y, z):
-    return formulas.dense_sigmoids(x)[1]
+    return negatives.dense_sigmoids(x)[1]
 
 
 @triton.jit
@@ -120,40 +120,75 @@ def test_log1p(device):
 
 
 @triton.jit
-def low_negative_loss(score, y, z):
-    return formulas.low_negative_loss(score)
+def low_loss(score, y, z):
+    return score * negatives.low_loss(score)
 
 
 @triton.jit
-def low_negative_slope(score, y, z):
-    return formulas.low_negative_slope(score)
+def low_slope(score, y, z):
+    return score * negatives.low_slope(score, 1.0)
 
 
 def test_polynomials_of_low_scores(device):
+    """Fits within 1.2e-6 and 8e-7, and rounding."""
     s = float32(np.concatenate((np.linspace(0, LOW_SCORE, 30001), 10.0 ** -np.arange(1, 38))))
-    assert_close(apply(low_negative_loss, device, s), -np.log1p(-s), 1e-6)
-    assert_close(apply(low_negative_slope, device, s), -2 * np.log1p(-s) + s / (1 - s), 1e-6)
+    assert_close(apply(low_loss, device, s), -np.log1p(-s), 1.5e-6)
+    assert_close(apply(low_slope, device, s), -2 * np.log1p(-s) + s / (1 - s), 1.2e-6)
+
+
+def test_no_score_that_is_not_low_hides_in_a_sum(device):
+    """Beyond the scores that they were made for, polynomials still rise."""
+    s = float32(np.linspace(LOW_SCORE, 1, 10001))
+    assert (s**2 * apply(low_loss, device, s) > negatives.LOSS_OF_LOW_SCORE.value).all()
+    assert (s**2 * apply(low_slope, device, s) > negatives.SLOPE_OF_LOW_SCORE.value).all()
 
 
 @triton.jit
-def negative_loss(z, u, _):
-    sz, not_z = formulas.dense_sigmoids(z)
-    su, not_u = formulas.sigmoids(u)
-    return formulas.negative_loss(sz * su, not_z + sz * not_u, z, u)
+def joint_score(z, u, _):
+    return negatives.joint_score(z, negatives.lift(u)[0])
 
 
 @triton.jit
-def negative_slope_z(z, u, _):
-    sz, not_z = formulas.dense_sigmoids(z)
-    su, not_u = formulas.sigmoids(u)
-    return formulas.negative_slopes(sz * su, not_z + sz * not_u, z, u, not_z, not_u)[0]
+def low_score(z, u, _):
+    lift, _ = negatives.lift(u)
+    return negatives.low_scores(z, lift, -tl.log2(lift))[0]
 
 
 @triton.jit
-def negative_slope_u(z, u, _):
-    sz, not_z = formulas.dense_sigmoids(z)
+def not_z_of_low_score(z, u, _):
+    lift, _ = negatives.lift(u)
+    return negatives.low_scores(z, lift, -tl.log2(lift))[1]
+
+
+@triton.jit
+def loss(z, u, _):
+    lift, _ = negatives.lift(u)
     su, not_u = formulas.sigmoids(u)
-    return formulas.negative_slopes(sz * su, not_z + sz * not_u, z, u, not_z, not_u)[1]
+    return negatives.loss(z, u, lift, su, not_u)
+
+
+@triton.jit
+def slope_z(z, u, _):
+    su, not_u = formulas.sigmoids(u)
+    return negatives.slopes(z, u, su, not_u)[0]
+
+
+@triton.jit
+def slope_u(z, u, _):
+    su, not_u = formulas.sigmoids(u)
+    return negatives.slopes(z, u, su, not_u)[1]
+
+
+@triton.jit
+def gradient_z(z, u, _):
+    lift, not_u = negatives.lift(u)
+    return negatives.gradients(z, u, lift, -tl.log2(lift), not_u, 1.0)[0]
+
+
+@triton.jit
+def gradient_u(z, u, _):
+    lift, not_u = negatives.lift(u)
+    return negatives.gradients(z, u, lift, -tl.log2(lift), not_u, 1.0)[1]
 
 
 def logits() -> tuple[np.ndarray, np.ndarray]:
@@ -178,17 +213,59 @@ def complement(z, u):
     return np.where(log_score < np.log(0.5), -np.log1p(-np.exp(np.minimum(log_score, np.log(0.5)))), exact)
 
 
+def test_scores(device):
+    z, u = logits()
+    score = np.exp(oracle.log_sigmoid(z) + oracle.log_sigmoid(u))
+    limit = exp_error(z) + exp_error(u)
+    assert_close(apply(joint_score, device, z, u), score, limit)
+    assert_close(apply(low_score, device, z, u), score, limit)
+    assert_close(apply(not_z_of_low_score, device, z, u), oracle.sigmoid(-z), limit)
+
+
 def test_negative_loss(device):
     z, u = logits()
-    limit = exp_error(np.minimum(z, 0)) + exp_error(np.minimum(u, 0))
-    assert_close(apply(negative_loss, device, z, u), np.minimum(complement(z, u), 100), limit)
+    limit = 3 * (exp_error(np.minimum(z, 0)) + exp_error(np.minimum(u, 0)))  # s comes in as its cube
+    square = np.exp(2 * (oracle.log_sigmoid(z) + oracle.log_sigmoid(u)))
+    assert_close(apply(loss, device, z, u), square * np.minimum(complement(z, u), 100), limit)
 
 
-@pytest.mark.parametrize(("formula", "swap"), [(negative_slope_z, False), (negative_slope_u, True)])
-def test_negative_slopes(device, formula, swap):
-    """d(s^2 (-ln(1 - s))) / d(a logit), over s^2."""
+GRADIENTS = [
+    (slope_z, False),
+    (slope_u, True),
+    (gradient_z, False),
+    (gradient_u, True),
+]
+
+
+@pytest.mark.parametrize(("formula", "swap"), GRADIENTS)
+def test_slopes_and_gradients(device, formula, swap):
+    """d(s^2 (-ln(1 - s))) / d(a logit)."""
     z, u = logits()
     own, other = (u, z) if swap else (z, u)
     score = np.exp(oracle.log_sigmoid(z) + oracle.log_sigmoid(u))
     slope = 2 * complement(z, u) * oracle.sigmoid(-own) + score * oracle.sigmoid(oracle.softplus(other) - own)
-    assert_close(apply(formula, device, z, u), slope, exp_error(z) + exp_error(u))
+    assert_close(apply(formula, device, z, u), score**2 * slope, 3 * (exp_error(z) + exp_error(u)))
+
+
+@triton.jit
+def loss_of_dense_pass(z, u, _):
+    score = negatives.joint_score(z, negatives.lift(u)[0])
+    return negatives.cube(score) * negatives.low_loss(score)
+
+
+@triton.jit
+def gradient_z_of_dense_pass(z, u, _):
+    lift, _ = negatives.lift(u)
+    score, not_z = negatives.low_scores(z, lift, -tl.log2(lift))
+    return negatives.cube(score) * negatives.low_slope(score, 1.0) * not_z
+
+
+@pytest.mark.parametrize(
+    ("any_score", "low_scores", "score_of"),
+    [(loss, loss_of_dense_pass, joint_score), (gradient_z, gradient_z_of_dense_pass, low_score)],
+)
+def test_low_scores_among_high_ones_have_the_bits_of_the_dense_pass(device, any_score, low_scores, score_of):
+    z, u = np.random.default_rng(0).permutation(np.stack(logits()), axis=1)  # high ones in every block
+    low = apply(score_of, device, z, u) < LOW_SCORE
+    assert all(0 < part.sum() < len(part) for part in np.array_split(low, len(low) // BLOCK))
+    assert np.array_equal(apply(any_score, device, z, u)[low], apply(low_scores, device, z, u)[low])

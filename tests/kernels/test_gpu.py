@@ -59,7 +59,7 @@ def test_a_cuda_graph_replays_with_the_same_bits_for_other_inputs_and_targets():
         outputs = step()
     for now in (case, other):
         given, expected = make_step(now, capacity=32)[1:], make_step(now, capacity=32)[0]()
-        for target, source in zip([*flat, *targets], [*given[0], *given[1]]):
+        for target, source in zip([*flat, *targets[:4]], [*given[0], *given[1][:4]]):
             target.data.copy_(source.data)
         for output in outputs:
             output.fill_(torch.nan)

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dwtriton.core.targets import pack_targets
-from dwtriton.kernels.tuning import KernelConfigs, search_space
+from dwtriton.kernels.configs import DenseConfig, KernelConfigs, Key, search_space
 from tests.support.generated_cases import (
     assert_equals_truth,
     assert_equals_truth_at_used_choices,
@@ -39,8 +39,14 @@ def test_where_priors_and_ious_lie_on_their_thresholds_and_sides_on_the_box(seed
 
 @st.composite
 def configs(draw, num_classes: int) -> KernelConfigs:
-    """Any that tuning may come to."""
-    return KernelConfigs(*(draw(st.sampled_from(space)) for space in search_space(num_classes).values()))
+    """Any that tuning may come to, and some whose dense passes go through the classes in several steps."""
+    space = search_space(Key(torch.float32, "channels_last", num_classes, 1))
+    chosen = KernelConfigs(*(draw(st.sampled_from(candidates)) for candidates in space.values()))
+    if draw(st.booleans()):
+        return chosen
+    looped = DenseConfig(points=64, classes=2, warps=1, tiles=draw(st.sampled_from([1, 2])), stages=2)
+    assert looped.steps(num_classes) > 1
+    return KernelConfigs(looped, chosen.bags, looped)
 
 
 @examples(EXAMPLES)
@@ -56,10 +62,9 @@ def test_block_sizes_change_results_by_no_more_than_rounding(case, configs):
 
 
 def with_images(case: Case, chosen: list[int]) -> Case:
-    crowds = case.iscrowd and [case.iscrowd[i] for i in chosen]
-    z, u, d = (values[chosen] for values in (case.z, case.u, case.d))
-    boxes, labels = ([parts[i] for i in chosen] for parts in (case.boxes, case.labels))
-    return replace(case, z=z, u=u, d=d, boxes=boxes, labels=labels, iscrowd=crowds)
+    arrays = {name: getattr(case, name)[chosen] for name in ("z", "u", "d")}
+    lists = {name: getattr(case, name) for name in ("boxes", "labels", "iscrowd", "box_weights")}
+    return replace(case, **arrays, **{name: parts and [parts[i] for i in chosen] for name, parts in lists.items()})
 
 
 @examples(EXAMPLES)
@@ -78,6 +83,7 @@ def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(da
         **{name: np.concatenate((getattr(case, name), getattr(other, name))) for name in ("z", "u", "d")},
         **{name: getattr(case, name) + getattr(other, name) for name in ("boxes", "labels")},
         iscrowd=case.iscrowd and [*case.iscrowd, np.zeros(1, bool)],
+        box_weights=case.box_weights and [*case.box_weights, np.full(1, 0.25)],
     )
     both = with_images(both, order)
     packed = pack_targets(both.targets(), DEVICE, capacity=sum(map(len, both.boxes)) + padding)

@@ -1,4 +1,4 @@
-"""Kernel configs: defaults, search space, keys, tables and their lookup."""
+"""Keys of kernel configs, tables and their lookup."""
 
 import json
 import logging
@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import tuning
+from dwtriton.kernels.configs import (
+    BagsConfig,
+    DenseConfig,
+    KernelConfigs,
+    Key,
+    default_configs,
+    interpreter_configs,
+)
 from dwtriton.kernels.trial import Setting
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, StatisticsConfig, default_configs, lookup
+from dwtriton.kernels.tuning import lookup
 
 GPU = "NVIDIA H200"
 CUDA = torch.device("cuda", 0)
@@ -21,8 +29,8 @@ OTHER_KEY = KEY._replace(layout="contiguous")
 
 def configs(warps: int) -> KernelConfigs:
     """Configs that the number of warps tells apart."""
-    dense = DenseConfig(8, 8, 32, warps)
-    return KernelConfigs(StatisticsConfig(256, warps), dense, dense)
+    dense = DenseConfig(64, 32, warps, 2, 1)
+    return KernelConfigs(dense, BagsConfig(256, warps, 4096), dense._replace(tiles=1))
 
 
 def entry(warps: int) -> dict:
@@ -53,28 +61,6 @@ def said(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == "dwtriton"]
 
 
-@given(st.integers(1, 3000))
-def test_the_search_space_starts_with_the_default_and_a_table_may_hold_all_of_it(classes):
-    space = tuning.search_space(classes)
-    assert tuple(candidates[0] for candidates in space.values()) == default_configs(classes)
-    assert tuple(space) == KernelConfigs._fields
-    assert len(set(space["statistics"])) == 6
-    dense = space["forward"]
-    assert len(set(dense)) == len(dense) <= 25
-    assert len(dense) >= (15 if classes > 32 else 5)
-    for config in dense:
-        points = config.tile_height * config.tile_width
-        assert points <= 32 * config.warps
-        assert min(4, classes) <= points * config.classes / (32 * config.warps) <= 8
-        fields = {"statistics": space["statistics"][-1]._asdict(), "forward": config._asdict()}
-        assert tuning._read_entry({**fields, "backward": config._asdict()}).backward == config
-
-
-@pytest.mark.parametrize(("classes", "block"), [(1, 1), (2, 2), (3, 4), (8, 8), (20, 8), (80, 8), (1203, 8)])
-def test_the_default_class_block_is_8_or_what_fewer_classes_need(classes, block):
-    assert default_configs(classes).forward.classes == default_configs(classes).backward.classes == block
-
-
 @given(st.integers(1, 2**20), st.integers(1, 2**20))
 def test_sizes_share_a_key_within_a_power_of_two(one, other):
     same = (one - 1).bit_length() == (other - 1).bit_length()
@@ -90,7 +76,7 @@ def test_a_key_knows_dtype_and_layout_but_neither_batch_nor_boxes():
 
 
 def test_lookup_takes_the_named_table_then_the_cache_then_the_shipped_one_then_the_defaults(places, monkeypatch):
-    assert lookup(CUDA, KEY) == default_configs(80)
+    assert lookup(CUDA, KEY) == default_configs(KEY)
     for kind, warps in (("shipped", 1), ("cache", 2), ("named", 8)):
         write_table(places[kind], warps)
         if kind == "named":
@@ -99,7 +85,7 @@ def test_lookup_takes_the_named_table_then_the_cache_then_the_shipped_one_then_t
         assert lookup(CUDA, KEY) == configs(warps)
     monkeypatch.setenv("DWTRITON_TABLE", "default")
     tuning.clear_cache()
-    assert lookup(CUDA, KEY) == default_configs(80)
+    assert lookup(CUDA, KEY) == default_configs(KEY)
 
 
 def test_a_process_keeps_the_table_that_it_read(places):
@@ -123,7 +109,7 @@ def test_a_missing_key_takes_the_defaults_and_says_so_once(places, said):
     write_table(places["cache"], 1)
     write_table(places["shipped"], 2)
     for _ in range(3):
-        assert lookup(CUDA, OTHER_KEY) == default_configs(80)
+        assert lookup(CUDA, OTHER_KEY) == default_configs(OTHER_KEY)
     assert lookup(CUDA, KEY) == configs(1)
     assert len(said()) == 2
     assert said()[1] == f"cuda:0: no tuned kernel configs for {OTHER_KEY.name}; using the defaults"
@@ -135,9 +121,9 @@ def test_without_a_table_one_line_says_how_to_get_one(said):
     assert said() == [f"cuda:0 ({GPU}): default kernel configs; `python -m dwtriton.tune` finds better ones"]
 
 
-def test_on_a_cpu_the_defaults_serve_in_silence(monkeypatch, said):
+def test_on_a_cpu_configs_for_the_interpreter_serve_in_silence(monkeypatch, said):
     monkeypatch.setenv("DWTRITON_TABLE", "absent.json")
-    assert lookup(torch.device("cpu"), KEY) == default_configs(80)
+    assert lookup(torch.device("cpu"), KEY) == interpreter_configs(80)
     assert said() == []
 
 
@@ -151,28 +137,30 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     assert tuning.cache_table(GPU) == tmp_path / ".cache" / "dwtriton" / "nvidia-h200.json"
 
 
-def forward(**change) -> dict:
-    return {"entries": {KEY.name: {**entry(4), "forward": {**entry(4)["forward"], **change}}}}
+def changed(kernel: str, **change) -> dict:
+    """A change of a table: its entry with other values for a kernel."""
+    return {"entries": {KEY.name: {**entry(4), kernel: {**entry(4)[kernel], **change}}}}
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (None, "it is not JSON"),
-        ({"version": 2}, "its version is 2, this dwtriton reads version 1"),
+        ({"version": 1}, "its version is 1, this dwtriton reads version 2"),
         ({"gpu": None}, "it names no gpu or has no entries"),
         ({"entries": []}, "it names no gpu or has no entries"),
         (
-            {"entries": {KEY.name: {"statistics": {"points": 256, "warps": 4}}}},
-            f"{KEY.name!r}: it has no forward config",
+            {"entries": {KEY.name: {"dense_forward": configs(4).dense_forward._asdict()}}},
+            f"{KEY.name!r}: it has no bags config",
         ),
-        ({"entries": {KEY.name: 7}}, "it has no statistics config"),
-        (forward(warps=3), "forward warps must be a power of two up to 8, not 3"),
-        (forward(warps=32), "forward warps must be a power of two up to 8, not 32"),
-        (forward(classes=0), "forward classes must be a power of two up to 256, not 0"),
-        (forward(classes=None), "forward classes must be a power of two up to 256, not None"),
-        (forward(tile_height=True), "forward tile_height must be a power of two up to 64, not True"),
-        (forward(tile_height=64, tile_width=64), "forward tile times classes must be at most 32768"),
+        ({"entries": {KEY.name: 7}}, "it has no dense_forward config"),
+        (changed("dense_forward", warps=3), "dense_forward warps must be a power of two up to 8, not 3"),
+        (changed("dense_forward", classes=0), "dense_forward classes must be a power of two up to 64, not 0"),
+        (changed("dense_backward", stages=None), "dense_backward stages must be a power of two up to 4, not None"),
+        (changed("dense_forward", points=True), "dense_forward points must be a power of two up to 4096, not True"),
+        (changed("bags", programs=2.0), "bags programs must be a power of two up to 65536, not 2.0"),
+        (changed("bags", points="128"), "bags points must be a power of two up to 4096, not '128'"),
+        (changed("dense_forward", points=4096, classes=16), "dense_forward points times classes must be at most 32768"),
     ],
 )
 def test_a_broken_table_is_one_clear_error(change, problem, places):
@@ -186,6 +174,26 @@ def test_a_broken_table_is_one_clear_error(change, problem, places):
     assert problem in str(error.value)
     assert "delete it and run `python -m dwtriton.tune`" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "field"),
+    [(kernel, field) for kernel, kind in KernelConfigs.__annotations__.items() for field in kind._fields],
+)
+def test_every_value_of_a_table_is_there_and_bounded(kernel, field):
+    smallest = dict.fromkeys(configs(4)._asdict()[kernel]._fields, 1)
+    largest = tuning.LARGEST[field]
+
+    def read(config: dict) -> int:
+        return getattr(getattr(tuning._read_entry({**entry(4), kernel: config}), kernel), field)
+
+    assert [read({**smallest, field: value}) for value in (1, largest)] == [1, largest]
+    for value in (0, 2 * largest):
+        with pytest.raises(ValueError, match=f"{kernel} {field} must be a power of two up to {largest}, not {value}"):
+            read({**smallest, field: value})
+    del smallest[field]
+    with pytest.raises(ValueError, match=f"{kernel} {field} must be a power of two up to {largest}, not None"):
+        read(smallest)
 
 
 def test_a_table_that_is_a_folder_or_absent_is_one_clear_error(places, monkeypatch):

@@ -12,14 +12,17 @@ from dwtriton.losses.dual_weight import DualWeightAssigner
 from dwtriton.reference.loss import dual_weight_sums
 from tests.support.loss_cases import (
     LOSSES,
+    all_without_weight,
     assert_gradients,
     check_without_objectness,
     crowded,
+    last_without_weight,
     overlapping,
     random_case,
     run_loss,
     sums_and_gradients,
     truth_gradients,
+    weighted,
 )
 
 
@@ -164,13 +167,18 @@ def test_nan_inputs_make_a_loss_nan(kind):
     assert sum(losses.values()).isnan()
 
 
-@pytest.mark.parametrize("problem", ["label too high", "label below zero", "not finite", "inverted"])
+@pytest.mark.parametrize(
+    "problem", ["label too high", "label below zero", "not finite", "inverted", "a negative weight", "a weight of NaN"]
+)
 def test_unchecked_invalid_targets_make_all_losses_nan_and_harm_nothing_else(problem):
     """As on a device, where values are not looked at."""
     case = random_case(10, [2, 3])
+    case.box_weights = [np.ones(2), np.full(3, 0.5)]
     packed = pack_targets(case.targets(), "cpu")
     if problem == "not finite":
         packed.boxes[3, 1] = torch.inf
+    elif "weight" in problem:
+        packed.weights[3] = -1 if "negative" in problem else torch.nan
     elif problem == "inverted":
         packed.boxes[3, 2] = packed.boxes[3, 0] - 1
     else:
@@ -212,3 +220,27 @@ def test_without_objectness_the_weights_are_those_of_a_certain_one():
     for image, (ours, other) in enumerate(pairs):
         assert torch.equal(ours.score, torch.cat([level[image].flatten(1).T for level in z]).sigmoid())
         assert all(torch.equal(one, two) for one, two in zip(ours, other))
+
+
+@pytest.mark.parametrize("make", [weighted, all_without_weight, last_without_weight], ids=lambda make: make.__name__)
+def test_weights_of_boxes(make):
+    assert_equals_truth(make())
+
+
+def test_weights_of_one_change_no_bit():
+    case = crowded()
+    expected = run_loss(case, case.tensors())
+    case.box_weights = [np.ones(len(boxes)) for boxes in case.boxes]
+    got = run_loss(case, case.tensors())
+    assert np.array_equal(got[0], expected[0])
+    assert all(np.array_equal(one, other) for one, other in zip(got[1], expected[1]))
+
+
+def test_a_box_without_weight_has_no_loss_where_it_decides():
+    """Neither of its class at its points, nor in a normaliser."""
+    case = overlapping()
+    case.box_weights = [np.array([1.0, 0.0])]
+    (weights,) = case.oracle_weights()
+    assert (weights.neg[weights.inside[:, 1], 1] == 0).all()
+    assert weights.uncounted.sum() == weights.inside[:, 1].sum()
+    assert case.truth().pos_norm == 1

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
+from tests.support.edge_cases import no_width, no_width_and_height, one_distance_is_zero
 from tests.support.golden_cases import GOLDEN_NAMES, golden_case, golden_neg
-from tests.support.loss_cases import LOSSES
+from tests.support.loss_cases import LOSSES, assert_gradients, join, truth_gradients
+from tests.support.released import released_loss
 
 LIMIT = 1e-10
 
@@ -44,3 +47,20 @@ def test_oracle_points_weights_losses_and_gradients_equal_golden(name):
     assert_equal(result.grad_z, golden["grad_cls_logits"], "grad_cls_logits")
     assert_equal(result.grad_u, golden["grad_obj_logits"], "grad_obj_logits")
     assert_equal(result.grad_d, golden["grad_box_dist"], "grad_box_dist")
+
+
+@pytest.mark.parametrize("make", [no_width, no_width_and_height, one_distance_is_zero], ids=lambda make: make.__name__)
+def test_oracle_has_the_released_slopes_where_predicted_boxes_have_no_size(make):
+    case = make()
+    inputs = case.tensors(torch.float64)
+    losses = released_loss(*inputs, case.targets(), case.strides)
+    grads = iter(torch.autograd.grad(sum(losses.values()), [level for kind in inputs for level in kind]))
+    assert_gradients([join([next(grads) for _ in kind]) for kind in inputs], truth_gradients(case.truth()), 1e-9)
+
+
+def test_the_gradient_widens_predicted_boxes_without_width():
+    case = no_width()
+    (slopes,) = case.truth().grad_d
+    without = case.d[0, :, 0] + case.d[0, :, 2] == 0
+    assert (slopes[without][:, [0, 2]] <= 0).all()
+    assert slopes[without][:, [0, 2]].min() < -1e-4

@@ -13,13 +13,13 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from dwtriton.reference import formulas
 from tests import oracle
 from tests.support.loss_cases import UNDERFLOW, Case, assert_gradients, random_case, run_loss, truth_gradients
 from tests.support.released import released_loss
 
 THOROUGH = os.environ.get("DWTRITON_TEST_ALL") == "1"  # thousands of examples, and other ones each time
 LIMITS = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}  # of losses and gradients
+BOX_WEIGHTS = (0, 2.0**-10, 0.5, 1, 30)
 PYRAMIDS = (
     (((12, 16), (6, 8), (3, 4), (2, 2), (1, 1)), (8, 16, 32, 64, 128)),
     (((13, 9), (7, 5)), (7, 14)),
@@ -73,6 +73,9 @@ def cases(
                 boxes[index], labels[index] = boxes[index - 1], labels[index - 1]
     if draw(st.booleans()):
         case.iscrowd = [np.array([draw(st.integers(0, 3)) == 0 for _ in labels], bool) for labels in case.labels]
+    if draw(st.integers(0, 2)) == 0:
+        values = st.sampled_from(BOX_WEIGHTS)
+        case.box_weights = [np.array([draw(values) for _ in labels], np.float64) for labels in case.labels]
     return case
 
 
@@ -103,8 +106,8 @@ def at_used_weights(case: Case, dtype: torch.dtype):
 
 
 def released_errors(case: Case, truth) -> np.ndarray:
-    """Errors of the released algorithm in float32, 0 where it fails."""
-    if case.iscrowd is not None:
+    """Errors of the released algorithm in float32, 0 where it fails or knows no such targets."""
+    if case.iscrowd is not None or case.box_weights is not None:
         return np.zeros(3)
     losses = released_loss(*replace(case, device="cpu").tensors(), case.targets(), case.strides, case.soft_prior)
     return np.nan_to_num(np.abs([loss.item() for loss in losses.values()] - truth), nan=0, posinf=0)
@@ -158,10 +161,8 @@ def on_thresholds(seed: int, count: int, **options) -> Case:
     center = points[chosen] + (radius * strides[chosen] * (np.cos(angle), np.sin(angle))).T
     half = random.uniform(10, 60, (count, 2))
     case.boxes[0] = np.concatenate((center - half, center + half), 1).astype(np.float32).astype(np.float64)
-    sides = formulas.box_sides(
-        torch.tensor(points.T[..., None]).float(), torch.tensor(case.boxes[0].T[:, None]).float()
-    )
-    nearest = sides.numpy()[:, np.arange(len(points)), random.integers(0, count, len(points))].T
+    sides = oracle.box_sides(points.astype(np.float32), case.boxes[0].astype(np.float32))
+    nearest = sides[np.arange(len(points)), random.integers(0, count, len(points))]
     halved = nearest * random.choice([1.0, 0.5], (len(points), 1)) ** [1, 0, 1, 0]
     case.d[0] = np.where(nearest.min(1, keepdims=True) > 0, halved, case.d[0])
     return case.rounded(torch.float32)
@@ -174,11 +175,8 @@ def assert_equals_truth_at_used_choices(case: Case) -> None:
     score = np.exp(oracle.log_sigmoid(image.z) + oracle.log_sigmoid(image.u)[:, None])
     truth.pos = oracle.positive_weights(score[:, image.labels], truth.reg_loss, truth.prior)
     truth.neg = got.neg.double().numpy()
-    sides = formulas.box_sides(
-        torch.tensor(image.points.T[..., None]).float(), torch.tensor(image.boxes.T[:, None]).float()
-    )
-    slopes = formulas.reg_loss_gradient(torch.tensor(image.d.T[..., None]), sides.double())
-    expected = case.truth([truth], loc_gradients=[slopes.permute(1, 2, 0).numpy()])
+    sides = oracle.box_sides(image.points.astype(np.float32), image.boxes.astype(np.float32))
+    expected = case.truth([truth], loc_gradients=[oracle.iou_and_reg_loss(image.d, sides)[2]])
     losses, grads = run_loss(case, case.tensors())
     # Predictions here are perfect but for rounding, so 1 - GIoU is known to about 2 eps, however small the loss.
     rounding = 0.25 * 5 * truth.pos.sum() * 2 * np.finfo(np.float32).eps / expected.pos_norm

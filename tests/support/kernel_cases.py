@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from dwtriton.kernels import INTERPRETED
-from dwtriton.kernels.tuning import KernelConfigs
+from dwtriton.kernels.configs import KernelConfigs
 from tests.support.generated_cases import THOROUGH, cases, no_iou_near_half
 from tests.support.loss_cases import Case
 

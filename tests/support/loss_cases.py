@@ -29,6 +29,7 @@ class Case:
     labels: list[np.ndarray]  # [G] each
     soft_prior: bool = True
     iscrowd: list[np.ndarray] | None = None
+    box_weights: list[np.ndarray] | None = None
     backend: str = "torch"  # what PyTorch runs it with, and where
     device: str = "cpu"
 
@@ -63,9 +64,10 @@ class Case:
     def images(self) -> list[oracle.Image]:
         points, strides = self.points()
         parts = zip(self.z, self.u, self.d, self.boxes, self.labels)
+        box_weights = self.box_weights or [None] * len(self.boxes)
         return [
-            oracle.Image(points, strides, *(np.asarray(a, np.float64) for a in (z, u, d, boxes)), labels)
-            for z, u, d, boxes, labels in parts
+            oracle.Image(points, strides, *(np.asarray(a, np.float64) for a in (z, u, d, boxes)), labels, weights)
+            for (z, u, d, boxes, labels), weights in zip(parts, box_weights)
         ]
 
     def oracle_weights(self) -> list[oracle.Weights]:
@@ -99,6 +101,8 @@ class Case:
         ]
         for target, crowd in zip(targets, self.iscrowd or []):
             target["iscrowd"] = torch.tensor(crowd)
+        for target, weights in zip(targets, self.box_weights or []):
+            target["weights"] = torch.tensor(weights).float()
         return targets
 
     def loss(self, inputs, targets=None) -> dict[str, torch.Tensor]:
@@ -211,6 +215,28 @@ def crowded() -> Case:
     case = random_case(7, [6, 3], classes=4)
     case.iscrowd = [np.array([0, 1, 0, 0, 1, 0], bool), np.array([0, 0, 0], bool)]
     case.boxes[0][1] = (20, 12, 84, 60)
+    return case
+
+
+def weighted() -> Case:
+    """Boxes of several weights, 0 among them, over each other and over regions to ignore."""
+    case = crowded()
+    case.box_weights = [np.array([0.5, 1, 0, 2, 1, 0.25]), np.array([0.0, 3, 1])]
+    case.boxes[0][5], case.labels[0][5] = case.boxes[0][2] + (4, -4, 8, 6), case.labels[0][2]
+    case.boxes[1][0], case.labels[1][0] = case.boxes[1][1] + (-9, 2, 3, 3), case.labels[1][1]
+    return case
+
+
+def all_without_weight() -> Case:
+    case = overlapping()
+    case.box_weights = [np.zeros(2)]
+    return case
+
+
+def last_without_weight() -> Case:
+    """Of two boxes of one class over each other, the one that decides."""
+    case = overlapping()
+    case.box_weights = [np.array([1.0, 0.0])]
     return case
 
 

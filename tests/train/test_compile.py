@@ -111,11 +111,18 @@ def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(sha
         assert (compiled[name] - true).abs().max() <= allowed, name
 
 
-@pytest.mark.parametrize("ahead", [True, False])
-def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(ahead, traced, shallow, tiny, tmp_path, console):
-    """Whatever the numbers of boxes, crowds among them; compiled before the first step, or each at its first batch."""
+@pytest.mark.parametrize(("ahead", "weight"), [(True, 1.0), (False, 1.0), (True, 0.5)])
+def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(
+    ahead, weight, traced, shallow, tiny, tmp_path, console
+):
+    """Whatever the numbers of boxes, crowds among them, and with weights of boxes that many batches lack.
+
+    Compiled before the first step, or each at its first batch.
+    """
     settings = ["train.compile=default", f"train.compile_ahead={str(ahead).lower()}", "loss.ignore_crowd=true"]
-    trainer = run(tiny(*settings, "train.accumulate=2"), tmp_path / "run", console)
+    settings += ["train.accumulate=2", f"data.class_weights.hourglass={weight}"]
+    trainer = run(tiny(*settings), tmp_path / "run", console)
+    assert trainer.train_set.weighted == (weight != 1)
     assert trainer.iteration == trainer.total
     assert trainer.watch.graphs == len(trainer.cfg.data.buckets) == 2
     assert trainer.train_step.capacity == trainer.train_set.most_boxes(2)  # images of a micro-batch, not of a step
@@ -220,8 +227,8 @@ def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tm
     before = copy.deepcopy(trainer.detector.state_dict())
     compile_ahead = trainer.train_step.compile_ahead
 
-    def stopping(images):
-        for _ in compile_ahead(images):
+    def stopping(images, weighted):
+        for _ in compile_ahead(images, weighted):
             trainer.stop_requested = True  # as by Ctrl-C while the first size of batch compiles
             yield
 

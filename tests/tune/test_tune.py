@@ -15,8 +15,9 @@ from triton.runtime.errors import OutOfResources
 from dwtriton import tune as command
 from dwtriton.core.errors import UserError
 from dwtriton.kernels import trial, tuning
+from dwtriton.kernels.bags import SPLITS
+from dwtriton.kernels.configs import KernelConfigs, Key, default_configs, search_space
 from dwtriton.kernels.trial import Setting, make_case
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, Key, default_configs, search_space
 from dwtriton.tune import NOISE, search
 
 GPU = "NVIDIA H200"
@@ -67,7 +68,7 @@ def test_the_search_keeps_to_its_time_skips_failures_and_takes_the_best(trials, 
 
 
 def fake_timers(setting):
-    """Eight warps are fastest, four of the default take 20 us; 32 classes at a time do not fit."""
+    """Four warps are fastest; 32 classes at a time do not fit."""
 
     def measure(config):
         return math.inf if getattr(config, "classes", 0) == 32 else 80 / config.warps
@@ -83,13 +84,19 @@ def test_every_kernel_of_every_setting_is_searched_and_the_default_timed_even_wi
     monkeypatch.setattr(command, "gpu_timers", fake_timers)
     results = command.tune(settings(), 60, Console(quiet=True))
     assert [list(found) for found in results] == [list(KernelConfigs._fields)] * 3
-    best = [[(found.config.warps, found.us) for found in by_kernel.values()] for by_kernel in results]
-    assert best == [[(8, 10), (8, 10), (8, 10)]] * 3
-    assert results[0]["forward"].failed == sum(config.classes == 32 for config in search_space(80)["forward"]) > 0
+    for by_kernel, setting in zip(results, settings()):
+        for kernel, found in by_kernel.items():
+            space = search_space(setting.key())[kernel]
+            fits = [config for config in space if getattr(config, "classes", 0) != 32]
+            assert (found.tried, found.config.warps) == (len(space), 4)
+            assert found.failed == len(space) - len(fits)
+    assert results[0]["dense_forward"].failed > 0
     results = command.tune(settings(), 0, Console(quiet=True))
-    default = default_configs(80)
-    assert all(found.tried == 1 for by_kernel in results for found in by_kernel.values())
-    assert all(KernelConfigs(*(found.config for found in by_kernel.values())) == default for by_kernel in results)
+    for by_kernel, setting in zip(results, settings()):
+        tried = [found.tried - found.failed for found in by_kernel.values()]
+        assert tried == [1] * len(tried)  # the default, or the first that runs
+        default = default_configs(setting.key())
+        assert all(found.config == first for found, first in zip(by_kernel.values(), default) if found.failed == 0)
 
 
 @pytest.fixture
@@ -123,16 +130,16 @@ def cache(monkeypatch, tmp_path):
 def test_the_command_writes_what_the_lookup_reads_and_keeps_what_was_there(call, cache):
     code, printed, _ = call()
     assert code == 0
-    assert "tile_height 8, tile_width 16, classes 8, warps 8" in printed
-    assert "50%" in printed
-    assert tuning.lookup(torch.device("cuda", 0), KEY).forward == DenseConfig(8, 16, 8, 8)
+    assert "classes 16, warps 4" in printed
+    assert "75%" in printed
+    assert tuning.lookup(torch.device("cuda", 0), KEY).dense_forward.warps == 4
     assert call("--classes", 20, "--dtype", "float16")[0] == 0
     table = json.loads(cache.read_text())
-    assert (table["version"], table["gpu"], len(table["entries"])) == (1, GPU, 4)
+    assert (table["version"], table["gpu"], len(table["entries"])) == (2, GPU, 4)
     assert all(table[name] for name in ("torch", "triton", "date"))
     kept = table["entries"][KEY.name]
     assert kept["measured_on"] == "16 images of 800x1344, 80 classes, 7 boxes an image"
-    assert (kept["forward"]["us"], kept["forward"]["default_us"]) == (10, 20)
+    assert (kept["dense_forward"]["us"], kept["dense_forward"]["default_us"]) == (20, 80)
 
 
 def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cache, tmp_path, monkeypatch):
@@ -147,7 +154,8 @@ def test_a_table_elsewhere_is_named_and_that_of_another_gpu_is_refused(call, cac
 @pytest.mark.parametrize("which", ["default", "tuned"])
 def test_a_check_that_fails_ends_with_one_line_and_writes_nothing(which, call, cache, monkeypatch):
     def disagreement(_, chosen):
-        return "the sum is 2, not 1" if (chosen == default_configs(80)) == (which == "default") else None
+        untuned = chosen in [default_configs(KEY._replace(dtype=dtype)) for dtype in command.DTYPES.values()]
+        return "the sum is 2, not 1" if untuned == (which == "default") else None
 
     monkeypatch.setattr(command, "make_case", lambda *_: None)
     monkeypatch.setattr(command, "disagreement", disagreement)
@@ -176,9 +184,22 @@ def test_help_has_examples_and_a_dry_run_lists_everything_without_a_gpu(call, ca
     code, printed, _ = call("--dry-run", "--layout", "channels_last", "contiguous")
     assert code == 0
     assert sum(line.startswith("key ") for line in printed.splitlines()) == 6
-    for candidates in tuning.search_space(80).values():
-        assert all(f"  {command.describe(config)}\n" in printed for config in candidates)
     assert not cache.exists()
+
+
+def test_a_dry_run_lists_what_is_tried_for_each_dtype(call):
+    code, printed, _ = call("--dry-run", "--classes", "24")
+    half, full = printed.split("key float32 ")
+    assert code == 0
+    for part, dtype, keys in ((half, torch.bfloat16, 2), (full, torch.float32, 0)):
+        expected = []
+        for kernel, candidates in search_space(Key(dtype, "channels_last", 24, 22400)).items():
+            expected.append(f"{kernel}: {len(candidates)} configs, the default first")
+            expected.extend(f"  {command.describe(config)}" for config in candidates)
+        lines = part.splitlines()
+        assert sum(line.startswith("key ") for line in lines) == keys
+        assert lines[-len(expected) :] == expected
+    assert half.splitlines()[2:] != full.splitlines()[1:]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +234,21 @@ def test_a_case_is_the_same_on_every_call_and_predicts_some_boxes_closely():
     assert (case.targets.boxes <= torch.tensor([130, 100, 130, 100]) + 0.1).all()
 
 
+def test_bags_are_timed_with_so_many_boxes_that_programs_share_them_in_all_ways(monkeypatch):
+    timed = []
+    monkeypatch.setattr(trial, "box_bags", lambda pyramid, boxes, soft, config: timed.append(boxes))
+    trial.kernel_calls(make_case(Setting(torch.float32, "channels_last", 3, (64, 96), 2, 3), "cpu"))["bags"](None)
+    few, many = timed
+    assert few.offsets.tolist() == [0, 3, 6]
+    assert many.offsets.tolist() == [0, 3 * trial.CROWD, 6 * trial.CROWD]
+    for image in range(2):
+        rows = slice(*(few.offsets[image : image + 2] * trial.CROWD).tolist())
+        assert {*map(tuple, many.corners[rows].tolist())} == {*map(tuple, few.corners[3 * image :][:3].tolist())}
+    boxes = 16 * 7 * trial.CROWD  # of the default setting
+    ways = {next(ways for ways in SPLITS if boxes * ways <= config.programs) for config in search_space(KEY)["bags"]}
+    assert ways == {*SPLITS}
+
+
 def test_a_device_time_is_in_microseconds_and_infinite_for_what_does_not_fit(monkeypatch):
     def bench(call, **_):
         call()
@@ -238,19 +274,19 @@ def test_on_a_gpu_the_command_times_checks_and_writes(call, tmp_path):
 CHECK = """
 import torch
 from dwtriton.kernels import trial
-from dwtriton.kernels.tuning import DenseConfig, KernelConfigs, StatisticsConfig
 from dwtriton.kernels.trial import Setting, disagreement, make_case
+from dwtriton.kernels.configs import interpreter_configs
 
-right, backward = KernelConfigs(StatisticsConfig(64, 1), *[DenseConfig(8, 16, 4, 4)] * 2), trial.dense_backward
+right, backward = interpreter_configs(3), trial.backward_pass
 def wrong(*arguments):
     gradients = backward(*arguments)
     gradients[5][0, 2, 3, 4] += 1e-3 * gradients[5].abs().max()
     return gradients
 for dtype, layout in ((torch.float32, "channels_last"), (torch.bfloat16, "contiguous")):
     case = make_case(Setting(dtype, layout, 3, (64, 96), 1, 2), "cpu")
-    trial.dense_backward = backward
+    trial.backward_pass = backward
     print(disagreement(case, right))
-    trial.dense_backward = wrong
+    trial.backward_pass = wrong
     print(disagreement(case, right))
 """
 

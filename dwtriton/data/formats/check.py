@@ -73,11 +73,13 @@ def check_split(split: FoundSplit, console: Console, training: bool = True) -> F
 def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
     """Return counts and sizes of all images of a split and of its usable boxes by image id, crowd regions included.
 
+    `weighted` boxes have a weight other than 1, for those that `choose_usable` chose to train on.
     Sizes are (least, middle, largest) in pixels; the middle of `boxes_per_image` is the mean, else the median.
     """
     every = [box for of_image in boxes.values() for box in of_image]
     used = Counter(box["category_id"] for box in every)
     xywh = np.array([box["bbox"] for box in every], dtype=float).reshape(-1, 4)
+    weights = np.array([box["weight"] for box in every], dtype=np.float32)
     images = [records.images[box["image_id"]] for box in every]
     limits = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2)
     sizes = np.minimum(xywh[:, :2] + xywh[:, 2:], limits) - np.maximum(xywh[:, :2], 0)  # [N, 2] inside the image
@@ -88,6 +90,8 @@ def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
         "images": len(records.images),
         "boxes": len(every),
         "crowds": sum(bool(box["iscrowd"]) for box in every),
+        "weighted": int((weights != 1).sum()),
+        "weight_0": int((weights == 0).sum()),
         "classes": {name: used[id_] for id_, name in records.class_names.items()},  # boxes of each
         "image_sides": _range([image[side] for image in records.images.values() for side in ("width", "height")]),
         "boxes_per_image": _range(list(map(len, boxes.values())), np.mean),

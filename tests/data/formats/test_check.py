@@ -49,6 +49,7 @@ def test_figures_of_a_clean_set(tiny, check):
     ]
     for split in result["splits"]:
         assert (split["images"], split["boxes"], split["crowds"]) == (4, 5, 0)
+        assert (split["weighted"], split["weight_0"]) == (0, 0)
         assert split["classes"] == {"train": 2, "kite": 1, "zebra": 2}  # in the order of their ids
         assert split["image_sides"] == [36, 50, 70]
         assert split["boxes_per_image"] == [1, 1.25, 2]
@@ -66,10 +67,23 @@ def test_people_are_told_the_same(tiny, call, tmp_path):
     assert "4 images, 5 boxes (80% small, 20% medium, 0% large), 0 of them crowd" in printed
     assert "[red]zebra[/red]" in printed
     assert printed.count("no problems found") == 2
+    assert "weight" not in printed
     for split in ("train2017", "val2017"):
         assert f"samples: {tmp_path / 'sheets' / split}.png" in printed
         assert (tmp_path / "sheets" / f"{split}.png").stat().st_size > 10_000
     assert call(command, "check", tiny.root, "--out", tmp_path / "more", "--quiet") == (0, "", "")
+
+
+def test_boxes_with_a_weight_are_counted_in_the_split_to_train_on(tiny, check, call, tmp_path):
+    for annotation, weight in zip(tiny.content["annotations"], (0, 0.5, 1, 0)):
+        annotation["weight"] = weight
+    tiny.add(bbox=[1, 1, 0.5, 20], weight=7)  # not used
+    tiny.write()
+    code, result, _ = check(tiny.root)
+    assert code == 0
+    assert [(split["weighted"], split["weight_0"]) for split in result["splits"]] == [(3, 2), (0, 0)]
+    _, printed, _ = call(command, "check", tiny.root, "--out", tmp_path / "more")
+    assert printed.count("3 boxes have a weight other than 1, 2 of them 0\n") == 1
 
 
 # --- problems that a training survives
@@ -153,6 +167,15 @@ def test_many_problems_of_a_kind_are_counted_and_the_first_named(tiny, call, tmp
 
 
 # --- problems that stop a training
+
+
+def test_a_bad_weight_makes_a_set_unusable(tiny, check):
+    tiny.content["annotations"][0]["weight"] = float("nan")
+    tiny.write()
+    code, result, error = check(tiny.root)
+    assert (code, result["usable"], result["command"]) == (2, False, None)
+    assert [len(split["fatal"]) for split in result["splits"]] == [1, 0]
+    assert f"{tiny.json_path('train')}: annotation 1 of image 11 (wide.jpg) has the weight nan; a weight is " in error
 
 
 @pytest.mark.parametrize(

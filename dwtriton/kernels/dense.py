@@ -1,0 +1,299 @@
+"""The dense passes: the negative loss as if N were 1 everywhere, and its gradient; they know nothing of boxes.
+
+A program owns TILES times POINTS points of one level and goes through their logits a block of classes at a time. What
+is common is short: a score, a polynomial of it, a product. If a point's sum says that some score may not be low, the
+tile is done again by the exact formulas. Each entry's value depends on its own logits alone, not on which of the two
+ways its tile took. The pairs of points and boxes put right afterwards what N and the positive losses change.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dwtriton.kernels import formulas, negatives
+from dwtriton.kernels.configs import DenseConfig, logits_together
+from dwtriton.kernels.inputs import Pyramid
+from dwtriton.kernels.launch import launch
+from dwtriton.kernels.levels import pick, place, points_before
+
+HIGH_CLASSES = 4  # taken at a time where scores are high
+MAX_REGISTERS = 64  # of a thread: memory's latency is hidden by 32 warps on a multiprocessor
+NO_SCORE = tl.constexpr(float("-inf"))  # logit of entries that a tile does not have: their score and loss are 0
+
+
+@triton.jit
+def open_points(program, heights, widths, batch, POINTS: tl.constexpr, Z_LAST: tl.constexpr):
+    """The points that a program owns: level, image, number of its first point, and how many there are to count from.
+
+    Where logits are channels_last, the points of all images of a level are one row of points, of "image" 0.
+    """
+    level = program * 0
+    first = program * 0
+    begin = program * 0
+    for i in tl.static_range(len(heights)):
+        here = program >= begin
+        level = tl.where(here, i, level)
+        first = tl.where(here, begin, first)
+        area = tl.cast(heights[i], tl.int32) * tl.cast(widths[i], tl.int32)
+        if Z_LAST:
+            begin += tl.cdiv(batch * area, POINTS)
+        else:
+            begin += batch * tl.cdiv(area, POINTS)
+    area = tl.cast(pick(heights, level), tl.int32) * tl.cast(pick(widths, level), tl.int32)
+    number = program - first
+    if Z_LAST:
+        image = number * 0
+        area *= batch
+    else:
+        per_image = tl.cdiv(area, POINTS)
+        image = number // per_image
+        number -= image * per_image
+    return level, image, number * POINTS, area
+
+
+@triton.jit
+def entries(point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, MASKED: tl.constexpr):
+    """Where logits of a block of classes lie and which exist, both [P, BLOCK_C]."""
+    mask = valid[:, None]
+    if MASKED:
+        mask = mask & (classes < NUM_CLASSES)[None, :]
+    return place(point[:, None], classes[None, :], area, NUM_CLASSES, Z_LAST), mask
+
+
+@triton.jit
+def load_logits(
+    z_points, point, valid, classes, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, SPAN: tl.constexpr
+):
+    """Logits of a block of classes, where they lie, and which exist; those of points that do not exist are anything."""
+    places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN != NUM_CLASSES)
+    if SPAN != NUM_CLASSES:
+        z = tl.load(z_points + places, mask=mask, other=NO_SCORE)
+    else:
+        z = tl.load(z_points + places, mask=mask)
+    return z.to(tl.float32), places, mask
+
+
+@triton.jit
+def any_not(condition):
+    """Whether a condition does not hold somewhere."""
+    return tl.max((condition == 0).to(tl.int32)) != 0
+
+
+@triton.jit
+def exact_losses(
+    z_points, point, valid, u, lift, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr
+):
+    """Negative losses of any scores added up over the classes, [P] float64."""
+    su, not_u = formulas.sigmoids(u)
+    total = tl.zeros(point.shape, tl.float64)
+    for first_class in range(0, NUM_CLASSES, HIGH_C):
+        classes = first_class + tl.arange(0, HIGH_C)
+        places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, NUM_CLASSES % HIGH_C != 0)
+        z = tl.load(z_points + places, mask=mask, other=NO_SCORE).to(tl.float32)
+        losses = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+        total += tl.sum(losses.to(tl.float64), 1)
+    return total
+
+
+@triton.jit
+def exact_gradients(
+    z_points, grad_z_points, rows, factor, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr, HIGH_C: tl.constexpr
+):
+    """Write gradients of logits whose scores are not low; returns those of the objectness from all classes, [P].
+
+    `rows` are point, valid, u and what `negatives.lift` makes of it, as in the kernel.
+    """
+    point, valid, u, lift, log2_su, not_u = rows
+    su, exact_not_u = formulas.sigmoids(u)
+    total = tl.zeros(point.shape, tl.float32)
+    for first_class in range(0, NUM_CLASSES, HIGH_C):
+        classes = first_class + tl.arange(0, HIGH_C)
+        places, mask = entries(point, valid, classes, area, NUM_CLASSES, Z_LAST, NUM_CLASSES % HIGH_C != 0)
+        z = tl.load(z_points + places, mask=mask, other=NO_SCORE).to(tl.float32)
+        score, _ = negatives.low_scores(z, lift[:, None], log2_su[:, None])
+        low = score < negatives.LOW_SCORE
+        grad_u = negatives.cube(score) * negatives.low_slope(score, factor) * not_u[:, None]
+        if any_not(low):
+            slope_z, slope_u = negatives.slopes(z, u[:, None], su[:, None], exact_not_u[:, None])
+            grad_u = tl.where(low, grad_u, factor * slope_u)
+            tl.store(grad_z_points + places, factor * slope_z, mask=mask & (low == 0))
+        total += tl.sum(grad_u, 1)
+    return total
+
+
+@triton.jit(do_not_specialize=["batch"])
+def dense_forward_kernel(
+    z_levels,
+    u_levels,
+    heights,
+    widths,
+    sums,
+    batch,
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HIGH_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Sum the negative loss with N = 1 over all points and classes.
+
+    Grid (programs,): program i owns sums[i] and TILES * POINTS points of a level, of one image unless Z_LAST.
+
+    z_levels, u_levels: of each level logits [B, C, H, W], channels_last if Z_LAST, and objectness logits [B, 1, H, W].
+    heights, widths: of each level. sums: out, [programs] float64. batch: B.
+    BLOCK_C: classes of a block; BLOCKS of these are read without a loop. HIGH_C: of one where scores are high.
+    """
+    program = tl.program_id(0)
+    level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
+    before = image.to(tl.int64) * area
+    z_first = pick(z_levels, level) + before * NUM_CLASSES + place(first.to(tl.int64), 0, area, NUM_CLASSES, Z_LAST)
+    u_first = pick(u_levels, level) + before + first
+    SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
+    total = tl.zeros((POINTS,), tl.float64)
+    for tile in tl.static_range(TILES):
+        point = tile * POINTS + tl.arange(0, POINTS)
+        valid = first + point < area
+        u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
+        lift = negatives.lift(u)[0]
+        losses = tl.zeros((POINTS, BLOCK_C), tl.float32)
+        for first_class in tl.range(0, SPAN, BLOCK_C * BLOCKS, num_stages=STAGES):
+            for i in tl.static_range(BLOCKS):
+                classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
+                z = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)[0]
+                score = negatives.joint_score(z, lift[:, None])
+                losses = tl.fma(negatives.cube(score), negatives.low_loss(score), losses)
+        loss = tl.where(valid, tl.sum(losses, 1), 0.0)
+        if any_not(loss < negatives.LOSS_OF_LOW_SCORE):  # a high score, or NaN
+            total += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
+        else:
+            total += loss.to(tl.float64)
+    tl.store(sums + program, tl.sum(total))
+
+
+@triton.jit(do_not_specialize=["batch", "poison", "norms", "grad_loss"])
+def dense_backward_kernel(
+    z_levels,
+    u_levels,
+    heights,
+    widths,
+    poison,
+    norms,
+    grad_loss,
+    grad_z_levels,
+    grad_d_levels,
+    grad_u_levels,
+    grad_u,
+    batch,
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HIGH_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Write all gradients as if there were no boxes; constants are those of the forward pass.
+
+    Grid (programs,): program i owns the gradients of TILES * POINTS points, the last points first: the logits that the
+    forward pass read last are those that the cache still holds.
+
+    z_levels, u_levels, heights, widths: as forward. poison: [] 1 or NaN. norms: [3] by which the sums of the losses
+    were divided. grad_loss: [] of the negative loss.
+    grad_z_levels: out, laid out as z_levels. grad_d_levels: out, zeros. grad_u_levels: out.
+    grad_u: out, the same as grad_u_levels, [points of all levels and images] float32, for the pairs to add to.
+    """
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
+    before = image.to(tl.int64) * area
+    z_offset = before * NUM_CLASSES + place(first.to(tl.int64), 0, area, NUM_CLASSES, Z_LAST)
+    z_first, grad_z_first = pick(z_levels, level) + z_offset, pick(grad_z_levels, level) + z_offset
+    u_first, grad_u_first = pick(u_levels, level) + before + first, pick(grad_u_levels, level) + before + first
+    grad_d_first = pick(grad_d_levels, level) + (before + first) * 4
+    scratch_first = grad_u + points_before(level, heights, widths, batch) + before + first
+    SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
+    factor = tl.load(grad_loss).to(tl.float32) / tl.load(norms + 2) * tl.load(poison)
+    zero = factor * 0
+    for tile in tl.static_range(TILES):
+        point = tile * POINTS + tl.arange(0, POINTS)
+        valid = first + point < area
+        u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
+        lift, not_u = negatives.lift(u)
+        log2_su = -tl.log2(lift)
+        commons = tl.zeros((POINTS, BLOCK_C // TOGETHER), tl.float32)  # each the sum of a thread's
+        for first_class in tl.range(0, SPAN, BLOCK_C * BLOCKS, num_stages=STAGES):
+            for i in tl.static_range(BLOCKS):
+                classes = first_class + i * BLOCK_C + tl.arange(0, BLOCK_C)
+                z, places, mask = load_logits(z_first, point, valid, classes, area, NUM_CLASSES, Z_LAST, SPAN)
+                score, not_z = negatives.low_scores(z, lift[:, None], log2_su[:, None])
+                common = negatives.cube(score) * negatives.low_slope(score, factor)
+                commons += tl.sum(common.reshape((POINTS, BLOCK_C // TOGETHER, TOGETHER)), 2)
+                tl.store(grad_z_first + places, common * not_z, mask=mask, eviction_policy="evict_first")
+        of_point = tl.where(valid, tl.sum(commons, 1), 0.0)
+        grad = of_point * not_u
+        high = (tl.abs(of_point) <= tl.abs(factor) * negatives.SLOPE_OF_LOW_SCORE) == 0  # a high score, or NaN
+        if tl.max(high.to(tl.int32)) != 0:
+            tl.debug_barrier()  # other threads wrote what is written again
+            rows = (point, valid, u, lift, log2_su, not_u)
+            exact = exact_gradients(z_first, grad_z_first, rows, factor, area, NUM_CLASSES, Z_LAST, HIGH_C)
+            grad = tl.where(high, exact, grad)
+        grad += zero  # NaN where targets are invalid
+        tl.store(scratch_first + point, grad, mask=valid)
+        tl.store(grad_u_first + point, grad, mask=valid)
+        sides = tile * POINTS * 4 + tl.arange(0, POINTS * 4)
+        tl.store(grad_d_first + sides, tl.zeros((POINTS * 4,), tl.float32) + zero, mask=first * 4 + sides < area * 4)
+
+
+def dense_forward(pyramid: Pyramid, config: DenseConfig) -> Tensor:
+    """Partial sums of the negative loss with N = 1, float64."""
+    programs = pyramid.dense_programs(config.points * config.tiles)
+    sums = torch.empty(programs, device=pyramid.z[0].device, dtype=torch.float64)
+    inputs = (pyramid.z, pyramid.u, *pyramid.sizes)
+    launch(dense_forward_kernel, (programs,), *inputs, sums, pyramid.batch, **dense_options(pyramid, config))
+    return sums
+
+
+def dense_backward(
+    pyramid: Pyramid,
+    poison: Tensor,
+    norms: Tensor,
+    grad_loss: Tensor,
+    grads: list[tuple[Tensor, ...]],
+    config: DenseConfig,
+) -> Tensor:
+    """Write gradients as if there were no boxes; returns those of objectness in float32, level by level."""
+    grad_z, grad_d, grad_u = grads
+    in_row = logits_together(pyramid.num_classes, pyramid.z[0].dtype, True) if pyramid.z_last else config.classes
+    scratch = torch.empty(pyramid.batch * pyramid.points, device=poison.device)
+    launch(
+        dense_backward_kernel,
+        (pyramid.dense_programs(config.points * config.tiles),),
+        pyramid.z,
+        pyramid.u,
+        *pyramid.sizes,
+        poison,
+        norms,
+        grad_loss,
+        grad_z,
+        grad_d,
+        grad_u,
+        scratch,
+        pyramid.batch,
+        **dense_options(pyramid, config),
+        TOGETHER=min(config.classes, in_row),
+    )
+    return scratch
+
+
+def dense_options(pyramid: Pyramid, config: DenseConfig) -> dict[str, int | bool]:
+    """Constants and launch options."""
+    blocks = config.blocks(pyramid.num_classes)
+    constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "POINTS": config.points}
+    constants |= {"BLOCK_C": config.classes, "BLOCKS": blocks, "TILES": config.tiles}
+    constants |= {"HIGH_C": min(config.classes, HIGH_CLASSES), "STAGES": config.stages}
+    return constants | {"num_warps": config.warps, "maxnreg": MAX_REGISTERS}

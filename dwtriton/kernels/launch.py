@@ -1,0 +1,116 @@
+"""Launches that cost the host little: compiled kernels are kept, and given plain addresses instead of tensors."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 was set: kernels run slowly, on CPU tensors
+LEAST_LIMITED = 80  # compute capability from which on a kernel's limit of registers holds
+ALL_REGISTERS = 255  # that a thread can have
+ALIGNED = 16  # bytes; Triton compiles another binary where memory begins elsewhere
+
+_kept: dict[tuple, CompiledKernel] = {}
+_now = threading.local()  # its `stream` is where launches go, where it is set; autograd runs in threads of its own
+
+
+def launch(
+    kernel: JITFunction,
+    grid: tuple[int, ...],
+    *arguments: object,
+    num_warps: int,
+    maxnreg: int | None = None,
+    **constants,
+) -> None:
+    """`kernel[grid](*arguments, **constants)` on the device of the arguments, which is the current one.
+
+    Arguments are tensors, numbers, and tuples of either, one for each level; the dtype of a tuple is that of its first
+    entry, and numbers are not specialised. Kernels are compiled without fusion, for which see `formulas.py`.
+    """
+    tensor = next(
+        part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor)
+    )
+    if INTERPRETED or not tensor.is_cuda:
+        kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
+        return
+    addresses, aligned, dtypes = [], 0, []
+    for argument in arguments:
+        first = argument[0] if isinstance(argument, tuple) else argument
+        if not isinstance(first, Tensor):
+            addresses.append(argument)
+            dtypes.append(len(argument) if isinstance(argument, tuple) else None)
+            continue
+        dtypes.append(first.dtype)
+        if isinstance(argument, tuple):
+            address = tuple([level.data_ptr() for level in argument])
+            for each in address:
+                aligned |= each
+        else:
+            address = argument.data_ptr()
+            aligned |= 0 if argument.ndim == 0 else address  # kernels do not specialise pointers to single numbers
+        addresses.append(address)
+    beside = getattr(_now, "stream", None)
+    key = (kernel.fn, tensor.device.index, num_warps, *dtypes, *constants.values())
+    compiled = None if aligned % ALIGNED else _kept.get(key)
+    if compiled is None:
+        with torch.cuda.stream(beside):  # None: no other than the current one
+            compiled = kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
+        if aligned % ALIGNED == 0 and torch.version.hip is None:  # AMD's compiler looks at the size of memory, too
+            _kept[key] = compiled
+        return
+    stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) if beside is None else beside.cuda_stream
+    rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+    sizes = grid + (1,) * (3 - len(grid))
+    compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *rest)
+
+
+def _options(num_warps: int, maxnreg: int | None) -> dict[str, int | bool]:
+    """What a kernel is compiled with; older GPUs need more registers for the same kernel, and may have them all."""
+    options = {"num_warps": num_warps, "enable_fp_fusion": False}
+    if maxnreg is not None and not INTERPRETED:
+        target = triton.runtime.driver.active.get_current_target()
+        if target.backend == "cuda":
+            options["maxnreg"] = maxnreg if target.arch >= LEAST_LIMITED else ALL_REGISTERS
+    return options
+
+
+class Beside:
+    """A context in which some launches run beside others, on a GPU, and if there are rows at all.
+
+    It ends when all are done, as far as later launches are concerned. Memory still belongs to the current stream: what
+    is launched beside must be kept until then, and what it reads or writes must have been made, and filled, before.
+    """
+
+    def __init__(self, rows: Tensor):
+        self.stream = _side_stream(rows.device.index) if rows.is_cuda and len(rows) else None
+
+    def __enter__(self) -> "Beside":
+        if self.stream is not None:
+            self.main = torch.cuda.current_stream(self.stream.device)
+            self.stream.wait_stream(self.main)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.stream is not None:
+            self.main.wait_stream(self.stream)
+
+    @contextmanager
+    def launches(self) -> Iterator[None]:
+        """What is launched here runs beside what is launched behind."""
+        _now.stream = self.stream
+        try:
+            yield
+        finally:
+            _now.stream = None
+
+
+@cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """Of high priority: its kernels are short, those beside it long."""
+    return torch.cuda.Stream(index, priority=-1)
