@@ -6,7 +6,9 @@ a box has the same bits in each of them: m divides by the spread of a bag, which
 
 import triton
 import triton.language as tl
+from triton.language import target_info
 
+from dwtriton.kernels.launch import INTERPRETED
 from dwtriton.reference import formulas
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -25,11 +27,19 @@ def exp(x):
     return tl.exp2(x * LOG2_E)
 
 
+@triton.constexpr_function
+def on_nvidia():
+    """Whether a kernel is being compiled for a GPU of NVIDIA's."""
+    return not INTERPRETED and target_info.is_cuda()
+
+
 @triton.jit
 def reciprocal(x):
-    """1 / x for x > 0 that is far from overflow; a division takes eight instructions more."""
-    root = tl.math.rsqrt(x)
-    return root * root
+    """1 / x for x > 0 that is far from overflow, in one instruction; a division takes eight."""
+    if on_nvidia():
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        return 1 / x
 
 
 @triton.jit

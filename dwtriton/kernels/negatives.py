@@ -16,6 +16,7 @@ from dwtriton.kernels.formulas import LOG2_E, MAX_LOG, exp, reciprocal, sigmoids
 LOW_SCORE = tl.constexpr(0.5)  # below it polynomials serve for logarithms
 LOSS_DEGREE, SLOPE_DEGREE = tl.constexpr(6), tl.constexpr(7)  # of these polynomials
 LEAST_LOGIT = tl.constexpr(-80.0)  # exp(80) is not yet infinite
+FULL_LOGIT = tl.constexpr(80.0)  # its sigmoid is 1 in float32, and exp of it is far from overflow
 FAR_LOGIT = tl.constexpr(40.0)  # if both logits are above it, 1 - s = exp(-z) + exp(-u) to float32
 
 
@@ -54,8 +55,7 @@ def lift(u):
 @triton.jit
 def joint_score(z, lift):
     """s, from z and what `lift` makes of u; 0 where it would be below 1e-38."""
-    root = tl.math.rsqrt(tl.fma(tl.exp2(z * -LOG2_E), lift, lift))
-    return root * root
+    return reciprocal(tl.fma(tl.exp2(z * -LOG2_E), lift, lift))
 
 
 @triton.jit
@@ -100,11 +100,10 @@ def loss(z, u, lift, su, not_u):
 
 @triton.jit
 def low_scores(z, lift, log2_su):
-    """s and sigmoid(-z) in few instructions; s is NaN for logits beyond 88, where `lift` times e^z is infinite."""
-    below = tl.minimum(z, 88.0, propagate_nan=tl.PropagateNan.ALL)  # e^z is finite, and sigmoid(z) is 1
+    """s and sigmoid(-z) in few instructions."""
+    below = tl.minimum(z, FULL_LOGIT, propagate_nan=tl.PropagateNan.ALL)
     raised = tl.exp2(tl.fma(below, LOG2_E, log2_su))  # su e^z
-    root = tl.math.rsqrt(tl.fma(raised, lift, 1.0))
-    not_z = root * root
+    not_z = reciprocal(tl.fma(raised, lift, 1.0))
     return raised * not_z, not_z
 
 

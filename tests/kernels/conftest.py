@@ -1,7 +1,6 @@
 """Kernels run on a GPU or, with TRITON_INTERPRET=1, in Triton's interpreter, here made faster and stricter."""
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -65,20 +64,65 @@ def is_known_interpreter(version: str) -> bool:
 
 
 def speed_up_interpreter() -> None:
-    """Leave out what takes two thirds of the interpreter's time and is of no use in these tests.
+    """Leave out what takes most of the interpreter's time and is of no use in these tests.
 
     Each call of a device function patches triton.language anew, though the launch has done so; only
     triton.language.core, which Triton's own functions use, needs it. Integer overflow is checked, but no test is large
-    enough for it. Types of tuples are computed, but only compilers read them. Kernels run in a thread of their own:
-    deep in pytest's stack CPython may allocate and free memory for a frame at every other call.
+    enough for it. Types of tuples are computed, but only compilers read them. Types and shapes are made anew for each
+    result, and each result's item size is checked.
     """
     interpreter._patch_lang(tl.zeros.fn)
     interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     tl.core._type_for_tuple_values = lambda *_: None
-    pool = ThreadPoolExecutor(1)
+    interpreter.TensorHandle.__post_init__ = lambda self: None
+    keep_types()
+    keep_stack()
+
+
+def keep_types() -> None:
+    """Make the dtype of NumPy for a type, the type of a block and the shape of a tensor once only."""
+    find_dtype, dtypes = interpreter._get_np_dtype, {}
+
+    def numpy_dtype(kind):
+        if kind.name not in dtypes:
+            dtypes[kind.name] = find_dtype(kind)
+        return dtypes[kind.name]
+
+    make_block, blocks = tl.block_type.__init__, {}
+
+    def block(self, element_ty, shape):
+        key = element_ty.name, *map(tl.core._unwrap_if_constexpr, shape)
+        if key not in blocks:
+            make_block(self, element_ty, shape)
+            blocks[key] = vars(self)
+        self.__dict__ = blocks[key]
+
+    make_tensor, shapes = tl.tensor.__init__, {}
+
+    def tensor(self, handle, type):
+        key = tuple(type.shape) if type.is_block() else ()
+        if key not in shapes:
+            make_tensor(self, handle, type)
+            shapes[key] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shapes[key]
+
+    interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__ = numpy_dtype, block, tensor
+
+
+def keep_stack() -> None:
+    """Run kernels in one large piece of CPython's stack: at the end of a small one, each call would allocate the next.
+
+    A frame that asks for much more than it needs gets such a piece, and the frames that it calls lie in what is left.
+    """
+
+    def roomy(*args, **kwargs):
+        return launch(*args, **kwargs)
+
     launch = interpreter.GridExecutor.__call__
-    interpreter.GridExecutor.__call__ = lambda *args, **kwargs: pool.submit(launch, *args, **kwargs).result()
+    roomy.__code__ = roomy.__code__.replace(co_stacksize=40_000)  # words, of 64 Ki
+    interpreter.GridExecutor.__call__ = roomy
 
 
 def check_memory() -> None:
