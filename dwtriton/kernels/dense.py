@@ -122,6 +122,42 @@ def exact_gradients(
     return total
 
 
+@triton.jit
+def begin_of(z_levels, u_levels, level, image, first, area, NUM_CLASSES: tl.constexpr, Z_LAST: tl.constexpr):
+    """Where the logits, and where the objectness of some points begin, from what `open_points` tells of them."""
+    before = image.to(tl.int64) * area
+    z_offset = before * NUM_CLASSES + place(first.to(tl.int64), 0, area, NUM_CLASSES, Z_LAST)
+    return pick(z_levels, level) + z_offset, pick(u_levels, level) + before + first
+
+
+@triton.jit
+def exact_sum(
+    z_levels,
+    u_levels,
+    heights,
+    widths,
+    batch,
+    programs,
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    HIGH_C: tl.constexpr,
+):
+    """What `dense_forward_kernel` adds up, to the last digit, by one program in the place of many; float64."""
+    total = tl.zeros((POINTS,), tl.float64)
+    program = batch * 0
+    while program < programs:
+        level, image, first, area = open_points(program, heights, widths, batch, POINTS, Z_LAST)
+        z_first, u_first = begin_of(z_levels, u_levels, level, image, first, area, NUM_CLASSES, Z_LAST)
+        point = tl.arange(0, POINTS)
+        valid = first + point < area
+        u = tl.load(u_first + point, mask=valid, other=0.0).to(tl.float32)
+        lift = negatives.lift(u)[0]
+        total += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
+        program += 1
+    return tl.sum(total)
+
+
 @triton.jit(do_not_specialize=["batch"])
 def dense_forward_kernel(
     z_levels,
@@ -141,19 +177,20 @@ def dense_forward_kernel(
 ):
     """Sum the negative loss with N = 1 over all points and classes.
 
-    Grid (programs,): program i owns sums[i] and TILES * POINTS points of a level, of one image unless Z_LAST.
+    Grid (programs,): program i owns sums[i] and TILES * POINTS points of a level, of one image unless Z_LAST. Points
+    whose scores are all low are added up in float32, all others exactly.
 
     z_levels, u_levels: of each level logits [B, C, H, W], channels_last if Z_LAST, and objectness logits [B, 1, H, W].
-    heights, widths: of each level. sums: out, [programs] float64. batch: B.
+    heights, widths: of each level. batch: B.
+    sums: out, [programs, 2] float64: of all points, and of those that were added up in float32.
     BLOCK_C: classes of a block; BLOCKS of these are read without a loop. HIGH_C: of one where scores are high.
     """
     program = tl.program_id(0)
     level, image, first, area = open_points(program, heights, widths, batch, POINTS * TILES, Z_LAST)
-    before = image.to(tl.int64) * area
-    z_first = pick(z_levels, level) + before * NUM_CLASSES + place(first.to(tl.int64), 0, area, NUM_CLASSES, Z_LAST)
-    u_first = pick(u_levels, level) + before + first
+    z_first, u_first = begin_of(z_levels, u_levels, level, image, first, area, NUM_CLASSES, Z_LAST)
     SPAN: tl.constexpr = (NUM_CLASSES + BLOCK_C * BLOCKS - 1) // (BLOCK_C * BLOCKS) * (BLOCK_C * BLOCKS)
-    total = tl.zeros((POINTS,), tl.float64)
+    exact = tl.zeros((POINTS,), tl.float64)
+    rounded = tl.zeros((POINTS,), tl.float64)
     for tile in tl.static_range(TILES):
         point = tile * POINTS + tl.arange(0, POINTS)
         valid = first + point < area
@@ -168,10 +205,12 @@ def dense_forward_kernel(
                 losses = tl.fma(negatives.cube(score), negatives.low_loss(score), losses)
         loss = tl.where(valid, tl.sum(losses, 1), 0.0)
         if any_not(loss < negatives.LOSS_OF_LOW_SCORE):  # a high score, or NaN
-            total += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
+            exact += exact_losses(z_first, point, valid, u, lift, area, NUM_CLASSES, Z_LAST, HIGH_C)
         else:
-            total += loss.to(tl.float64)
-    tl.store(sums + program, tl.sum(total))
+            rounded += loss.to(tl.float64)
+    of_rounded = tl.sum(rounded)
+    tl.store(sums + 2 * program, of_rounded + tl.sum(exact))
+    tl.store(sums + 2 * program + 1, of_rounded)
 
 
 @triton.jit(do_not_specialize=["batch", "poison", "norms", "grad_loss"])
@@ -250,9 +289,9 @@ def dense_backward_kernel(
 
 
 def dense_forward(pyramid: Pyramid, config: DenseConfig) -> Tensor:
-    """Partial sums of the negative loss with N = 1, float64."""
+    """Partial sums of the negative loss with N = 1, [programs, 2] float64: of all points, of those less exact."""
     programs = pyramid.dense_programs(config.points * config.tiles)
-    sums = torch.empty(programs, device=pyramid.z[0].device, dtype=torch.float64)
+    sums = torch.empty(programs, 2, device=pyramid.z[0].device, dtype=torch.float64)
     inputs = (pyramid.z, pyramid.u, *pyramid.sizes)
     launch(dense_forward_kernel, (programs,), *inputs, sums, pyramid.batch, **dense_options(pyramid, config))
     return sums

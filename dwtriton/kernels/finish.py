@@ -6,9 +6,13 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels.boxes import BOX_SUMS
+from dwtriton.kernels.dense import HIGH_CLASSES, exact_sum
+from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
 
 ADDED_TOGETHER = 4096  # partial sums that the program reads at once
+POINTS = 512  # taken at once where the negative loss has to be added up again
+CANCELLED = tl.constexpr(1 / 32)  # if less is left of what was added up in float32, its rounding shows
 
 
 @triton.jit
@@ -33,11 +37,16 @@ def store_loss(sums, counts, norms, loss, total, count):
     tl.store(loss, total / norm)
 
 
-NUMBERS = ["dense_programs", "pair_programs", "box_programs", "loss_pos", "loss_loc", "loss_neg", "poison"]
+COUNTS = ["dense_programs", "pair_programs", "box_programs", "batch", "exact_programs"]
+SINGLE_NUMBERS = ["loss_pos", "loss_loc", "loss_neg", "poison"]
 
 
-@triton.jit(do_not_specialize=NUMBERS)
+@triton.jit(do_not_specialize=[*COUNTS, *SINGLE_NUMBERS])
 def finish_kernel(
+    z_levels,
+    u_levels,
+    heights,
+    widths,
     dense_sums,
     pair_sums,
     box_sums,
@@ -51,18 +60,33 @@ def finish_kernel(
     dense_programs,
     pair_programs,
     box_programs,
+    batch,
+    exact_programs,
+    NUM_CLASSES: tl.constexpr,
+    Z_LAST: tl.constexpr,
+    POINTS: tl.constexpr,
+    HIGH_C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Add up all partial sums, in a fixed order, and divide the losses by their normalisers.
 
-    Grid (1,).
+    Grid (1,). Where boxes take back nearly all of what the dense pass added up in float32, the program adds it up again
+    by itself, exactly: that is slow, and as rare as batches of which nearly every point is ignored.
 
-    dense_sums: [dense_programs], pair_sums: [pair_programs, 2], box_sums: [box_programs, BOX_SUMS], all float64.
+    z_levels, u_levels, heights, widths, batch: as in the dense pass; exact_programs: that it would have of POINTS points.
+    dense_sums: [dense_programs, 2], pair_sums: [pair_programs, 2], box_sums: [box_programs, BOX_SUMS], all float64.
     sums: out, [3] of the three losses. counts: out, [3] what normalises each, sum of the boxes' weights, twice, and of
     1 - N. norms: out, [3] the same, but at least 1. loss_pos, loss_loc, loss_neg: out, [] the sums over these.
-    poison: out, [] 1, or NaN if a box, a label or a weight is invalid. BLOCK: partial sums read at once.
+    poison: out, [] 1, or NaN if a box, a label or a weight is invalid.
+    HIGH_C: classes taken at once, and BLOCK: partial sums read at once.
     """
-    cls_neg = add_up(dense_sums, dense_programs, 1, BLOCK) + add_up(pair_sums, pair_programs, 2, BLOCK)
+    of_pairs = add_up(pair_sums, pair_programs, 2, BLOCK)
+    cls_neg = add_up(dense_sums, dense_programs, 2, BLOCK) + of_pairs
+    if cls_neg < add_up(dense_sums + 1, dense_programs, 2, BLOCK) * CANCELLED:
+        dense = exact_sum(
+            z_levels, u_levels, heights, widths, batch, exact_programs, NUM_CLASSES, Z_LAST, POINTS, HIGH_C
+        )
+        cls_neg = dense + of_pairs
     missing = add_up(pair_sums + 1, pair_programs, 2, BLOCK)
     cls_pos = add_up(box_sums, box_programs, BOX_SUMS, BLOCK)
     loc = add_up(box_sums + 1, box_programs, BOX_SUMS, BLOCK)
@@ -76,7 +100,7 @@ def finish_kernel(
 
 
 def finish(
-    dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor
+    pyramid: Pyramid, dense_sums: Tensor, pair_sums: Tensor, box_sums: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
     """Sums of the three losses [3], what normalises each [3], normalisers [3] with the losses [], poison []; float32.
 
@@ -86,6 +110,9 @@ def finish(
     launch(
         finish_kernel,
         (1,),
+        pyramid.z,
+        pyramid.u,
+        *pyramid.sizes,
         dense_sums,
         pair_sums,
         box_sums,
@@ -93,6 +120,12 @@ def finish(
         len(dense_sums),
         len(pair_sums),
         len(box_sums),
+        pyramid.batch,
+        pyramid.dense_programs(POINTS),
+        NUM_CLASSES=pyramid.num_classes,
+        Z_LAST=pyramid.z_last,
+        POINTS=POINTS,
+        HIGH_C=HIGH_CLASSES,
         BLOCK=ADDED_TOGETHER,
         num_warps=16,
         maxnreg=64,

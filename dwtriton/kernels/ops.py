@@ -45,7 +45,7 @@ def forward_pass(
             find_touching(pyramid, boxes.offsets, table, squares, *touching)
             pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
         dense_sums = dense_forward(pyramid, configs.dense_forward)
-    return *finish(dense_sums, pair_sums, box_sums), table
+    return *finish(pyramid, dense_sums, pair_sums, box_sums), table
 
 
 def backward_pass(

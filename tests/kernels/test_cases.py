@@ -320,16 +320,17 @@ def test_unchecked_offsets_out_of_order_or_range_touch_no_other_memory(offsets, 
 
 
 def test_thousands_of_partial_sums(device):
+    pyramid = read_pyramid(HeadOutputs(*on_kernels(random_case(18, [1], **SMALL)).tensors()), SMALL["strides"])
     random = torch.Generator().manual_seed(0)
-    shapes = (2 * ADDED_TOGETHER + 77,), (ADDED_TOGETHER + 5, 2), (3, 4)
+    shapes = (2 * ADDED_TOGETHER + 77, 2), (ADDED_TOGETHER + 5, 2), (3, 4)
     dense, pairs, boxes = (torch.rand(shape, generator=random, dtype=torch.float64) for shape in shapes)
     boxes[:, 3] = 0
     for wrong in (0, 1):
         boxes[1, 3] = wrong
-        sums, counts, normalised, poison = finish(*(part.to(device) for part in (dense, pairs, boxes)))
+        sums, counts, normalised, poison = finish(pyramid, *(part.to(device) for part in (dense, pairs, boxes)))
         factor = torch.nan if wrong else 1.0
         weight, missing = boxes[:, 2].sum(), pairs[:, 1].sum()
-        expected = torch.stack((boxes[:, 0].sum(), boxes[:, 1].sum(), dense.sum() + pairs[:, 0].sum())) * factor
+        expected = torch.stack((boxes[:, 0].sum(), boxes[:, 1].sum(), dense[:, 0].sum() + pairs[:, 0].sum())) * factor
         norms = torch.stack((weight, weight, missing)).clamp(min=1)
         close = {"rtol": 1e-6, "atol": 0, "equal_nan": True}
         torch.testing.assert_close(sums.double().cpu(), expected, **close)
@@ -337,6 +338,15 @@ def test_thousands_of_partial_sums(device):
         torch.testing.assert_close(normalised[0].double().cpu(), norms, **close)
         torch.testing.assert_close(torch.stack(normalised[1:]).double().cpu(), expected / norms, **close)
         torch.testing.assert_close(poison.double().cpu(), torch.tensor(factor).double(), **close)
+
+
+def test_where_everything_is_ignored_the_negative_loss_is_zero():
+    for scale in (0.1, 1.0, 10.0):
+        case = random_case(18, [1, 1], classes=7, sizes=((9, 11), (4, 5)), strides=(8, 16), logit_scale=scale)
+        case.boxes, case.iscrowd = [np.array([[-100, -100, 500, 500.0]])] * 2, [np.array([True])] * 2
+        sums, grads = sums_and_gradients(on_kernels(case))
+        assert sums[2] == 0
+        assert not any(grad.any() for grad in grads)
 
 
 @pytest.mark.parametrize("wrong", [None, 5, 100])

@@ -77,6 +77,22 @@ def confident_in_a_region_to_ignore() -> Case:
     return case
 
 
+def low_scores_to_ignore(all_points: bool = True) -> Case:
+    """A region over all images, or all but a column of points; no score is high, so that a dense pass may add them in float32."""
+    case = random_case(9, [1, 2], classes=20, sizes=((6, 7), (3, 4)), strides=(8, 16))
+    case.z[:] -= 3
+    for image in range(2):
+        case.boxes[image][-1] = (-100, -100, 500, 500)
+    if not all_points:
+        case.boxes[1][-1] = (10, -100, 500, 500)
+    case.iscrowd = [np.array([True]), np.array([False, True])]
+    return case
+
+
+def low_scores_to_ignore_but_some() -> Case:
+    return low_scores_to_ignore(all_points=False)
+
+
 def confident_without_weight() -> Case:
     case = confident()
     case.box_weights = [np.array([0.0]), np.zeros(0)]
@@ -140,6 +156,8 @@ CASES: dict[str, Callable[[], Case]] = {
         confident,
         confident_of_one_class,
         confident_in_a_region_to_ignore,
+        low_scores_to_ignore,
+        low_scores_to_ignore_but_some,
         confident_without_weight,
         weights_of_boxes,
         weights_and_regions_to_ignore,
