@@ -13,6 +13,7 @@ from dwtriton.kernels.launch import launch
 ADDED_TOGETHER = 4096  # partial sums that the program reads at once
 POINTS = 512  # taken at once where the negative loss has to be added up again
 CANCELLED = tl.constexpr(1 / 32)  # if less is left of what was added up in float32, its rounding shows
+NOTHING_LEFT = tl.constexpr(1e-14)  # of a sum in float64 but its rounding, where all of it is taken back
 
 
 @triton.jit
@@ -80,13 +81,15 @@ def finish_kernel(
     poison: out, [] 1, or NaN if a box, a label or a weight is invalid.
     HIGH_C: classes taken at once, and BLOCK: partial sums read at once.
     """
+    dense = add_up(dense_sums, dense_programs, 2, BLOCK)
+    rounded = add_up(dense_sums + 1, dense_programs, 2, BLOCK)
     of_pairs = add_up(pair_sums, pair_programs, 2, BLOCK)
-    cls_neg = add_up(dense_sums, dense_programs, 2, BLOCK) + of_pairs
-    if cls_neg < add_up(dense_sums + 1, dense_programs, 2, BLOCK) * CANCELLED:
+    if dense + of_pairs < rounded * CANCELLED:
         dense = exact_sum(
             z_levels, u_levels, heights, widths, batch, exact_programs, NUM_CLASSES, Z_LAST, POINTS, HIGH_C
         )
-        cls_neg = dense + of_pairs
+    cls_neg = dense + of_pairs
+    cls_neg = tl.where(cls_neg < dense * NOTHING_LEFT, 0.0, cls_neg)
     missing = add_up(pair_sums + 1, pair_programs, 2, BLOCK)
     cls_pos = add_up(box_sums, box_programs, BOX_SUMS, BLOCK)
     loc = add_up(box_sums + 1, box_programs, BOX_SUMS, BLOCK)

@@ -100,8 +100,6 @@ def pairs_backward_kernel(
     CLASSES: tl.constexpr = 32 // ROWS if ROWS < 32 else 1  # taken at a time at points to ignore
     factor = tl.load(poison)
     pos_factor = formulas.POSITIVE_FACTOR * (tl.load(grad_pos).to(tl.float32) / tl.load(norms) * factor)
-    loc_factor = tl.load(grad_loc).to(tl.float32) / tl.load(norms + 1) * factor
-    loc_factor *= formulas.POSITIVE_FACTOR * formulas.BETA
     neg_factor = tl.load(grad_neg).to(tl.float32) / tl.load(norms + 2) * factor
     turn = tl.program_id(0)
     while turn < tl.load(lengths + MANY):
@@ -165,6 +163,8 @@ def pairs_backward_kernel(
                     z = load_tile(z_points[:, None] + z_places, held)
                     sides = sides_of(x[:, None], y[:, None], corners)
                     iou, iou_loss, reg_loss = formulas.overlap(distances, sides)
+                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
+                    p_neg = formulas.p_neg(iou, iou_loss, deficit_min[None, :], deficit_max[None, :])
                     reg_loss = tl.where(held, reg_loss, 0.0)  # elsewhere exp(-5 reg_loss) could overflow
                     prior = formulas.center_prior(x[:, None], y[:, None], corners, stride[:, None], SOFT)
                     sz, not_z = formulas.sigmoids(z)
@@ -178,8 +178,6 @@ def pairs_backward_kernel(
                     dr += tl.sum(tl.where(held, pos * slope_r, 0.0), 1)
                     db += tl.sum(tl.where(held, pos * slope_b, 0.0), 1)
 
-                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
-                    p_neg = formulas.p_neg(iou, iou_loss, deficit_min[None, :], deficit_max[None, :])
                     neg = tl.where((weight == 0)[None, :], 0.0, p_neg)
                     old_neg = carried(label, open_label, open_neg, 1.0)
                     class_pos = run_sums(pos, label, SLOTS) + carried(label, open_label, open_pos, 0.0)
@@ -188,8 +186,8 @@ def pairs_backward_kernel(
                     dz = counts_as * neg_z - pos_factor * class_pos * not_z
                     store_tile(grad_z_points[:, None] + z_places, dz, decides)
                     counts_more = decides & (ignored == 0)[:, None]  # than in the dense pass, where N is 1
-                    more = neg.to(tl.float64) - old_neg.to(tl.float64)
-                    change += tl.sum(tl.where(counts_more, more * neg_u.to(tl.float64), 0.0), 1)
+                    more = (neg * neg_u).to(tl.float64) - (old_neg * neg_u).to(tl.float64)
+                    change += tl.sum(tl.where(counts_more, more, 0.0), 1)
                     point_pos += tl.sum(pos, 1)
                     go_on = (filled == SLOTS) & MANY
                     if go_on:
@@ -219,6 +217,9 @@ def pairs_backward_kernel(
                     of_neg = tl.where(cancelled, change.to(tl.float32), of_neg)
                 du = tl.where(ignored, 0 * neg_factor, of_neg) - pos_factor * not_u * point_pos
                 tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
+                # Read here, not once: registers are few
+                loc_factor = tl.load(grad_loc).to(tl.float32) / tl.load(norms + 1) * tl.load(poison)
+                loc_factor *= formulas.POSITIVE_FACTOR * formulas.BETA
                 grad_d_points = pick_memory(grad_d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
                 step = place(0, 1, area, 4, D_LAST)
                 tl.store(grad_d_points, loc_factor * dl, mask=changed)
