@@ -96,9 +96,9 @@ def default_configs(key: Key) -> KernelConfigs:
 
     - Eight logits are a load of 16 bytes, and two threads that lie side by side load a sector of 32. With one warp, no
       sum over the classes of a point leaves it.
-    - Forward, a warp spends about 120 instructions on a program, and 17 on a logit of each thread. With 8 logits of a
-      block in a thread (16 points) these are 40, which makes 20 instructions a logit; the five loads, into 20
-      registers, are on their way before any is used. With 16 logits it would be 18.4, but ten loads leave no room for
+    - Forward, a warp spends about 120 instructions on a program, and 16 on a logit of each thread. With 8 logits of a
+      block in a thread (16 points) these are 40, which makes 19 instructions a logit; the five loads, into 20
+      registers, are on their way before any is used. With 16 logits it would be 17.5, but ten loads leave no room for
       the rest.
     - Backward it is 330 and 21: 29.5 a logit with 8, 25.4 with 16. Stores keep the loads apart, so that they need no
       room.

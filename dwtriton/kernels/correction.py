@@ -75,7 +75,7 @@ def correction_kernel(
     z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
     [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
     offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
-    counts, near, around, lists, lengths: int32, see `Touching`.
+    counts, near, around, lists, lengths: see `Touching`.
     sums: out, [programs, 2] float64, what the negative loss changes by, and the sum of 1 - N.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
     capacity: N. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.

@@ -89,7 +89,7 @@ def pairs_backward_kernel(
     z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
     [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
     offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
-    counts, near, around, lists, lengths: int32, see `Touching`.
+    counts, near, around, lists, lengths: see `Touching`.
     poison: [] 1 or NaN. norms: [3] by which the sums of the losses were divided. grad_pos, grad_loc, grad_neg: [] of
     the three losses. grad_u: [points of all levels and images] float32, from the dense pass.
     grad_z_levels, grad_d_levels, grad_u_levels: out, laid out as the inputs; what the dense pass wrote is replaced.

@@ -28,7 +28,7 @@ LISTED = 32  # groups of squares whose squares a program lists
 class Touching(NamedTuple):
     """Squares are counted over all images: image b has those from b * squares.count on."""
 
-    counts: Tensor  # [squares] int32, boxes that touch each
+    counts: Tensor  # [squares] int8, boxes that touch each, or NEAR + 1 where there are more
     near: Tensor  # [squares, NEAR] int32, their rows in the table, as many as there are
     around: Tensor  # [groups, 1 + AROUND] int32: how many boxes touch a group of squares, and their rows likewise
     lists: Tensor  # [squares] int32: from the beginning squares with 1 to NEAR boxes, from the end those with more
@@ -61,7 +61,7 @@ def touching_kernel(
     boxes that touch any of its squares, and compares them with each, SLOTS at a time.
 
     heights, widths, strides: of each level. offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
-    counts: out, [squares * B] int32. near: out, [squares * B, NEAR] int32, rows of the table; the rest is left.
+    counts: out, [squares * B] int8, see `Touching`. near: out, [squares * B, NEAR] int32, rows of the table; the rest is left.
     around: out, [groups, 1 + AROUND] int32, boxes that touch the group and the first AROUND of their rows.
     totals: out, [groups, 2] int32, squares that go into the lists of few and of many boxes.
     side: of a square, in pixels. columns: squares side by side. squares: of an image. capacity: N.
@@ -94,7 +94,7 @@ def touching_kernel(
         tl.store(out, tl.broadcast_to(rows[:, None], (SLOTS, GROUP)), mask=touches & (place < NEAR))
         count += tl.sum(added, 0)
     tl.store(mine, found)
-    tl.store(counts + numbers, count)
+    tl.store(counts + numbers, tl.minimum(count, NEAR + 1).to(tl.int8))
     tl.store(totals + 2 * tl.program_id(0), tl.sum(((count > 0) & (count <= NEAR)).to(tl.int32)))
     tl.store(totals + 2 * tl.program_id(0) + 1, tl.sum((count > NEAR).to(tl.int32)))
 
@@ -121,7 +121,7 @@ def listing_kernel(
 
     Grid (programs,): program i lists the squares of LISTED groups, behind those of all groups before.
 
-    counts: [squares * B] int32 and totals: [groups, 2] int32, see `touching_kernel`.
+    counts: [squares * B] int8 and totals: [groups, 2] int32, see `touching_kernel`.
     lists: out, [squares * B] int32, see `Touching`. lengths: out, [2] int32.
     all_squares: squares * B.
     """
@@ -136,7 +136,7 @@ def listing_kernel(
         many += tl.load(totals + 2 * group + 1, mask=group < end, other=0)
         start += SQUARES
     numbers = tl.program_id(0) * SQUARES + tl.arange(0, SQUARES)
-    count = tl.load(counts + numbers, mask=numbers < all_squares, other=0)
+    count = tl.load(counts + numbers, mask=numbers < all_squares, other=0).to(tl.int32)
     has_few, has_many = (count > 0) & (count <= NEAR), count > NEAR
     place, few_listed = places_in_list(has_few, tl.sum(few))
     tl.store(lists + place, numbers, mask=has_few)
@@ -151,9 +151,9 @@ def empty_touching(pyramid: Pyramid, squares: Squares, device: torch.device) -> 
     """Memory for `find_touching`: its result, and the totals of groups that it needs on the way."""
     count = squares.count * pyramid.batch
     groups = count // GROUP
-    shapes = ((count,), (count, NEAR), (groups, 1 + AROUND), (count,), (2,), (groups, 2))
+    shapes = ((count, NEAR), (groups, 1 + AROUND), (count,), (2,), (groups, 2))
     *touching, totals = (torch.empty(shape, device=device, dtype=torch.int32) for shape in shapes)
-    return Touching(*touching), totals
+    return Touching(torch.empty(count, device=device, dtype=torch.int8), *touching), totals
 
 
 def find_touching(

@@ -115,7 +115,7 @@ def first_block(
         rows, filled, start, word = next_boxes(begin - BITS, word, last, around, listed, table, capacity, bounds, SLOTS)
     else:
         rows = tl.load(near + number.to(tl.int64) * SLOTS + tl.arange(0, SLOTS))
-        filled = tl.load(counts + number)
+        filled = tl.load(counts + number).to(tl.int32)
     return rows, filled, start, word
 
 

@@ -88,7 +88,7 @@ def test_boxes_that_touch_each_square_are_counted_written_down_and_listed(pyrami
     for image, (first, last) in enumerate(((0, 40), (40, 40), (40, 45))):
         expected = touch(corners[first:last], *bounds)
         here = slice(image * squares.count, (image + 1) * squares.count)
-        assert counts[here].tolist() == expected.sum(0).tolist()
+        assert counts[here].tolist() == expected.sum(0).clamp(max=NEAR + 1).tolist()
         for square in range(squares.count):
             rows = first + expected[:, square].nonzero().flatten()
             assert near[here][square, : len(rows)].tolist()[:NEAR] == rows[:NEAR].tolist()
@@ -104,7 +104,7 @@ def test_boxes_that_touch_each_square_are_counted_written_down_and_listed(pyrami
     assert few > 0
     assert cells == 2 or many > 0
     work = work_of_image(case.sizes, case.strides, torch.tensor(case.boxes[0]), cells)
-    assert counts[: squares.count].tolist() == work.touching.tolist()
+    assert counts[: squares.count].tolist() == work.touching.clamp(max=NEAR + 1).tolist()
 
 
 @triton.jit
