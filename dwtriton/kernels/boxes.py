@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dwtriton.kernels.bags import GROUP, PARTS, SUMS, image_of_rows, load_class
+from dwtriton.kernels.bags import GROUP, IMAGES_PER_LOOK, PARTS, SUMS, image_of_rows, load_class
 from dwtriton.kernels.inputs import Boxes, Pyramid
 from dwtriton.kernels.launch import launch
 from dwtriton.kernels.levels import image_rows
@@ -21,7 +21,7 @@ LABEL, WEIGHT = tl.constexpr(0), tl.constexpr(1)  # class (-1: region to ignore)
 MASS = tl.constexpr(2)  # denominator of its positive weights
 DEFICIT_MIN, DEFICIT_MAX = tl.constexpr(3), tl.constexpr(4)
 ROW = tl.constexpr(5)  # of the packed targets
-BOX_SUMS = tl.constexpr(4)  # both positive losses, weights of boxes, invalid boxes
+BOX_SUMS = tl.constexpr(4)  # both positive losses, weights of boxes, what is invalid
 COMPARED = tl.constexpr(128)  # boxes that others are compared with at once, to sort them
 
 
@@ -36,6 +36,18 @@ def load_corners(table, row, capacity):
 def details_of(table, row, capacity):
     """Where the table has the other numbers of a box."""
     return table + 4 * capacity + row * DETAILS
+
+
+@triton.jit
+def wrong_offsets(offsets, batch, capacity):
+    """How many images have offsets that fall, or lie outside of the packed targets; float64."""
+    wrong = tl.full((), 0.0, tl.float64)
+    for start in range(0, batch, IMAGES_PER_LOOK):
+        images = start + tl.arange(0, IMAGES_PER_LOOK)
+        begins = tl.load(offsets + images, mask=images < batch, other=0)
+        ends = tl.load(offsets + 1 + images, mask=images < batch, other=0)
+        wrong += tl.sum(((begins < 0) | (ends < begins) | (ends > capacity)).to(tl.float64))
+    return wrong
 
 
 @triton.jit(do_not_specialize=["batch", "capacity"])
@@ -138,13 +150,16 @@ def boxes_kernel(
     right = (x1 <= x2) & (y1 <= y2) & (x1 > float("-inf")) & (y1 > float("-inf")) & (x2 < float("inf"))
     right = right & (y2 < float("inf")) & (given >= 0) & (given < NUM_CLASSES)
     right = right & (weight >= 0) & (weight < float("inf"))
-    wrong = used & ((right == 0) | (stored == 0))  # not stored: offsets that fall
+    wrong = used & ((right == 0) | (stored == 0))  # not stored: it lies between images
+    wrong_numbers = tl.sum(wrong.to(tl.float64))
+    if tl.program_id(0) == 0:
+        wrong_numbers += wrong_offsets(offsets, batch, capacity)
     share = tl.where(truth, weight, 0.0).to(tl.float64)
     out = sums + tl.program_id(0) * BOX_SUMS
     tl.store(out, 0.25 * tl.sum(share * (cls_loss / mass)))
     tl.store(out + 1, 0.25 * tl.sum(share * (loc_loss / mass)))
     tl.store(out + 2, tl.sum(share))
-    tl.store(out + 3, tl.sum(wrong.to(tl.float64)))
+    tl.store(out + 3, wrong_numbers)
 
 
 def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,14 +168,7 @@ def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> lis
     A program is a warp, and a thread has one pair of a tile.
     """
     constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
-    constants |= {
-        "SPANS": squares.spans,
-        "LANES": squares.lanes,
-        "GROUP": GROUP,
-        "AROUND": AROUND,
-        "num_warps": 1,
-        "maxnreg": MAX_REGISTERS,
-    }
+    constants |= {"SPANS": squares.spans, "LANES": squares.lanes, "GROUP": GROUP, "AROUND": AROUND}
     launches = []
     for slots in (NEAR, BLOCK):
         rows = squares.lanes if INTERPRETED else min(32 // slots, squares.lanes)

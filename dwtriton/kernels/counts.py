@@ -10,12 +10,15 @@ from dwtriton.kernels.correction import BLOCK
 from dwtriton.kernels.squares import ACROSS, DOWN, GROUP, Squares, cut
 from dwtriton.kernels.touching import AROUND, NEAR, SLOTS
 
+ROWS_OF_FEW = BLOCK // NEAR  # points of a tile where few boxes touch
+
 
 class Work(NamedTuple):
     """Of the pairs of one image's points and boxes."""
 
     inside: int  # pairs of a box and a point strictly inside it: what the sums over bags visit
     evaluated: int  # pairs that the walk over squares evaluates: all points of a square with each box that touches it
+    slots: int  # of tiles, in which these pairs are; the others have no point or no box
     touching: Tensor  # [squares] boxes that touch each
     blocks: Tensor  # [squares] blocks of boxes that a program takes one after another for a square
     compared: int  # comparisons of boxes with groups of squares and with squares, many at a time, for one walk
@@ -68,7 +71,9 @@ def work_of_image(sizes: list[tuple[int, int]], strides: tuple[float, ...], boxe
     low, high = (torch.stack(pair).unflatten(1, (-1, GROUP)) for pair in (bounds[:2], bounds[2:]))
     near_group = touch(boxes, *low.amin(2), *high.amax(2)).sum(0)  # [groups]
     group_slots = (near_group // SLOTS + 1) * SLOTS * GROUP
+    tiles = torch.where(touching <= NEAR, -(-squares.lanes // ROWS_OF_FEW) * (touching > 0), points * blocks)
     walks = torch.where(touching >= BLOCK, 1 + squares.lanes, (touching > NEAR).long())  # through the boxes around
     around = torch.where(near_group <= AROUND, near_group, len(boxes)).repeat_interleave(GROUP)
     compared = len(boxes) * len(near_group) + int(group_slots.sum()) + int((walks * around).sum())
-    return Work(inside, int((touches * points).sum()), touching, blocks, compared, len(boxes) ** 2)
+    evaluated, slots = int((touches * points).sum()), int(tiles.sum()) * BLOCK
+    return Work(inside, evaluated, slots, touching, blocks, compared, len(boxes) ** 2)

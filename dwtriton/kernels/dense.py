@@ -177,12 +177,12 @@ def dense_forward_kernel(
 ):
     """Sum the negative loss with N = 1 over all points and classes.
 
-    Grid (programs,): program i owns sums[i] and TILES * POINTS points of a level, of one image unless Z_LAST. Points
-    whose scores are all low are added up in float32, all others exactly.
+    Grid (programs,): program i owns sums[i] and TILES * POINTS points of a level, of one image unless Z_LAST. Tiles
+    without a high score are added up in float32, all others exactly.
 
     z_levels, u_levels: of each level logits [B, C, H, W], channels_last if Z_LAST, and objectness logits [B, 1, H, W].
     heights, widths: of each level. batch: B.
-    sums: out, [programs, 2] float64: of all points, and of those that were added up in float32.
+    sums: out, [programs, 2] float64: of all points, and of tiles that were added up in float32.
     BLOCK_C: classes of a block; BLOCKS of these are read without a loop. HIGH_C: of one where scores are high.
     """
     program = tl.program_id(0)
@@ -290,7 +290,7 @@ def dense_backward_kernel(
 
 
 def dense_forward(pyramid: Pyramid, config: DenseConfig) -> Tensor:
-    """Partial sums of the negative loss with N = 1, [programs, 2] float64: of all points, of those less exact."""
+    """Partial sums of the negative loss with N = 1, [programs, 2] float64: of all tiles, of those in float32."""
     programs = pyramid.dense_programs(config.points * config.tiles)
     sums = torch.empty(programs, 2, device=pyramid.z[0].device, dtype=torch.float64)
     inputs = (pyramid.z, pyramid.u, *pyramid.sizes)

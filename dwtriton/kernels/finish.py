@@ -71,14 +71,16 @@ def finish_kernel(
 ):
     """Add up all partial sums, in a fixed order, and divide the losses by their normalisers.
 
-    Grid (1,). Where boxes take back nearly all of what the dense pass added up in float32, the program adds it up again
-    by itself, exactly: that is slow, and as rare as batches of which nearly every point is ignored.
+    Grid (1,). Where boxes take back more than 31/32 of what the dense pass added up in float32, the program adds up all
+    of it again, exactly, by itself: that is slow, and rare, as nearly all low scores then lie in boxes or are ignored.
 
-    z_levels, u_levels, heights, widths, batch: as in the dense pass; exact_programs: that it would have of POINTS points.
+    z_levels, u_levels, heights, widths, batch: as in the dense pass.
+    exact_programs: that the dense pass would have with POINTS points each.
     dense_sums: [dense_programs, 2], pair_sums: [pair_programs, 2], box_sums: [box_programs, BOX_SUMS], all float64.
-    sums: out, [3] of the three losses. counts: out, [3] what normalises each, sum of the boxes' weights, twice, and of
-    1 - N. norms: out, [3] the same, but at least 1. loss_pos, loss_loc, loss_neg: out, [] the sums over these.
-    poison: out, [] 1, or NaN if a box, a label or a weight is invalid.
+    sums: out, [3] of the three losses.
+    counts: out, [3] what normalises each: the sum of the boxes' weights, the same again, the sum of 1 - N.
+    norms: out, [3] the same, but at least 1. loss_pos, loss_loc, loss_neg: out, [] the sums over these.
+    poison: out, [] 1, or NaN if a box, a label, a weight or an offset is invalid.
     HIGH_C: classes taken at once, and BLOCK: partial sums read at once.
     """
     dense = add_up(dense_sums, dense_programs, 2, BLOCK)
@@ -107,7 +109,7 @@ def finish(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
     """Sums of the three losses [3], what normalises each [3], normalisers [3] with the losses [], poison []; float32.
 
-    The poison is 1, or NaN if a box, a label or a weight is invalid, and is a factor of the losses already.
+    The poison is 1, or NaN if a box, a label, a weight or an offset is invalid, and is a factor of the losses already.
     """
     outputs = [torch.empty(shape, device=dense_sums.device) for shape in (3, 3, 3, (), (), (), ())]
     launch(

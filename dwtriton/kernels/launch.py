@@ -36,7 +36,7 @@ def launch(
     tensor = next(
         part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor)
     )
-    if INTERPRETED or not tensor.is_cuda:
+    if not on_gpu(tensor):
         kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
         return
     addresses, aligned, dtypes = [], 0, []
@@ -70,6 +70,11 @@ def launch(
     compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *rest)
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether kernels run as compiled binaries, which take plain addresses."""
+    return tensor.is_cuda and not INTERPRETED
+
+
 def _options(num_warps: int, maxnreg: int | None) -> dict[str, int | bool]:
     """What a kernel is compiled with; older GPUs need more registers for the same kernel, and may have them all."""
     options = {"num_warps": num_warps, "enable_fp_fusion": False}
@@ -84,7 +89,8 @@ class Beside:
     """A context in which some launches run beside others, on a GPU, and if there are rows at all.
 
     It ends when all are done, as far as later launches are concerned. Memory still belongs to the current stream: what
-    is launched beside must be kept until then, and what it reads or writes must have been made, and filled, before.
+    is used beside must be kept until then, and what is read must have been made before. Launch beside first: it may
+    otherwise be given memory that the current stream still uses.
     """
 
     def __init__(self, rows: Tensor):

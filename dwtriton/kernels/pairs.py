@@ -36,6 +36,7 @@ from dwtriton.kernels.touching import Touching
 from dwtriton.kernels.walk import first_block, following_block, listed_square
 
 SIZES = ["columns", "squares", "all_squares", "batch", "capacity"]
+CANCELLED = tl.constexpr(1 / 128)  # of a sum in float32, below which its rounding shows
 SINGLE_NUMBERS = ["poison", "norms", "grad_pos", "grad_loc", "grad_neg"]
 
 
@@ -206,8 +207,9 @@ def pairs_backward_kernel(
                 of_levels = points_before(level, heights, widths, batch)
                 dense = tl.load(grad_u + of_levels + before + point, mask=changed, other=0.0)
                 of_neg = (dense.to(tl.float64) + change).to(tl.float32)
+                of_pos = pos_factor * not_u * point_pos
                 # Where little is left of the dense sum, its rounding shows: its terms are added up again
-                cancelled = changed & (ignored == 0) & (tl.abs(of_neg) < 0.01 * tl.abs(dense))
+                cancelled = changed & (ignored == 0) & (tl.abs(of_neg - of_pos) < CANCELLED * tl.abs(dense))
                 if any_of(cancelled):
                     for channel in range(NUM_CLASSES):
                         z_place = place(0, channel, area, NUM_CLASSES, Z_LAST)
@@ -215,7 +217,7 @@ def pairs_backward_kernel(
                         _, neg_u = negatives.gradients(z[:, None], u[:, None], lift, log2_su, lifted_not_u, neg_factor)
                         change += tl.sum(neg_u, 1).to(tl.float64)
                     of_neg = tl.where(cancelled, change.to(tl.float32), of_neg)
-                du = tl.where(ignored, 0 * neg_factor, of_neg) - pos_factor * not_u * point_pos
+                du = tl.where(ignored, 0 * neg_factor, of_neg) - of_pos
                 tl.store(pick_memory(grad_u_levels, level) + before + point, du, mask=changed)
                 # Read here, not once: registers are few
                 loc_factor = tl.load(grad_loc).to(tl.float32) / tl.load(norms + 1) * tl.load(poison)

@@ -61,7 +61,8 @@ def touching_kernel(
     boxes that touch any of its squares, and compares them with each, SLOTS at a time.
 
     heights, widths, strides: of each level. offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
-    counts: out, [squares * B] int8, see `Touching`. near: out, [squares * B, NEAR] int32, rows of the table; the rest is left.
+    counts: out, [squares * B] int8, see `Touching`.
+    near: out, [squares * B, NEAR] int32, rows of the table; the rest is left.
     around: out, [groups, 1 + AROUND] int32, boxes that touch the group and the first AROUND of their rows.
     totals: out, [groups, 2] int32, squares that go into the lists of few and of many boxes.
     side: of a square, in pixels. columns: squares side by side. squares: of an image. capacity: N.

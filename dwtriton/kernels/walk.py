@@ -54,7 +54,7 @@ def next_boxes(start, word, last, around, listed, table, capacity, bounds, SLOTS
     """The next boxes, SLOTS if there are so many, that touch bounds: their rows, [SLOTS], and how many they are.
 
     Also what to go on with: the bits of `word` are those of BITS boxes from `start` on that touch and are not taken
-    yet. The first call is given what `begin_walk` returns.
+    yet. The first call is given BITS before the first box, and 0.
     """
     slot = tl.arange(0, SLOTS)
     numbers = slot * 0

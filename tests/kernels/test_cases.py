@@ -312,11 +312,13 @@ def test_unchecked_invalid_targets_make_all_losses_and_gradients_nan_and_touch_n
         (0, 4, -(2**31)),
     ],
 )
-def test_unchecked_offsets_out_of_order_or_range_touch_no_other_memory(offsets, device):
+def test_unchecked_offsets_out_of_order_or_range_make_all_nan_and_touch_no_other_memory(offsets, device):
     case = on_kernels(random_case(17, [2, 2], **SMALL))
     boxes, labels, _, iscrowd, _ = pack_targets(case.targets(), device)
     offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
-    sums_and_gradients(case, PackedTargets(boxes, labels, offsets, iscrowd))
+    sums, grads = sums_and_gradients(case, PackedTargets(boxes, labels, offsets, iscrowd))
+    assert np.isnan(sums[:3]).all()
+    assert all(np.isnan(grad).all() for grad in grads)
 
 
 def test_thousands_of_partial_sums(device):

@@ -51,17 +51,22 @@ def test_blocks_that_a_program_takes_one_after_another_are_few(name):
 
 
 def test_figures_of_the_page():
-    """docs/kernels.md has these: pairs evaluated for one inside, boxes that touch a square, blocks for a square."""
+    """docs/kernels.md has these.
+
+    For one pair inside: pairs evaluated and slots of tiles; boxes that touch a square, blocks for a square, and
+    comparisons of boxes with squares, in millions.
+    """
     found = {}
     for name, boxes_of_image in CASES.items():
         work = work_of_image(LEVELS, STRIDES, boxes_of_image, CELLS)
-        found[name] = (round(work.evaluated / work.inside, 2), int(work.touching.max()), int(work.blocks.max()))
+        shares = round(work.evaluated / work.inside, 2), round(work.slots / work.inside, 2)
+        found[name] = (*shares, int(work.touching.max()), int(work.blocks.max()), round(work.compared / 1e6, 1))
     assert found == {
-        "1000 boxes on each other": (1.03, 1000, 32),
-        "1000 large boxes": (1.04, 492, 16),
-        "1000 boxes": (1.13, 52, 2),
-        "5000 small boxes": (1.84, 19, 1),
-        "one box over everything": (1.0, 1, 1),
+        "1000 boxes on each other": (1.03, 1.06, 1000, 32, 20.8),
+        "1000 large boxes": (1.04, 1.14, 492, 16, 27.4),
+        "1000 boxes": (1.13, 1.93, 52, 2, 1.4),
+        "5000 small boxes": (1.84, 7.29, 19, 1, 1.2),
+        "one box over everything": (1.0, 6.04, 1, 1, 0.1),
     }
 
 

@@ -78,7 +78,7 @@ def confident_in_a_region_to_ignore() -> Case:
 
 
 def low_scores_to_ignore(all_points: bool = True) -> Case:
-    """A region over all images, or all but a column of points; no score is high, so that a dense pass may add them in float32."""
+    """A region over all images, or all but a column of points; no score is high: dense passes add them in float32."""
     case = random_case(9, [1, 2], classes=20, sizes=((6, 7), (3, 4)), strides=(8, 16))
     case.z[:] -= 3
     for image in range(2):
