@@ -53,8 +53,12 @@ def runs_without_syncs(step: Step) -> bool:
 
 
 def replays_the_same_bits(step: Step) -> bool:
-    """Return whether a CUDA graph of the step can be captured and its replay equals an eager call bit by bit."""
+    """Return whether a CUDA graph of the step can be captured and its replay equals an eager call bit by bit.
+
+    The losses of the eager call are let go before: see "CUDA graphs" in docs/performance.md.
+    """
     losses, gradients = step()
+    losses = {name: loss.detach().clone() for name, loss in losses.items()}
     try:
         graph, (graph_losses, graph_gradients) = capture_graph(step)
     except RuntimeError:

@@ -153,6 +153,7 @@ def fields(measured: Measured, gradient_bytes: int, floor_ms: float) -> dict:
         "ms": significant(measured.ms),
         "timing": measured.timing,
         "wall_ms": significant(measured.wall_ms),
+        "host_ms": significant(measured.host_ms),
         "runs": measured.runs,
         "extra_mb": significant((measured.peak_bytes - gradient_bytes) / 1e6),
         "floor_ms": significant(floor_ms),

@@ -9,7 +9,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-OPERATORS = "dwtriton::dual_weight"  # prefix of their names: kernels and reference, forward and backward
+# How their names begin, forward and backward: the operators of kernels and reference, and what stands for the former
+# outside of compiled code
+OPERATORS = ("dwtriton::dual_weight", "DualWeightFunction")
 STEPS = 3
 
 

@@ -1,6 +1,7 @@
 """Time and memory of one step, and the speed of a copy."""
 
 import time
+import warnings
 from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
@@ -17,8 +18,9 @@ class Measured(NamedTuple):
     """Time and memory of a step."""
 
     ms: float  # measured as `timing` says
-    timing: str  # "graph": device time of a replay; "events": device time of an eager call; "wall"
+    timing: str  # "graph": a replay less one of an empty graph; "events": device time of an eager call; "wall"
     wall_ms: float  # of an eager call, until the device has finished
+    host_ms: float  # of an eager call, until it returns
     runs: int
     peak_bytes: int  # most that a call holds at once beyond what was allocated before it
 
@@ -32,15 +34,16 @@ def measure(step: Callable[[], object], device: torch.device, seconds: float, ca
     step()
     if device.type == "cpu":
         times = _repeat(lambda: _wall_ms(step), seconds)
-        return Measured(min(times), "wall", min(times), len(times), peak_bytes(step))
+        return Measured(min(times), "wall", min(times), min(times), len(times), peak_bytes(step))
     flush = _make_flush(device)
     calls = _repeat(lambda: _measure_call(step, flush), seconds)
-    event_ms, wall_ms, peaks = zip(*calls)
+    event_ms, wall_ms, host_ms, peaks = zip(*calls)
     if not capture:
-        return Measured(median(event_ms), "events", median(wall_ms), len(calls), max(peaks))
+        return Measured(median(event_ms), "events", median(wall_ms), median(host_ms), len(calls), max(peaks))
     graph, _ = capture_graph(step)
     replays = _repeat(lambda: _replay_ms(graph, flush), seconds)
-    return Measured(median(replays), "graph", median(wall_ms), len(replays), max(peaks))
+    ms = median(replays) - _empty_replay_ms(flush)
+    return Measured(ms, "graph", median(wall_ms), median(host_ms), len(replays), max(peaks))
 
 
 def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
@@ -58,11 +61,23 @@ def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, obj
 
 
 def copy_bandwidth(device: torch.device, seconds: float) -> float:
-    """Return the bytes a second, read plus written, of a copy within the device; its tensors exceed any cache."""
+    """Return the bytes a second, read plus written, of the fastest way to copy within the device.
+
+    The driver's copy of memory and copies by kernels differ by a quarter on some GPUs. The tensors exceed any cache.
+    """
     size = 2**30 if device.type == "cuda" else 2**28
-    source, target = torch.ones(2, size, dtype=torch.uint8, device=device)
-    copy = measure(lambda: target.copy_(source), device, seconds, capture=device.type == "cuda")
-    return 2 * size / (copy.ms / 1e3)
+    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
+    ways = (
+        lambda: target.copy_(source),
+        lambda: torch.neg(source, out=target),
+        lambda: target.view(torch.int64).copy_(source.view(torch.int64)),
+    )
+    times = [
+        measure(way, device, seconds / len(ways), capture).ms
+        for way in ways
+        for capture in ((False, True) if device.type == "cuda" else (False,))
+    ]
+    return 2 * size / (min(times) / 1e3)
 
 
 def _repeat(run: Callable, seconds: float) -> list:
@@ -86,8 +101,8 @@ def _make_flush(device: torch.device) -> Callable[[], Tensor]:
     return buffer.amax
 
 
-def _measure_call(step: Callable[[], object], flush: Callable[[], Tensor]) -> tuple[float, float, int]:
-    """Return ms between events, ms on the host until the device has finished, and the peak in bytes."""
+def _measure_call(step: Callable[[], object], flush: Callable[[], Tensor]) -> tuple[float, float, float, int]:
+    """Return ms between events, until the device has finished, and until the call returns; and the peak in bytes."""
     start, end = _events()
     flush()
     torch.cuda.synchronize()
@@ -96,10 +111,11 @@ def _measure_call(step: Callable[[], object], flush: Callable[[], Tensor]) -> tu
     begin = time.perf_counter()
     start.record()
     step()
+    host_ms = 1e3 * (time.perf_counter() - begin)
     end.record()
     torch.cuda.synchronize()
     wall_ms = 1e3 * (time.perf_counter() - begin)
-    return start.elapsed_time(end), wall_ms, torch.cuda.max_memory_allocated() - before
+    return start.elapsed_time(end), wall_ms, host_ms, torch.cuda.max_memory_allocated() - before
 
 
 def _replay_ms(graph: torch.cuda.CUDAGraph, flush: Callable[[], Tensor]) -> float:
@@ -111,6 +127,14 @@ def _replay_ms(graph: torch.cuda.CUDAGraph, flush: Callable[[], Tensor]) -> floa
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end)
+
+
+def _empty_replay_ms(flush: Callable[[], Tensor]) -> float:
+    """Return the ms of replaying a graph in which there is nothing."""
+    graph = torch.cuda.CUDAGraph()
+    with warnings.catch_warnings(action="ignore"), torch.cuda.graph(graph):  # PyTorch warns of empty graphs
+        pass
+    return median(_replay_ms(graph, flush) for _ in range(RUNS // 2))
 
 
 def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:

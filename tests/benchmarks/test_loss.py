@@ -90,6 +90,7 @@ def test_results_are_complete(tmp_path):
         assert row["timing"] == "wall"
         assert row["runs"] >= 1
         assert row["ms"] > 0
+        assert row["host_ms"] > 0
         assert row["extra_mb"] > 0
         assert row["floor_ms"] == pytest.approx(floor_ms, rel=0.01)
         assert row["share"] == pytest.approx(row["floor_ms"] / row["ms"], rel=0.02)
@@ -136,7 +137,15 @@ def test_baselines_are_skipped_when_out_of_time_or_failing_and_ours_never(tmp_pa
 
 
 def gpu_row(method, boxes, ms, extra_mb=0.5):
-    shared = {"dtype": "bfloat16", "batch": 16, "timing": "graph", "wall_ms": 1, "runs": 9, "floor_ms": 0.04}
+    shared = {
+        "dtype": "bfloat16",
+        "batch": 16,
+        "timing": "graph",
+        "wall_ms": 1,
+        "host_ms": 0.4,
+        "runs": 9,
+        "floor_ms": 0.04,
+    }
     return {"method": method, "boxes": boxes, "ms": ms, "extra_mb": extra_mb, "share": 0.04 / ms, **shared}
 
 
