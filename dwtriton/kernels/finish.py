@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dwtriton.kernels.boxes import BOX_SUMS
-from dwtriton.kernels.dense import HIGH_CLASSES, exact_sum
+from dwtriton.kernels.dense import HIGH_CLASSES
+from dwtriton.kernels.dense_tiles import exact_sum
 from dwtriton.kernels.inputs import Pyramid
 from dwtriton.kernels.launch import launch
 

@@ -86,7 +86,7 @@ def low_scores_to_ignore(all_points: bool = True) -> Case:
     if not all_points:
         case.boxes[1][-1] = (10, -100, 500, 500)
     case.iscrowd = [np.array([True]), np.array([False, True])]
-    return case
+    return case.rounded(torch.float32)
 
 
 def low_scores_to_ignore_but_some() -> Case:
