@@ -77,7 +77,8 @@ def assert_targets_are_guarded_by_type_alone(images):
         ("labels", "[None]"),
         ("offsets", f"[{images + 1}]"),
     ]
-    others = {kind for kind, _ in guards} - {"TENSOR_MATCH", "LAMBDA_GUARD", "GuardManager"}
+    assert [guard.strip() for kind, guard in guards if kind == "NONE_MATCH"] == ["L['targets'].weights is None"]
+    others = {kind for kind, _ in guards} - {"TENSOR_MATCH", "NONE_MATCH", "LAMBDA_GUARD", "GuardManager"}
     assert others <= {"TYPE_MATCH", "LENGTH_CHECK", "NO_HASATTR", "NO_TENSOR_ALIASING", "ID_MATCH"}
     assert {guard.strip() for kind, guard in guards if kind == "LAMBDA_GUARD"} == {
         "0 <= L['targets'].boxes.size()[0]",
