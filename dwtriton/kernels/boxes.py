@@ -40,13 +40,13 @@ def details_of(table, row, capacity):
 
 @triton.jit
 def wrong_offsets(offsets, batch, capacity):
-    """How many images have offsets that fall, or lie outside of the packed targets; float64."""
-    wrong = tl.full((), 0.0, tl.float64)
+    """How many images have offsets that fall, or lie outside of the packed targets."""
+    wrong = batch * 0
     for start in range(0, batch, IMAGES_PER_LOOK):
         images = start + tl.arange(0, IMAGES_PER_LOOK)
         begins = tl.load(offsets + images, mask=images < batch, other=0)
         ends = tl.load(offsets + 1 + images, mask=images < batch, other=0)
-        wrong += tl.sum(((begins < 0) | (ends < begins) | (ends > capacity)).to(tl.float64))
+        wrong += tl.sum(((begins < 0) | (ends < begins) | (ends > capacity)).to(tl.int32))
     return wrong
 
 
@@ -78,6 +78,9 @@ def boxes_kernel(
     sums: out, [programs, BOX_SUMS] float64.
     batch: B. capacity: N. SPLITS: S.
     """
+    wrong_numbers = batch * 0
+    if tl.program_id(0) == 0:
+        wrong_numbers = wrong_offsets(offsets, batch, capacity)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = image_of_rows(rows, offsets, batch)
     used = (rows < capacity) & (image < batch)
@@ -151,15 +154,13 @@ def boxes_kernel(
     right = right & (y2 < float("inf")) & (given >= 0) & (given < NUM_CLASSES)
     right = right & (weight >= 0) & (weight < float("inf"))
     wrong = used & ((right == 0) | (stored == 0))  # not stored: it lies between images
-    wrong_numbers = tl.sum(wrong.to(tl.float64))
-    if tl.program_id(0) == 0:
-        wrong_numbers += wrong_offsets(offsets, batch, capacity)
+    wrong_numbers += tl.sum(wrong.to(tl.int32))
     share = tl.where(truth, weight, 0.0).to(tl.float64)
     out = sums + tl.program_id(0) * BOX_SUMS
     tl.store(out, 0.25 * tl.sum(share * (cls_loss / mass)))
     tl.store(out + 1, 0.25 * tl.sum(share * (loc_loss / mass)))
     tl.store(out + 2, tl.sum(share))
-    tl.store(out + 3, wrong_numbers)
+    tl.store(out + 3, wrong_numbers.to(tl.float64))
 
 
 def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor, extremes: Tensor) -> tuple[Tensor, Tensor]:
