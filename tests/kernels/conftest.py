@@ -12,12 +12,14 @@ if find_spec("triton") is None:
 else:
     import triton
     import triton.language as tl
+    from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
     from dwtriton.kernels import INTERPRETED
     from tests.support.kernel_cases import DEVICE
 
 REPORT = pytest.StashKey[list[str]]()
+ALIKE = {"fp32", "fp64", "int32", "int64"}  # types whose operations between themselves convert nothing
 PATCHED_VERSION = "3.6."  # of Triton, whose interpreter is patched below
 
 
@@ -77,6 +79,7 @@ def speed_up_interpreter() -> None:
     tl.core._type_for_tuple_values = lambda *_: None
     interpreter.TensorHandle.__post_init__ = lambda self: None
     keep_types()
+    skip_what_changes_nothing()
     keep_stack()
 
 
@@ -109,6 +112,25 @@ def keep_types() -> None:
         self.shape, self.numel = shapes[key]
 
     interpreter._get_np_dtype, tl.block_type.__init__, tl.tensor.__init__ = numpy_dtype, block, tensor
+
+
+def skip_what_changes_nothing() -> None:
+    """Return at once where an operand is no constant, and where two operands have one type and shape already."""
+    unwrap, constexpr = tl.core._unwrap_if_constexpr, tl.constexpr
+    plain = {int, float, bool, str, tl.tensor, tl.dtype, tl.block_type, tl.pointer_type}
+
+    def unwrapped(value):
+        kind = type(value)
+        return value if kind in plain else value.value if kind is constexpr else unwrap(value)
+
+    convert = TritonSemantic.binary_op_type_checking_impl
+
+    def converted(self, one, other, *args, **kwargs):
+        if type(one) is type(other) is tl.tensor and one.type.name == other.type.name and one.dtype.name in ALIKE:
+            return one, other
+        return convert(self, one, other, *args, **kwargs)
+
+    tl.core._unwrap_if_constexpr, TritonSemantic.binary_op_type_checking_impl = unwrapped, converted
 
 
 def keep_stack() -> None:
