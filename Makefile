@@ -3,14 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DETECTOR := tests/model tests/export tests/benchmarks tests/docs
+DATA := tests/data tests/evaluate tests/predict tests/inference
 
-.PHONY: demo test test-interpreted test-compiled test-train test-detector test-rest test-all lint bench gpu gpu-kernels gpu-detector clean
+.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all lint bench gpu gpu-kernels gpu-detector clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
 test: .venv/installed lint  ## everything CI checks, in parts of one thread each, two of them at a time
-	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-interpreted test-train test-detector test-rest test-compiled
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-interpreted test-train test-detector test-compiled test-rest test-data
 
 test-interpreted:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
@@ -24,8 +25,11 @@ test-train:
 test-detector:
 	$(BIN)/python -m pytest $(DETECTOR)
 
+test-data:
+	$(BIN)/python -m pytest $(DATA)
+
 test-rest:
-	$(BIN)/python -m pytest --ignore tests/kernels --ignore tests/train $(addprefix --ignore ,$(DETECTOR))
+	$(BIN)/python -m pytest --ignore tests/kernels --ignore tests/train $(addprefix --ignore ,$(DETECTOR) $(DATA))
 
 test-all: .venv/installed lint  ## the same with thousands of larger examples and every kernel binary: hours
 	DWTRITON_TEST_ALL=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu
