@@ -134,7 +134,7 @@ def finish(
         HIGH_C=HIGH_CLASSES,
         BLOCK=ADDED_TOGETHER,
         num_warps=16,
-        maxnreg=64,
+        maxnreg=128,
     )
     sums, counts, *normalised, poison = outputs
     return sums, counts, tuple(normalised), poison
