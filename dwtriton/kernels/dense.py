@@ -173,7 +173,7 @@ def dense_backward(
     """Write gradients as if there were no boxes; returns those of objectness in float32, level by level."""
     grad_z, grad_d, grad_u = grads
     if INTERPRETED:
-        together = 4  # any number, but one: results then are the same for all inputs
+        together = 4  # any number serves, as long as dtype and layout do not change it
     elif pyramid.z_last:
         together = logits_together(pyramid.num_classes, pyramid.z[0].dtype, True)
     else:
