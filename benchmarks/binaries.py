@@ -105,9 +105,11 @@ class Binary(NamedTuple):
         return found
 
 
-def default_job(target: str, dtype: str, layout: str = "channels_last", classes: int = 80) -> Job:
+def default_job(
+    target: str, dtype: str, layout: str = "channels_last", classes: int = 80, strides: tuple[int, ...] = STRIDES
+) -> Job:
     """Return the job of the default configs."""
-    setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3)
+    setting = Setting(DTYPES[dtype], layout, classes, size=(64, 96), batch=2, boxes=3, strides=strides)
     return Job(target, setting, default_configs(setting.key()))
 
 
@@ -129,12 +131,12 @@ def tuning_jobs(target: str, dtype: str, layout: str = "channels_last", classes:
 def launch_all(setting: Setting, configs: KernelConfigs) -> None:
     """Launch every kernel."""
     case = make_case(setting, "cpu")
-    pyramid, boxes = read_pyramid(case.outputs, STRIDES), read_boxes(case.targets)
+    pyramid, boxes = read_pyramid(case.outputs, setting.strides), read_boxes(case.targets)
     *_, poison, table = forward_pass(pyramid, boxes, True, configs)
     ones = torch.ones(3)
     backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
     with mock.patch.object(ops, "lookup", return_value=configs):
-        dual_weights(case.outputs, case.targets, STRIDES, True)
+        dual_weights(case.outputs, case.targets, setting.strides, True)
 
 
 def compile_job(job: Job) -> list[Binary]:

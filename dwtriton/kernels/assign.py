@@ -32,7 +32,7 @@ from dwtriton.reference.dense_weights import DualWeights, negative_weights
 POINTS_AT_ONCE = 256
 
 
-@triton.jit(do_not_specialize=["points", "batch", "capacity"])
+@triton.jit(do_not_specialize=["points", "batch", "capacity", "num_classes"])
 def assign_kernel(
     z_levels,
     d_levels,
@@ -50,7 +50,7 @@ def assign_kernel(
     points,
     batch,
     capacity,
-    NUM_CLASSES: tl.constexpr,
+    num_classes,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SOFT: tl.constexpr,
@@ -64,7 +64,7 @@ def assign_kernel(
     [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
     offsets: [B + 1] int32. table: [FIELDS * N], see `boxes_kernel`.
     inside_out, iou_out, prior_out, pos_out, neg_out: out, [N, points], the first bool, the last m; others are left.
-    points: of an image. batch: B. capacity: N. SOFT: the centre prior is not thresholded.
+    points: of an image. batch: B. capacity: N. num_classes: C. SOFT: the centre prior is not thresholded.
     """
     row = tl.program_id(0)
     image = tl.sum(image_of_rows(row + tl.arange(0, 1), offsets, batch))
@@ -84,11 +84,11 @@ def assign_kernel(
         point = number - begin
         x, y = (point % width + 0.5) * stride, (point // width + 0.5) * stride
         corners = load_corners(table, row, capacity)
-        inside = is_inside(number < points, x, y, corners) & (label >= 0) & (label < NUM_CLASSES)
+        inside = is_inside(number < points, x, y, corners) & (label >= 0) & (label < num_classes)
 
         before = image.to(tl.int64) * area
-        z_points = pick_memory(z_levels, level) + before * NUM_CLASSES
-        z = tl.load(z_points + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0).to(tl.float32)
+        z_points = pick_memory(z_levels, level) + before * num_classes
+        z = tl.load(z_points + place(point, label, area, num_classes, Z_LAST), mask=inside, other=0.0).to(tl.float32)
         u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0).to(tl.float32)
         d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
         distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
@@ -131,7 +131,7 @@ def dual_weights(
                 points,
                 pyramid.batch,
                 rows,
-                NUM_CLASSES=pyramid.num_classes,
+                pyramid.num_classes,
                 Z_LAST=pyramid.z_last,
                 D_LAST=pyramid.d_last,
                 SOFT=soft_prior,

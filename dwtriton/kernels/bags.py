@@ -39,10 +39,10 @@ def image_of_rows(rows, offsets, batch):
 
 
 @triton.jit
-def load_class(labels, iscrowd, rows, mask, NUM_CLASSES: tl.constexpr):
-    """-1 for regions to ignore, NUM_CLASSES for a label out of range, else the label."""
+def load_class(labels, iscrowd, rows, mask, num_classes):
+    """-1 for regions to ignore, num_classes for a label out of range, else the label."""
     label = tl.load(labels + rows, mask=mask, other=0)
-    label = tl.where((label >= 0) & (label < NUM_CLASSES), label, NUM_CLASSES).to(tl.int32)
+    label = tl.where((label >= 0) & (label < num_classes), label, num_classes).to(tl.int32)
     return tl.where(tl.load(iscrowd + rows, mask=mask, other=0) != 0, -1, label)
 
 
@@ -55,7 +55,7 @@ def divide(cell, width):
     return quotient - less + more, rest + (less - more) * width
 
 
-@triton.jit(do_not_specialize=["batch", "capacity"])
+@triton.jit(do_not_specialize=["batch", "capacity", "num_classes"])
 def bags_kernel(
     z_levels,
     d_levels,
@@ -71,7 +71,7 @@ def bags_kernel(
     extremes,
     batch,
     capacity,
-    NUM_CLASSES: tl.constexpr,
+    num_classes,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SOFT: tl.constexpr,
@@ -86,13 +86,13 @@ def bags_kernel(
     boxes: [N, 4] float32. labels: [N] int64. iscrowd: [N] uint8. offsets: [B + 1] int32.
     bags: out, [N, S, SUMS] float64, denominator of the positive weights, and both positive losses times it.
     extremes: out, [N, S, 2] float32, least and greatest deficit. Rows that are no ground truth are left, in both.
-    batch: B. capacity: N. BLOCK: points taken at a time.
+    batch: B. capacity: N. num_classes: C. BLOCK: points taken at a time.
     """
     row = tl.program_id(0)
     only = tl.arange(0, 1)
     image = tl.sum(image_of_rows(row + only, offsets, batch))
-    label = load_class(labels, iscrowd, row, row < capacity, NUM_CLASSES)
-    if (image < batch) & (label >= 0) & (label < NUM_CLASSES):
+    label = load_class(labels, iscrowd, row, row < capacity, num_classes)
+    if (image < batch) & (label >= 0) & (label < num_classes):
         box = boxes + 4 * row.to(tl.int64)
         x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
         lefts, tops, widths_of, ends = (), (), (), ()
@@ -139,9 +139,9 @@ def bags_kernel(
                 area = tl.cast(pick(heights, level), tl.int32) * width
                 point = cell_row * width + column
                 before = image.to(tl.int64) * area
-                z_points = pick_memory(z_levels, level) + before * NUM_CLASSES
+                z_points = pick_memory(z_levels, level) + before * num_classes
                 d_points = pick_memory(d_levels, level) + before * 4 + place(point, 0, area, 4, D_LAST)
-                z = tl.load(z_points + place(point, label, area, NUM_CLASSES, Z_LAST), mask=inside, other=0.0)
+                z = tl.load(z_points + place(point, label, area, num_classes, Z_LAST), mask=inside, other=0.0)
                 u = tl.load(pick_memory(u_levels, level) + before + point, mask=inside, other=0.0)
                 distances = load_distances(d_points, place(0, 1, area, 4, D_LAST), inside)
                 x, y = (column + 0.5) * stride, (cell_row + 0.5) * stride
@@ -200,7 +200,7 @@ def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfi
             extremes,
             pyramid.batch,
             rows,
-            NUM_CLASSES=pyramid.num_classes,
+            pyramid.num_classes,
             Z_LAST=pyramid.z_last,
             D_LAST=pyramid.d_last,
             SOFT=soft_prior,

@@ -50,7 +50,7 @@ def wrong_offsets(offsets, batch, capacity):
     return wrong
 
 
-@triton.jit(do_not_specialize=["batch", "capacity"])
+@triton.jit(do_not_specialize=["batch", "capacity", "num_classes"])
 def boxes_kernel(
     boxes,
     labels,
@@ -63,7 +63,7 @@ def boxes_kernel(
     sums,
     batch,
     capacity,
-    NUM_CLASSES: tl.constexpr,
+    num_classes,
     WEIGHTED: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -76,7 +76,7 @@ def boxes_kernel(
     offsets: [B + 1] int32. bags: [N, S, SUMS] float64 and extremes: [N, S, 2] float32, see `bags_kernel`.
     table: out, [FIELDS * N] float32, corners [4, N], then [N, DETAILS]; rows of padding are left.
     sums: out, [programs, BOX_SUMS] float64.
-    batch: B. capacity: N. SPLITS: S.
+    batch: B. capacity: N. num_classes: C. SPLITS: S.
     """
     wrong_numbers = batch * 0
     if tl.program_id(0) == 0:
@@ -85,13 +85,13 @@ def boxes_kernel(
     image = image_of_rows(rows, offsets, batch)
     used = (rows < capacity) & (image < batch)
     first, last = image_rows(offsets, tl.minimum(image, batch - 1), capacity)
-    label = load_class(labels, iscrowd, rows, used, NUM_CLASSES)
+    label = load_class(labels, iscrowd, rows, used, num_classes)
     position = first
     start = tl.min(tl.where(used, first, capacity))
     end = tl.max(tl.where(used, last, 0))
     while start < end:
         others = start + tl.arange(0, COMPARED)
-        other_label = load_class(labels, iscrowd, others, others < end, NUM_CLASSES)[None, :]
+        other_label = load_class(labels, iscrowd, others, others < end, num_classes)[None, :]
         others = others[None, :]
         same_image = (others >= first[:, None]) & (others < last[:, None])
         earlier = (other_label < label[:, None]) | ((other_label == label[:, None]) & (others < rows[:, None]))
@@ -106,7 +106,7 @@ def boxes_kernel(
     weight = tl.full((BLOCK,), 1.0, tl.float32)
     if WEIGHTED:
         weight = tl.load(weights + rows, mask=used, other=1.0)
-    truth = used & (label >= 0) & (label < NUM_CLASSES)
+    truth = used & (label >= 0) & (label < num_classes)
     mass = tl.zeros((BLOCK,), tl.float64)
     cls_loss = tl.zeros((BLOCK,), tl.float64)
     loc_loss = tl.zeros((BLOCK,), tl.float64)
@@ -134,7 +134,7 @@ def boxes_kernel(
 
     stored = used & (rows >= first) & (rows < last)
     row_of = table + tl.where(stored, position, 0)
-    somewhere = label < NUM_CLASSES  # a box of no class holds no point
+    somewhere = label < num_classes  # a box of no class holds no point
     tl.store(row_of, tl.where(somewhere, x1, float("inf")), mask=stored)
     tl.store(row_of + capacity, y1, mask=stored)
     tl.store(row_of + 2 * capacity, x2, mask=stored)
@@ -151,7 +151,7 @@ def boxes_kernel(
 
     given = tl.load(labels + rows, mask=used, other=0)  # that of a region to ignore has to be right, too
     right = (x1 <= x2) & (y1 <= y2) & (x1 > float("-inf")) & (y1 > float("-inf")) & (x2 < float("inf"))
-    right = right & (y2 < float("inf")) & (given >= 0) & (given < NUM_CLASSES)
+    right = right & (y2 < float("inf")) & (given >= 0) & (given < num_classes)
     right = right & (weight >= 0) & (weight < float("inf"))
     wrong = used & ((right == 0) | (stored == 0))  # not stored: it lies between images
     wrong_numbers += tl.sum(wrong.to(tl.int32))
@@ -184,10 +184,11 @@ def box_table(pyramid: Pyramid, boxes: Boxes, bags: Tensor, extremes: Tensor) ->
             sums,
             pyramid.batch,
             rows,
-            NUM_CLASSES=pyramid.num_classes,
+            pyramid.num_classes,
             WEIGHTED=boxes.weights is not None,
             SPLITS=splits,
             BLOCK=ROWS_EACH,
             num_warps=4,
+            maxnreg=128,
         )
     return table, sums

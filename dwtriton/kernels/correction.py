@@ -35,7 +35,7 @@ MOST_PROGRAMS = 1 if INTERPRETED else 132 * 16
 MAX_REGISTERS = {NEAR: 128, BLOCK: 144}  # of a thread, by the boxes of a tile
 
 
-@triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity"])
+@triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity", "num_classes"])
 def correction_kernel(
     z_levels,
     d_levels,
@@ -56,7 +56,7 @@ def correction_kernel(
     squares,
     all_squares,
     capacity,
-    NUM_CLASSES: tl.constexpr,
+    num_classes,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SPANS: tl.constexpr,
@@ -78,7 +78,7 @@ def correction_kernel(
     counts, near, around, lists, lengths: see `Touching`.
     sums: out, [programs, 2] float64, what the negative loss changes by, and the sum of 1 - N.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
-    capacity: N. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.
+    capacity: N. num_classes: C. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.
     """
     CLASSES: tl.constexpr = 32 // ROWS if ROWS < 32 else 1  # taken at a time at points to ignore
     change = tl.zeros((ROWS,), tl.float64)
@@ -99,7 +99,7 @@ def correction_kernel(
                 area, before, distances, u = load_points(
                     d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
                 )
-                z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+                z_offset = before * num_classes + place(point, 0, area, num_classes, Z_LAST)
                 z_points = pick_memory(z_levels, level) + z_offset
                 lift = negatives.lift(u)[0]
                 su, not_u = formulas.sigmoids(u)
@@ -129,8 +129,8 @@ def correction_kernel(
                     old_counted = carried(label, open_label, open_counted, 1.0)
                     changed = decides & (ignored == 0)[:, None] & ((neg != old_neg) | (counted != old_counted))
                     if any_of(changed):
-                        channel = tl.minimum(tl.maximum(label, 0), NUM_CLASSES - 1)[None, :]
-                        z_places = place(0, channel, area[:, None], NUM_CLASSES, Z_LAST)
+                        channel = tl.minimum(tl.maximum(label, 0), num_classes - 1)[None, :]
+                        z_places = place(0, channel, area[:, None], num_classes, Z_LAST)
                         z = load_tile(z_points[:, None] + z_places, changed)
                         loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
                         more, less = neg.to(tl.float64) - old_neg, old_counted.to(tl.float64) - counted
@@ -150,10 +150,10 @@ def correction_kernel(
                             number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS
                         )
                 if any_of(ignored):
-                    for first_class in range(0, NUM_CLASSES, CLASSES):
+                    for first_class in range(0, num_classes, CLASSES):
                         classes = first_class + tl.arange(0, CLASSES)[None, :]
-                        z_places = place(0, classes, area[:, None], NUM_CLASSES, Z_LAST)
-                        mask = ignored[:, None] & (classes < NUM_CLASSES)
+                        z_places = place(0, classes, area[:, None], num_classes, Z_LAST)
+                        mask = ignored[:, None] & (classes < num_classes)
                         z = load_tile(z_points[:, None] + z_places, mask)
                         loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
                         change -= tl.sum(tl.where(mask, loss, 0.0).to(tl.float64), 1)
@@ -167,8 +167,8 @@ def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> lis
 
     A program is a warp, and a thread has one pair of a tile.
     """
-    constants = {"NUM_CLASSES": pyramid.num_classes, "Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last}
-    constants |= {"SPANS": squares.spans, "LANES": squares.lanes, "GROUP": GROUP, "AROUND": AROUND}
+    constants = {"Z_LAST": pyramid.z_last, "D_LAST": pyramid.d_last, "SPANS": squares.spans}
+    constants |= {"LANES": squares.lanes, "GROUP": GROUP, "AROUND": AROUND}
     launches = []
     for slots in (NEAR, BLOCK):
         rows = squares.lanes if INTERPRETED else min(32 // slots, squares.lanes)
@@ -199,6 +199,7 @@ def correct(pyramid: Pyramid, offsets: Tensor, table: Tensor, squares: Squares, 
             *squares.numbers,
             len(touching.counts),
             len(table) // FIELDS,
+            pyramid.num_classes,
             **options,
         )
         first += programs

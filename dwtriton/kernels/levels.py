@@ -23,10 +23,10 @@ def pick_memory(pointers, levels):
 
 
 @triton.jit
-def place(point, channel, area, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+def place(point, channel, area, channels, CHANNELS_LAST: tl.constexpr):
     """Where an image's level of `area` points has a channel of a point."""
     if CHANNELS_LAST:
-        return point * CHANNELS + channel
+        return point * channels + channel
     else:
         return channel * area + point
 

@@ -35,7 +35,7 @@ from dwtriton.kernels.tiles import (
 from dwtriton.kernels.touching import Touching
 from dwtriton.kernels.walk import first_block, following_block, listed_square
 
-SIZES = ["columns", "squares", "all_squares", "batch", "capacity"]
+SIZES = ["columns", "squares", "all_squares", "batch", "capacity", "num_classes"]
 CANCELLED = tl.constexpr(1 / 128)  # of a sum in float32, below which its rounding shows
 SINGLE_NUMBERS = ["poison", "norms", "grad_pos", "grad_loc", "grad_neg"]
 
@@ -70,7 +70,7 @@ def pairs_backward_kernel(
     all_squares,
     batch,
     capacity,
-    NUM_CLASSES: tl.constexpr,
+    num_classes,
     Z_LAST: tl.constexpr,
     D_LAST: tl.constexpr,
     SOFT: tl.constexpr,
@@ -95,7 +95,7 @@ def pairs_backward_kernel(
     the three losses. grad_u: [points of all levels and images] float32, from the dense pass.
     grad_z_levels, grad_d_levels, grad_u_levels: out, laid out as the inputs; what the dense pass wrote is replaced.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
-    batch: B. capacity: N. SOFT: the centre prior is not thresholded. SPANS, LANES: see `Squares`.
+    batch: B. capacity: N. num_classes: C. SOFT: the centre prior is not thresholded. SPANS, LANES: see `Squares`.
     ROWS: points taken at a time. SLOTS: of a block.
     """
     CLASSES: tl.constexpr = 32 // ROWS if ROWS < 32 else 1  # taken at a time at points to ignore
@@ -119,7 +119,7 @@ def pairs_backward_kernel(
                     d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
                 )
                 stride = pick(strides, level)
-                z_offset = before * NUM_CLASSES + place(point, 0, area, NUM_CLASSES, Z_LAST)
+                z_offset = before * num_classes + place(point, 0, area, num_classes, Z_LAST)
                 z_points = pick_memory(z_levels, level) + z_offset
                 grad_z_points = pick_memory(grad_z_levels, level) + z_offset
                 su, not_u = formulas.sigmoids(u)
@@ -148,19 +148,19 @@ def pairs_backward_kernel(
                     regions = bits_where(label < 0, SLOTS)
                     in_region = (held_by & regions) != 0
                     if any_of(in_region & (ignored == 0)):
-                        for first_class in range(0, NUM_CLASSES, CLASSES):
+                        for first_class in range(0, num_classes, CLASSES):
                             classes = first_class + tl.arange(0, CLASSES)[None, :]
-                            z_places = place(0, classes, area[:, None], NUM_CLASSES, Z_LAST)
+                            z_places = place(0, classes, area[:, None], num_classes, Z_LAST)
                             zeros = tl.zeros((ROWS, CLASSES), tl.float32) + 0 * neg_factor
-                            mask = in_region[:, None] & (classes < NUM_CLASSES)
+                            mask = in_region[:, None] & (classes < num_classes)
                             store_tile(grad_z_points[:, None] + z_places, zeros, mask)
                         tl.debug_barrier()  # some of them are written again below
                     ignored |= in_region
                     held_by &= ~regions
                     held = inside & (label >= 0)[None, :]
                     decides = held & ((held_by[:, None] & later_of_class(label, SLOTS)[None, :]) == 0)
-                    channel = tl.minimum(tl.maximum(label, 0), NUM_CLASSES - 1)[None, :]
-                    z_places = place(0, channel, area[:, None], NUM_CLASSES, Z_LAST)
+                    channel = tl.minimum(tl.maximum(label, 0), num_classes - 1)[None, :]
+                    z_places = place(0, channel, area[:, None], num_classes, Z_LAST)
                     z = load_tile(z_points[:, None] + z_places, held)
                     sides = sides_of(x[:, None], y[:, None], corners)
                     iou, iou_loss, reg_loss = formulas.overlap(distances, sides)
@@ -211,8 +211,8 @@ def pairs_backward_kernel(
                 # Where little is left of the dense sum, its rounding shows: its terms are added up again
                 cancelled = changed & (ignored == 0) & (tl.abs(of_neg - of_pos) < CANCELLED * tl.abs(dense))
                 if any_of(cancelled):
-                    for channel in range(NUM_CLASSES):
-                        z_place = place(0, channel, area, NUM_CLASSES, Z_LAST)
+                    for channel in range(num_classes):
+                        z_place = place(0, channel, area, num_classes, Z_LAST)
                         z = tl.load(z_points + z_place, mask=cancelled, other=0.0).to(tl.float32)
                         _, neg_u = negatives.gradients(z[:, None], u[:, None], lift, log2_su, lifted_not_u, neg_factor)
                         change += tl.sum(neg_u, 1).to(tl.float64)
@@ -272,6 +272,7 @@ def pairs_backward(
             len(touching.counts),
             pyramid.batch,
             len(table) // FIELDS,
+            pyramid.num_classes,
             SOFT=soft_prior,
             **options,
         )

@@ -37,10 +37,11 @@ class Setting(NamedTuple):
     size: tuple[int, int]  # height and width of the padded images
     batch: int
     boxes: int  # an image, at least 1
+    strides: tuple[int, ...] = STRIDES  # of the levels
 
     def level_sizes(self) -> list[tuple[int, int]]:
         height, width = self.size
-        return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+        return [(-(-height // stride), -(-width // stride)) for stride in self.strides]
 
     def key(self) -> Key:
         return Key(self.dtype, self.layout, self.classes, sum(height * width for height, width in self.level_sizes()))
@@ -76,7 +77,7 @@ def make_case(setting: Setting, device: torch.device | str) -> Case:
         return level.to(device, setting.dtype, memory_format=LAYOUTS[setting.layout])
 
     outputs = HeadOutputs([], [], [])
-    for size, stride in zip(setting.level_sizes(), STRIDES):
+    for size, stride in zip(setting.level_sizes(), setting.strides):
         shape = (setting.batch, setting.classes, *size)
         outputs.cls_logits.append(place(torch.randn(shape, generator=generator) + START_OF_TRAINING))
         outputs.objectness.append(place(torch.randn(setting.batch, 1, *size, generator=generator)))

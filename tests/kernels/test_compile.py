@@ -40,6 +40,7 @@ MOST_REGISTERS = {**dict.fromkeys(DENSE, 64), **dict.fromkeys(PAIRS, 128)}  # on
 MOST_INSTRUCTIONS = {"dense_forward": 21, "dense_backward": 26}  # an entry, for 80 classes in bfloat16 on sm_90
 CLASSES = [1, 3, 20, 60, 80, 365, 1203]
 LAYOUTS = ["channels_last", "contiguous"]
+LEVELS = [(8,), (8, 16, 32), (4, 8, 16, 32, 64, 128, 256)]  # strides, besides the usual five
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +124,16 @@ def test_other_kernels_are_sound_for_one_class_and_the_other_layout(pool):
     check(compile_all([default_job("cuda:90", "float16", "contiguous", 1)], pool))
 
 
+def test_kernels_are_sound_for_seven_levels(pool):
+    check(compile_all([default_job("cuda:90", "bfloat16", strides=LEVELS[-1])], pool))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_kernels_are_sound_for_every_target_and_input(target, dtype, pool):
-    check(compile_all([default_job(target, dtype, *each) for each in product(LAYOUTS, CLASSES)], pool))
+    inputs = [*product(LAYOUTS, CLASSES), *product(LAYOUTS, [80], LEVELS)]
+    check(compile_all([default_job(target, dtype, *each) for each in inputs], pool))
 
 
 @pytest.mark.slow

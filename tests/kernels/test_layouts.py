@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.generated_cases import LIMITS, assert_losses, examples, no_iou_near_half
-from tests.support.kernel_cases import EXAMPLES, REORDERED, kernel_cases, on_kernels
+from tests.support.kernel_cases import PAIRS_OF_RUNS, REORDERED, kernel_cases, on_kernels
 from tests.support.loss_cases import LAYOUTS, LOSSES, assert_gradients, join, random_case, run_loss, truth_gradients
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
@@ -34,7 +34,7 @@ def assert_rounded_once(grad, wide, level) -> None:
     assert (grad <= (wide + slack).to(grad.dtype)).all()
 
 
-@examples(EXAMPLES)
+@examples(PAIRS_OF_RUNS)
 @given(st.data(), kernel_cases(counts=(0, 1, 1, 2)), st.sampled_from(WEIGHTS))
 def test_dtypes_and_layouts_change_nothing_but_the_rounding_of_gradients(data, case, factors):
     """One dtype and layout for each kind of input, or another for each of its levels."""

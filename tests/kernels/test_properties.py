@@ -16,7 +16,7 @@ from tests.support.generated_cases import (
     examples,
     on_thresholds,
 )
-from tests.support.kernel_cases import DEVICE, EXAMPLES, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
+from tests.support.kernel_cases import DEVICE, EXAMPLES, PAIRS_OF_RUNS, SMALL_PYRAMIDS, kernel_cases, on_kernels, using
 from tests.support.loss_cases import Case, random_case, sums_and_gradients
 
 pytestmark = pytest.mark.usefixtures("device", "poisoned_memory")
@@ -67,7 +67,7 @@ def with_images(case: Case, chosen: list[int]) -> Case:
     return replace(case, **arrays, **{name: parts and [parts[i] for i in chosen] for name, parts in lists.items()})
 
 
-@examples(EXAMPLES)
+@examples(PAIRS_OF_RUNS)
 @given(st.data(), kernel_cases(**FEW_BOXES), st.integers(0, 2**32 - 1), st.integers(0, 5))
 def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(data, case, seed, padding):
     """Before the normalisers."""
@@ -92,7 +92,7 @@ def test_an_images_gradients_have_the_same_bits_whatever_else_is_in_the_batch(da
         assert np.array_equal(one[0], whole[place])
 
 
-@examples(EXAMPLES)
+@examples(PAIRS_OF_RUNS)
 @given(st.data(), kernel_cases(**FEW_BOXES))
 def test_changing_one_box_changes_only_what_it_may(data, case):
     """Before the normalisers: gradients at points that it never held, of other classes, and of other images stay."""
