@@ -36,9 +36,7 @@ def pyramid_points(
     return torch.cat(levels)
 
 
-def inside_rectangles(
-    boxes: Tensor, height: int | Tensor, width: int | Tensor, stride: float | Tensor
-) -> Tensor:
+def inside_rectangles(boxes: Tensor, height: int | Tensor, width: int | Tensor, stride: float | Tensor) -> Tensor:
     """Return the cells of a level whose centre lies strictly inside each box (docs/method.md#candidate-bag).
 
     `boxes` is (4, N) finite xyxy in pixels. The result is (4, N) int64: begin column, begin row, end column, end row;

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dwtriton.reference import formulas
-from dwtriton.reference.devices import on_cpu
+from dwtriton.reference import devices, formulas
 
-ENTRIES_ON_CPU, ENTRIES_ON_GPU = 2**17, 2**22  # class logits in a block: about 4 and 140 MB of temporary tensors
+ENTRIES_ON_CPU, ENTRIES_ON_GPU = 2**17, 2**23  # class logits in a block: about 5 and 350 MB of temporary tensors
 
 
 def negative_loss(cls_logits: Sequence[Tensor], objectness: Sequence[Tensor], neg: Sequence[Tensor]) -> Tensor:
-    """Return the sum of `neg s^2 (-ln(1 - s))` over all levels, a 0-d float64; each argument is a list over the levels."""
+    """Return the sum of `neg s^2 (-ln(1 - s))`, 0-d float64. Each argument is a list over the levels."""
     total = torch.zeros((), dtype=torch.float64, device=neg[0].device)
     for level in zip(cls_logits, objectness, neg):
         for block in _blocks(level[0]):
@@ -51,7 +50,7 @@ def logit_gradients(
 def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Yield indices that cut [B, C, H, W] logits into blocks: several images, or some rows of one."""
     batch, classes, height, width = z.shape
-    entries = ENTRIES_ON_CPU if on_cpu(z) else ENTRIES_ON_GPU
+    entries = ENTRIES_ON_CPU if devices.on_cpu(z) else ENTRIES_ON_GPU
     rows = min(height, max(1, entries // (classes * width)))
     images = max(1, entries // (classes * width * height))
     for begin in range(0, batch, images):

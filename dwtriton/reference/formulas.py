@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from dwtriton.reference.devices import on_cpu
+from dwtriton.reference import devices
 
 # Deviation of the centre prior in strides: the float32 value of 1.11, as released checkpoints hold it
 SIGMA = 1.1100000143051147
@@ -186,4 +186,4 @@ def _all_low(score: Tensor) -> bool:
 
     False on a GPU, where the answer would cost more than it saves.
     """
-    return on_cpu(score) and bool(score.amax() < 0.5)
+    return devices.on_cpu(score) and bool(score.amax() < 0.5)

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
-from dwtriton.reference import dense, formulas
+from dwtriton.reference import dense, devices, formulas
 from dwtriton.reference.autograd import register_gradients
-from dwtriton.reference.devices import add_at
 from dwtriton.reference.pairs import Boxes, Pyramid, level_views, pair_terms, pairs_inside, read_boxes, read_pyramid
 
-FIRST_OWNER = 2  # above any N: owners are counted from here
+FIRST_OWNER = 2  # above any N: owners are counted from here, exactly in float32 up to 2^24
 
 
 def dual_weight_sums(
@@ -65,16 +64,16 @@ def forward_pass(
     pyramid = read_pyramid(outputs, strides, boxes)
     ignored = _ignored_points(pyramid)
     bags, owner = _collect(pyramid, soft_prior)
-    weights, positive, n_neg = _weigh(pyramid, boxes, bags, owner, ignored, soft_prior, needs_grad)
+    weights, (cls_pos, loc, n_neg) = _weigh(pyramid, boxes, bags, owner, ignored, soft_prior, needs_grad)
     neg = level_views(weights.neg, pyramid.z)
     if ignored is not None:
         for level, points in zip(neg, _point_levels(ignored, outputs.objectness)):
             level.masked_fill_(points, 0)
-    negative = dense.negative_loss(pyramid.z, outputs.objectness, neg)
+    cls_neg = dense.negative_loss(pyramid.z, outputs.objectness, neg)
 
     nan_if_invalid = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
     n_pos = (boxes.weights * boxes.is_truth).sum(dtype=torch.float64)
-    sums = torch.stack((*positive, negative)) * nan_if_invalid
+    sums = torch.stack((cls_pos, loc, cls_neg)) * nan_if_invalid
     saved = [nan_if_invalid, *weights] if needs_grad else [nan_if_invalid]
     return sums.to(dtype), torch.stack((n_pos, n_pos, n_neg)).to(dtype), saved
 
@@ -211,35 +210,37 @@ def _weigh(
     ignored: Tensor | None,
     soft_prior: bool,
     needs_grad: bool,
-) -> tuple[_Weights, Tensor, Tensor]:
+) -> tuple[_Weights, Tensor]:
     """Visit all pairs again, to weigh them.
 
-    Returns the weights, where N does not know of ignored points yet and takes the place of `owner`, the sums of both
-    positive losses [2], and N_neg.
+    Returns the weights, where N does not know of ignored points yet and takes the place of `owner`; and the sums of
+    both positive losses, and N_neg, [3] float64.
     """
     neg = owner
     pos = torch.zeros_like(neg if needs_grad else neg[:0])
     loc_slope = torch.zeros_like(pyramid.d if needs_grad else pyramid.d[:0])
     box_weights = boxes.weights.repeat(len(pyramid.z))
-    positive, n_neg = torch.zeros(3, dtype=torch.float64, device=neg.device).split([2, 1])
+    sums = torch.zeros(3, dtype=torch.float64, device=neg.device)
     for pairs in pairs_inside(pyramid, pyramid.truth):
         terms = pair_terms(pyramid, pairs, soft_prior)
         denominator, deficit_min, deficit_max, box_weight = (
             values.index_select(0, pairs.rectangle) for values in (*bags, box_weights)
         )
         weight = formulas.positive_weight(terms.t, terms.prior, denominator) * box_weight
-        factor = formulas.POSITIVE_FACTOR * formulas.BETA * weight
-        cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
-        positive[0] += formulas.POSITIVE_FACTOR * (weight * cls_loss).sum(dtype=torch.float64)
-        positive[1] += (factor * terms.overlap.reg_loss).sum(dtype=torch.float64)
+        loc_weight = formulas.BETA * weight
         if needs_grad:
-            add_at(pos, pairs.entry, weight)
-            add_at(loc_slope, pairs.point, formulas.reg_loss_gradient(terms.distances, terms.sides) * factor)
+            slope = formulas.reg_loss_gradient(terms.distances, terms.sides) * (formulas.POSITIVE_FACTOR * loc_weight)
+            devices.add_at(pos, pairs.entry, weight)
+            devices.add_at(loc_slope, pairs.point, slope)
 
         has_weight = box_weight > 0
         p_neg = formulas.p_neg(terms.overlap, deficit_min, deficit_max)
         decides = neg.index_select(0, pairs.entry) == pairs.rectangle + FIRST_OWNER
         neg.scatter_reduce_(0, pairs.entry, torch.where(decides, p_neg * has_weight, torch.inf), "amin")
+
+        cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
         counts = decides & has_weight if ignored is None else decides & has_weight & ~ignored[pairs.point]
-        n_neg += ((1 - p_neg) * counts).sum(dtype=torch.float64)
-    return _Weights(pos, neg, loc_slope), positive, n_neg[0]
+        parts = weight * cls_loss, loc_weight * terms.overlap.reg_loss, (1 - p_neg) * counts
+        sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+    sums[:2] *= formulas.POSITIVE_FACTOR
+    return _Weights(pos, neg, loc_slope), sums

@@ -1,7 +1,7 @@
 """All pairs of a box and a point strictly inside it, enumerated: no [points x boxes] tensor exists.
 
-The points inside a box are a rectangle of grid cells on each level. Pairs come in chunks, level by level, and on a level
-box by box. Classification logits are read in place.
+The points inside a box are a rectangle of grid cells on each level. Pairs come in chunks, level by level, and on a
+level box by box. Classification logits are read in place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,7 @@ from torch import Tensor
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import inside_rectangles
 from dwtriton.core.targets import PackedTargets
-from dwtriton.reference import formulas
-from dwtriton.reference.devices import on_cpu
+from dwtriton.reference import devices, formulas
 
 PAIRS_ON_CPU, PAIRS_ON_GPU = 2**16, 2**20  # in a chunk: about 10 and 160 MB of temporary tensors
 
@@ -113,7 +112,7 @@ def read_boxes(targets: PackedTargets, num_classes: int, dtype: torch.dtype) -> 
 
 
 def read_pyramid(outputs: HeadOutputs, strides: Sequence[float], boxes: Boxes) -> Pyramid:
-    """Return the head's outputs and the cells of each level inside each box. The host waits for the numbers of pairs."""
+    """Return the head's outputs and the cells of each level inside each box; the host waits for their numbers."""
     dtype, device = boxes.corners.dtype, boxes.corners.device
     z = [level if level.stride() == _packed(level) else level.clone() for level in outputs.cls_logits]
     begins = zip(_begins(outputs.objectness), _begins(z))
@@ -148,21 +147,27 @@ def pairs_inside(pyramid: Pyramid, counts: PairCounts) -> Iterator[Pairs]:
     """Yield all pairs of `pyramid.truth` or `pyramid.crowd` in chunks. A rectangle may be split between chunks."""
     inside = counts.inside.flatten()
     ends = inside.cumsum(0)
+    begins = ends - inside
     borders = list(accumulate(counts.totals, initial=0))  # between levels
-    chunk = PAIRS_ON_CPU if on_cpu(ends) else PAIRS_ON_GPU
+    chunk = PAIRS_ON_CPU if devices.on_cpu(ends) else PAIRS_ON_GPU
     for begin in range(0, borders[-1], chunk):
         end = min(begin + chunk, borders[-1])
-        lengths = ends.clamp(begin, end) - (ends - inside).clamp(begin, end)
-        index = torch.repeat_interleave(lengths, output_size=end - begin)
-        here = Rectangles(*(part.index_select(0, index) for part in pyramid.rectangles))
-        cell = torch.arange(begin, end, device=index.device) - (ends - inside).index_select(0, index)  # row by row
-        row = cell.div(here.width, rounding_mode="floor")
-        column = cell - row * here.width + here.left
-        row += here.top
-        point = here.first_point + row * here.points_a_row + column
-        entry = here.first_entry + row * here.entries_a_row + column * here.entries_a_column
-        inner = [min(max(border, begin), end) - begin for border in borders]
-        yield Pairs(index, column, row, point, entry, lengths, [slice(*part) for part in pairwise(inner)])
+        lengths = ends.clamp(begin, end) - begins.clamp(begin, end)
+        levels = [slice(*part) for part in pairwise(min(max(border, begin), end) - begin for border in borders)]
+        yield _chunk(pyramid.rectangles, begins - begin, lengths, levels)
+
+
+def _chunk(rectangles: Rectangles, begins: Tensor, lengths: Tensor, levels: list[slice]) -> Pairs:
+    """Return `Pairs`; `begins` [S]: the number of the first pair of each rectangle, negative if in an earlier chunk."""
+    index = torch.repeat_interleave(lengths, output_size=levels[-1].stop)
+    here = Rectangles(*(part.index_select(0, index) for part in rectangles))
+    cell = torch.arange(len(index), device=index.device) - begins.index_select(0, index)  # row by row
+    row = cell.div(here.width, rounding_mode="floor")
+    column = cell - row * here.width + here.left
+    row += here.top
+    point = here.first_point + row * here.points_a_row + column
+    entry = here.first_entry + row * here.entries_a_row + column * here.entries_a_column
+    return Pairs(index, column, row, point, entry, lengths, levels)
 
 
 def pair_terms(pyramid: Pyramid, pairs: Pairs, soft_prior: bool) -> PairTerms:
