@@ -14,7 +14,7 @@ from dwtriton.kernels.correction import correct
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
 from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.launch import INTERPRETED, Beside
+from dwtriton.kernels.launch import INTERPRETED, Beside, Levels
 from dwtriton.kernels.pairs import pairs_backward
 from dwtriton.kernels.squares import squares_of
 from dwtriton.kernels.touching import empty_touching, find_touching
@@ -65,7 +65,7 @@ def backward_pass(
     """
     dtype = torch.float32 if INTERPRETED else None
     kinds = (pyramid.z, pyramid.d, pyramid.u)
-    grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
+    grads = [Levels([torch.empty_like(level, dtype=dtype) for level in kind]) for kind in kinds]
     squares = squares_of(pyramid)
     touching = empty_touching(pyramid, squares, table.device)
     with Beside(table) as other:
