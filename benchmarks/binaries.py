@@ -132,9 +132,9 @@ def launch_all(setting: Setting, configs: KernelConfigs) -> None:
     """Launch every kernel."""
     case = make_case(setting, "cpu")
     pyramid, boxes = read_pyramid(case.outputs, setting.strides), read_boxes(case.targets)
-    *_, poison, table = forward_pass(pyramid, boxes, True, configs)
+    *_, poison, table, touching = forward_pass(pyramid, boxes, True, configs)
     ones = torch.ones(3)
-    backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
+    backward_pass(pyramid, boxes.offsets, table, touching, poison, ones, ones.unbind(), True, configs)
     with mock.patch.object(ops, "lookup", return_value=configs):
         dual_weights(case.outputs, case.targets, setting.strides, True)
 

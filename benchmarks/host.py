@@ -40,7 +40,7 @@ class _Kept(dict):
         self.launches += 1
 
 
-def _on_gpu(_tensor: torch.Tensor) -> bool:
+def _on_gpu(_device: torch.device) -> bool:
     return True
 
 

@@ -36,11 +36,12 @@ def pyramid_points(
     return torch.cat(levels)
 
 
-def inside_rectangles(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
+def inside_rectangles(boxes: Tensor, height: int | Tensor, width: int | Tensor, stride: float | Tensor) -> Tensor:
     """Return the cells of a level whose centre lies strictly inside each box (docs/method.md#candidate-bag).
 
     `boxes` is (4, N) finite xyxy in pixels. The result is (4, N) int64: begin column, begin row, end column, end row;
-    ends are exclusive. A box without a point has an empty range in at least one direction.
+    ends are exclusive. A box without a point has an empty range in at least one direction. Height and width in cells
+    and stride may be (L, 1), for all levels at once; the result is then (4, L, N).
     """
     x1, y1, x2, y2 = boxes
     columns = _first(torch.le, x1, width, stride), _first(torch.lt, x2, width, stride)
@@ -48,9 +49,12 @@ def inside_rectangles(boxes: Tensor, height: int, width: int, stride: int) -> Te
     return torch.stack((columns[0], rows[0], torch.maximum(*columns), torch.maximum(*rows)))
 
 
-def _first(before: Callable[[Tensor, Tensor], Tensor], edge: Tensor, count: int, stride: int) -> Tensor:
+def _first(
+    before: Callable[[Tensor, Tensor], Tensor], edge: Tensor, count: int | Tensor, stride: float | Tensor
+) -> Tensor:
     """Return the first of `count` cells in a line whose centre is not `before` the edge (`count` if none), int64."""
-    cell = (edge / stride - 0.5).floor().clamp(-2, count)
+    cell = (edge / stride - 0.5).floor().clamp(min=-2)
     for _ in range(2):  # by division it is at most two too low; only the comparison itself decides
         cell = cell + before((cell + 0.5) * stride, edge)
-    return cell.clamp(0, count).long()
+    cell = cell.clamp(min=0)
+    return torch.where(cell < count, cell, count).long()

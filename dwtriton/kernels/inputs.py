@@ -1,7 +1,9 @@
 """The head's outputs and the ground truth as kernels take them: every level where it lies, all memory dense."""
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -9,17 +11,19 @@ from torch import Tensor
 
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
+from dwtriton.kernels.launch import Levels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_POINTS = 2**29  # of a batch on all levels: each has four distances
 
 
-class Pyramid(NamedTuple):
+@dataclass(frozen=True)
+class Pyramid:
     """Levels from the finest to the coarsest. Each kind has one dtype and one layout, channels_last or contiguous."""
 
-    z: tuple[Tensor, ...]  # class logits, [B, C, H, W]
-    d: tuple[Tensor, ...]  # distances, [B, 4, H, W]
-    u: tuple[Tensor, ...]  # objectness logits, [B, 1, H, W]
+    z: Levels  # class logits, [B, C, H, W]
+    d: Levels  # distances, [B, 4, H, W]
+    u: Levels  # objectness logits, [B, 1, H, W]
     heights: tuple[int, ...]
     widths: tuple[int, ...]
     strides: tuple[float, ...]
@@ -34,27 +38,31 @@ class Pyramid(NamedTuple):
     def num_classes(self) -> int:
         return self.z[0].shape[1]
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Heights and widths as floats: as integers in tuples they would compile the kernels anew."""
         return tuple(map(float, self.heights)), tuple(map(float, self.widths))
 
-    @property
-    def arguments(self) -> tuple[tuple[Tensor, ...] | tuple[float, ...], ...]:
+    @cached_property
+    def arguments(self) -> tuple[Levels | tuple[float, ...], ...]:
         """The first arguments of most kernels: logits, distances, objectness logits, heights, widths and strides."""
         return self.z, self.d, self.u, *self.sizes, self.strides
+
+    @cached_property
+    def areas(self) -> list[int]:
+        """Points of one image on each level."""
+        return list(map(mul, self.heights, self.widths))
 
     @property
     def points(self) -> int:
         """Points of one image."""
-        return sum(height * width for height, width in zip(self.heights, self.widths))
+        return sum(self.areas)
 
     def dense_programs(self, points: int) -> int:
         """Programs of `points` points each: of one level, and of one image unless channels lie last."""
-        areas = [height * width for height, width in zip(self.heights, self.widths)]
         if self.z_last:
-            return sum(-(-self.batch * area // points) for area in areas)
-        return self.batch * sum(-(-area // points) for area in areas)
+            return sum([-(-self.batch * area // points) for area in self.areas])
+        return self.batch * sum([-(-area // points) for area in self.areas])
 
 
 class Boxes(NamedTuple):
@@ -72,11 +80,12 @@ def read_pyramid(outputs: HeadOutputs, strides: Sequence[float]) -> Pyramid:
 
     Raises ValueError for other dtypes than float32, float16 and bfloat16, and for more than the kernels can address.
     """
-    for level in outputs.levels:
-        if level.dtype not in DTYPES:
-            raise ValueError(f'the kernels take float32, float16 and bfloat16; for {level.dtype} use backend="torch"')
+    for dtype in {level.dtype for level in outputs.levels}:
+        if dtype not in DTYPES:
+            raise ValueError(f'the kernels take float32, float16 and bfloat16; for {dtype} use backend="torch"')
     batch, num_classes = outputs.cls_logits[0].shape[:2]
-    points = sum(level.shape[2] * level.shape[3] for level in outputs.cls_logits)
+    heights, widths = zip(*[level.shape[2:] for level in outputs.cls_logits])
+    points = sum(map(mul, heights, widths))
     if points * max(num_classes, 4) >= 2**31 or points >= 2**24:
         raise ValueError(
             f"{points} points with {num_classes} classes in an image are more than the kernels can address"
@@ -84,8 +93,7 @@ def read_pyramid(outputs: HeadOutputs, strides: Sequence[float]) -> Pyramid:
     if batch * points >= MAX_POINTS:
         raise ValueError(f"{batch} images of {points} points are more than the kernels can address")
     (z, z_last), (d, d_last), (u, _) = map(_dense, outputs)
-    heights, widths = zip(*(level.shape[2:] for level in z))
-    return Pyramid(z, d, u, heights, widths, tuple(float(stride) for stride in strides), z_last, d_last)
+    return Pyramid(z, d, u, heights, widths, tuple(map(float, strides)), z_last, d_last)
 
 
 def read_boxes(targets: PackedTargets) -> Boxes:
@@ -104,12 +112,12 @@ def read_boxes(targets: PackedTargets) -> Boxes:
     )
 
 
-def _dense(levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
+def _dense(levels: Sequence[Tensor]) -> tuple[Levels, bool]:
     """The levels of one kind, and whether they are channels_last."""
-    dtype = levels[0].dtype
-    if any(level.dtype != dtype for level in levels):
-        dtype = reduce(torch.promote_types, {level.dtype for level in levels})
+    dtypes = {level.dtype for level in levels}
+    if len(dtypes) > 1:
+        dtype = reduce(torch.promote_types, dtypes)
         levels = [level.to(dtype) for level in levels]
-    if all(level.is_contiguous(memory_format=torch.channels_last) for level in levels):
-        return tuple(levels), True
-    return tuple(level.contiguous() for level in levels), False
+    if all([level.is_contiguous(memory_format=torch.channels_last) for level in levels]):
+        return Levels(levels), True
+    return Levels([level.contiguous() for level in levels]), False

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property, reduce
+from operator import or_
 
 import torch
 import triton
@@ -20,6 +21,19 @@ _kept: dict[tuple, CompiledKernel] = {}
 _now = threading.local()  # its `stream` is where launches go, where it is set; autograd runs in threads of its own
 
 
+class Levels(tuple[Tensor, ...]):
+    """Tensors of one dtype, one for each level, as an argument of many launches: their addresses are asked for once."""
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        return tuple([level.data_ptr() for level in self])
+
+    @cached_property
+    def alignment(self) -> int:
+        """The addresses' bits, of which the lowest that is set says how well all are aligned."""
+        return reduce(or_, self.addresses)
+
+
 def launch(
     kernel: JITFunction,
     grid: tuple[int, ...],
@@ -30,49 +44,54 @@ def launch(
 ) -> None:
     """`kernel[grid](*arguments, **constants)` on the device of the arguments, which is the current one.
 
-    Arguments are tensors, numbers, and tuples of either, one for each level; the dtype of a tuple is that of its first
-    entry, and numbers are not specialised. Kernels are compiled without fusion, for which see `formulas.py`.
+    Arguments are tensors, `Levels`, numbers, and tuples of numbers, one for each level. Numbers are not specialised.
+    Kernels are compiled without fusion, for which see `formulas.py`.
     """
-    tensor = next(
-        part for part in (arg[0] if isinstance(arg, tuple) else arg for arg in arguments) if isinstance(part, Tensor)
-    )
-    if not on_gpu(tensor):
-        kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
-        return
-    addresses, aligned, dtypes = [], 0, []
+    values, kinds, bits = [], [], 0
     for argument in arguments:
-        first = argument[0] if isinstance(argument, tuple) else argument
-        if not isinstance(first, Tensor):
-            addresses.append(argument)
-            dtypes.append(len(argument) if isinstance(argument, tuple) else None)
-            continue
-        dtypes.append(first.dtype)
-        if isinstance(argument, tuple):
-            address = tuple([level.data_ptr() for level in argument])
-            for each in address:
-                aligned |= each
+        if isinstance(argument, Tensor):
+            tensor, value = argument, argument.data_ptr()
+            kinds.append(tensor.dtype)
+            if tensor.ndim:  # kernels do not specialise pointers to single numbers
+                bits |= value
+        elif isinstance(argument, Levels):
+            tensor, value = argument[0], argument.addresses
+            kinds.append(tensor.dtype)
+            bits |= argument.alignment
         else:
-            address = argument.data_ptr()
-            aligned |= 0 if argument.ndim == 0 else address  # kernels do not specialise pointers to single numbers
-        addresses.append(address)
+            value = argument
+            kinds.append(len(argument) if isinstance(argument, tuple) else None)
+        values.append(value)
+    device = tensor.device
+    if not on_gpu(device):
+        _run(kernel, grid, arguments, constants, num_warps, maxnreg)
+        return
     beside = getattr(_now, "stream", None)
-    key = (kernel.fn, tensor.device.index, num_warps, *dtypes, *constants.values())
-    compiled = None if aligned % ALIGNED else _kept.get(key)
+    key = (kernel.fn, device.index, num_warps, *kinds, *constants.values())
+    compiled = None if bits % ALIGNED else _kept.get(key)
     if compiled is None:
         with torch.cuda.stream(beside):  # None: no other than the current one
-            compiled = kernel[grid](*arguments, **constants, **_options(num_warps, maxnreg))
-        if aligned % ALIGNED == 0 and torch.version.hip is None:  # AMD's compiler looks at the size of memory, too
+            compiled = _run(kernel, grid, arguments, constants, num_warps, maxnreg)
+        if bits % ALIGNED == 0 and torch.version.hip is None:  # AMD's compiler looks at the size of memory, too
             _kept[key] = compiled
         return
-    stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) if beside is None else beside.cuda_stream
+    stream = torch._C._cuda_getCurrentRawStream(device.index) if beside is None else beside.cuda_stream
     rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
     sizes = grid + (1,) * (3 - len(grid))
-    compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *addresses, *rest)
+    compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, None, None, None, *values, *rest)
 
 
-def on_gpu(tensor: Tensor) -> bool:
+def _run(
+    kernel: JITFunction, grid: tuple[int, ...], arguments: tuple, constants: dict, num_warps: int, maxnreg: int | None
+) -> CompiledKernel | None:
+    """Launch by Triton's own means, to which `Levels` are tuples; returns the binary, None from the interpreter."""
+    plain = (tuple(argument) if isinstance(argument, Levels) else argument for argument in arguments)
+    return kernel[grid](*plain, **constants, **_options(num_warps, maxnreg))
+
+
+def on_gpu(device: torch.device) -> bool:
     """Whether kernels run as compiled binaries, which take plain addresses."""
-    return tensor.is_cuda and not INTERPRETED
+    return device.type == "cuda" and not INTERPRETED
 
 
 def _options(num_warps: int, maxnreg: int | None) -> dict[str, int | bool]:

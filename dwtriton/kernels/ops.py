@@ -14,10 +14,10 @@ from dwtriton.kernels.correction import correct
 from dwtriton.kernels.dense import dense_backward, dense_forward
 from dwtriton.kernels.finish import finish
 from dwtriton.kernels.inputs import Boxes, Pyramid, read_boxes, read_pyramid
-from dwtriton.kernels.launch import INTERPRETED, Beside
+from dwtriton.kernels.launch import INTERPRETED, Beside, Levels
 from dwtriton.kernels.pairs import pairs_backward
 from dwtriton.kernels.squares import squares_of
-from dwtriton.kernels.touching import empty_touching, find_touching
+from dwtriton.kernels.touching import Touching, empty_touching, find_touching
 from dwtriton.kernels.tuning import lookup
 from dwtriton.reference.autograd import SECOND_DERIVATIVE, register_gradients
 
@@ -31,27 +31,28 @@ def configs_for(pyramid: Pyramid) -> KernelConfigs:
 
 def forward_pass(
     pyramid: Pyramid, boxes: Boxes, soft_prior: bool, configs: KernelConfigs
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `finish` returns, and the table of boxes.
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor, Tensor, Touching]:
+    """What `finish` returns, the table of boxes, and which boxes touch which squares.
 
     The pairs do not wait for the dense pass: on a GPU they run beside it, in a stream of their own.
     """
     squares = squares_of(pyramid)
-    touching = empty_touching(pyramid, squares, boxes.corners.device)
+    touching, totals = empty_touching(pyramid, squares, boxes.corners.device)
     with Beside(boxes.labels) as other:
         with other.launches():
             bags = box_bags(pyramid, boxes, soft_prior, configs.bags)  # kept to the end, as are the others
             table, box_sums = box_table(pyramid, boxes, *bags)
-            find_touching(pyramid, boxes.offsets, table, squares, *touching)
-            pair_sums = correct(pyramid, boxes.offsets, table, squares, touching[0])
+            find_touching(pyramid, boxes.offsets, table, squares, touching, totals)
+            pair_sums = correct(pyramid, boxes.offsets, table, squares, touching)
         dense_sums = dense_forward(pyramid, configs.dense_forward)
-    return *finish(pyramid, dense_sums, pair_sums, box_sums), table
+    return *finish(pyramid, dense_sums, pair_sums, box_sums), table, touching
 
 
 def backward_pass(
     pyramid: Pyramid,
     offsets: Tensor,  # [B + 1]
     table: Tensor,
+    touching: Touching,
     poison: Tensor,
     norms: Tensor,  # [3]
     grad_losses: Sequence[Tensor],  # three, []
@@ -65,14 +66,9 @@ def backward_pass(
     """
     dtype = torch.float32 if INTERPRETED else None
     kinds = (pyramid.z, pyramid.d, pyramid.u)
-    grads = [tuple(torch.empty_like(level, dtype=dtype) for level in kind) for kind in kinds]
-    squares = squares_of(pyramid)
-    touching = empty_touching(pyramid, squares, table.device)
-    with Beside(table) as other:
-        with other.launches():
-            find_touching(pyramid, offsets, table, squares, *touching)
-        dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
-    inputs = (pyramid, offsets, table, squares, touching[0], poison, norms, grad_losses, dense_grad_u, grads)
+    grads = [Levels([torch.empty_like(level, dtype=dtype) for level in kind]) for kind in kinds]
+    dense_grad_u = dense_backward(pyramid, poison, norms, grad_losses[2], grads, configs.dense_backward)
+    inputs = (pyramid, offsets, table, squares_of(pyramid), touching, poison, norms, grad_losses, dense_grad_u, grads)
     pairs_backward(*inputs, soft_prior)
     return [level for kind in grads for level in kind]
 
@@ -86,12 +82,13 @@ class DualWeightFunction(torch.autograd.Function):
         outputs = HeadOutputs(*(tensors[i * levels : (i + 1) * levels] for i in range(3)))
         pyramid, boxes = read_pyramid(outputs, strides), read_boxes(targets)
         with torch.cuda.device_of(boxes.corners):  # Triton launches on the current device
-            sums, counts, normalised, poison, table = forward_pass(pyramid, boxes, soft_prior, configs_for(pyramid))
+            results = forward_pass(pyramid, boxes, soft_prior, configs_for(pyramid))
+        sums, counts, normalised, poison, table, touching = results
         norms, *losses = normalised
         if normalisers is not None:
             norms = normalisers(counts)
             losses = [total / norm for total, norm in zip(sums, norms)]
-        ctx.save_for_backward(boxes.offsets, poison, norms, table, *tensors)
+        ctx.save_for_backward(boxes.offsets, poison, norms, table, *touching, *tensors)
         ctx.strides, ctx.soft_prior, ctx.levels = strides, soft_prior, levels
         ctx.mark_non_differentiable(counts)
         ctx.set_materialize_grads(False)
@@ -104,11 +101,12 @@ class DualWeightFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(SECOND_DERIVATIVE)
         offsets, poison, norms, table, *tensors = ctx.saved_tensors
+        touching, tensors = Touching(*tensors[: -3 * ctx.levels]), tensors[-3 * ctx.levels :]
         grads = [poison.new_zeros(()) if grad is None else grad for grad in grads[:3]]
         outputs = HeadOutputs(*(tensors[i * ctx.levels : (i + 1) * ctx.levels] for i in range(3)))
         pyramid = read_pyramid(outputs, ctx.strides)
         with torch.cuda.device_of(table):
-            inputs = (pyramid, offsets, table, poison, norms, grads, ctx.soft_prior)
+            inputs = (pyramid, offsets, table, touching, poison, norms, grads, ctx.soft_prior)
             results = backward_pass(*inputs, configs_for(pyramid))
         return *(None,) * 5, *(_as_level(*pair) for pair in zip(results, tensors))
 
@@ -130,7 +128,7 @@ def dual_weight(
     pyramid = read_pyramid(HeadOutputs(cls_logits, box_distances, objectness), strides)
     rows = read_boxes(PackedTargets(boxes, labels, offsets, iscrowd, weights))
     with torch.cuda.device_of(boxes):  # Triton launches on the current device
-        sums, counts, _, poison, table = forward_pass(pyramid, rows, soft_prior, configs_for(pyramid))
+        sums, counts, _, poison, table, _ = forward_pass(pyramid, rows, soft_prior, configs_for(pyramid))
     return sums, counts, poison, table
 
 
@@ -159,8 +157,11 @@ def dual_weight_backward(
     offsets, poison, table = saved
     pyramid = read_pyramid(HeadOutputs(cls_logits, box_distances, objectness), strides)
     norms, grads = torch.ones_like(grad_losses), grad_losses.contiguous().unbind()
+    offsets, squares = offsets.contiguous(), squares_of(pyramid)
     with torch.cuda.device_of(table):
-        inputs = (pyramid, offsets.contiguous(), table, poison, norms, grads, soft_prior)
+        touching, totals = empty_touching(pyramid, squares, table.device)
+        find_touching(pyramid, offsets, table, squares, touching, totals)  # again: compilers want sizes beforehand
+        inputs = (pyramid, offsets, table, touching, poison, norms, grads, soft_prior)
         results = backward_pass(*inputs, configs_for(pyramid))
     return [_as_level(*pair) for pair in zip(results, (*cls_logits, *box_distances, *objectness))]
 

@@ -126,9 +126,9 @@ def disagreement(case: Case, configs: KernelConfigs) -> str | None:
     """What differs from the torch backend in float64, element by element, by more than arithmetic explains."""
     pyramid = read_pyramid(case.outputs, STRIDES)
     boxes = read_boxes(case.targets)
-    losses, counts, _, poison, table = forward_pass(pyramid, boxes, True, configs)
+    losses, counts, _, poison, table, touching = forward_pass(pyramid, boxes, True, configs)
     ones = torch.ones_like(losses)
-    grads = backward_pass(pyramid, boxes.offsets, table, poison, ones, ones.unbind(), True, configs)
+    grads = backward_pass(pyramid, boxes.offsets, table, touching, poison, ones, ones.unbind(), True, configs)
     exact = HeadOutputs(*([level.detach().double().requires_grad_() for level in kind] for kind in case.outputs))
     true_losses, true_counts = reference.dual_weight_sums(exact, case.targets, STRIDES, soft_prior=True)
     truths = torch.autograd.grad(true_losses.sum(), exact.levels)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from dwtriton.reference import devices
+
 # Deviation of the centre prior in strides: the float32 value of 1.11, as released checkpoints hold it
 SIGMA = 1.1100000143051147
 HARD_PRIOR_THRESHOLD = 0.3  # the hard centre prior is 1 above it, else 0
@@ -180,5 +182,8 @@ def logit_gradients(z: Tensor, u: Tensor, neg: Tensor, pos: Tensor) -> tuple[Ten
 
 
 def _all_low(score: Tensor) -> bool:
-    """Return whether 1 - s is accurate for every score, as in most of an image: then cheaper forms suffice."""
-    return bool(score.amax() < 0.5)
+    """Return whether 1 - s is accurate for every score, as in most of an image: then cheaper forms suffice.
+
+    False on a GPU, where the answer would cost more than it saves.
+    """
+    return devices.on_cpu(score) and bool(score.amax() < 0.5)

@@ -1,10 +1,11 @@
 """The loss in plain PyTorch, for any device: the fallback, and the reference of the Triton kernels.
 
-No [points x boxes] tensor exists: pairs of a box and a point inside it are enumerated in chunks, and classification
-logits are read in place, a block of rows at a time.
+All pairs of a box and a point inside it are visited twice, in chunks: to collect what the weights of a box share, and
+to weigh them. Then dense passes read the class logits in place, a block at a time (dense.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,21 +13,11 @@ from torch import Tensor
 
 from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.targets import PackedTargets
-from dwtriton.reference import formulas
+from dwtriton.reference import dense, devices, formulas
 from dwtriton.reference.autograd import register_gradients
-from dwtriton.reference.pairs import (
-    Boxes,
-    Level,
-    memory,
-    memory_offsets,
-    pair_terms,
-    pairs_inside,
-    read_boxes,
-    read_level,
-)
+from dwtriton.reference.pairs import Boxes, Pyramid, level_views, pair_terms, pairs_inside, read_boxes, read_pyramid
 
-UNCOUNTED = -1.0  # stands for N where a box of weight 0 decides, until N_neg is summed: the entry is ignored
-ENTRIES_PER_BLOCK = 2**17  # class logits in one step of the dense pass: its temporary tensors stay in the cache
+FIRST_OWNER = 2  # above any N: owners are counted from here, exactly in float32 up to 2^24
 
 
 def dual_weight_sums(
@@ -65,24 +56,26 @@ def forward_pass(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return the sums [3], their normalisers [3], and what `backward_pass` needs.
 
-    The last is a 0-d factor, NaN if the targets are invalid, else 1; and, if `needs_grad`, the three maps of
-    `_LevelWeights` for each level. The weights are constants for autograd: the backward pass only reads them.
+    The last is a 0-d factor, NaN if the targets are invalid, else 1; and, if `needs_grad`, the fields of `_Weights`,
+    which are constants for autograd: the backward pass only reads them.
     """
     dtype = outputs.arithmetic
     boxes = read_boxes(targets, num_classes=outputs.cls_logits[0].shape[1], dtype=dtype)
-    levels = [read_level(*level, stride, boxes) for *level, stride in zip(*outputs, strides)]
-    bags = _bag_statistics(levels, boxes, soft_prior)
+    pyramid = read_pyramid(outputs, strides, boxes)
+    ignored = _ignored_points(pyramid)
+    bags, owner = _collect(pyramid, soft_prior)
+    weights, (cls_pos, loc, n_neg) = _weigh(pyramid, boxes, bags, owner, ignored, soft_prior, needs_grad)
+    neg = level_views(weights.neg, pyramid.z)
+    if ignored is not None:
+        for level, points in zip(neg, _point_levels(ignored, outputs.objectness)):
+            level.masked_fill_(points, 0)
+    cls_neg = dense.negative_loss(pyramid.z, outputs.objectness, neg)
 
-    sums = torch.zeros(4, dtype=torch.float64, device=boxes.corners.device)  # of the three losses and of 1 - N
-    maps = []
-    for level in levels:
-        weights = _level_weights(level, boxes, bags, soft_prior, needs_grad, sums)
-        _dense_forward(level, weights.neg, _ignored_points(level, boxes), sums)
-        maps += weights if needs_grad else ()
     nan_if_invalid = torch.where(boxes.valid, 1.0, torch.nan).to(dtype)
-    weight = (boxes.weights * boxes.is_truth).sum(dtype=torch.float64)
-    counts = torch.stack((weight, weight, sums[3])).to(dtype)
-    return (sums[:3] * nan_if_invalid).to(dtype), counts, [nan_if_invalid, *maps]
+    n_pos = (boxes.weights * boxes.is_truth).sum(dtype=torch.float64)
+    sums = torch.stack((cls_pos, loc, cls_neg)) * nan_if_invalid
+    saved = [nan_if_invalid, *weights] if needs_grad else [nan_if_invalid]
+    return sums.to(dtype), torch.stack((n_pos, n_pos, n_neg)).to(dtype), saved
 
 
 def backward_pass(grad_sums: Tensor, outputs: HeadOutputs, saved: Sequence[Tensor]) -> list[Tensor]:
@@ -90,16 +83,15 @@ def backward_pass(grad_sums: Tensor, outputs: HeadOutputs, saved: Sequence[Tenso
 
     `grad_sums` is [3]; `saved` is the last result of `forward_pass`.
     """
-    nan_if_invalid, *maps = saved
+    nan_if_invalid, *fields = saved
+    weights = _Weights(*fields)
     grad_cls_pos, grad_loc, grad_cls_neg = grad_sums * nan_if_invalid
-    grads = [[torch.empty_like(level) for level in kind] for kind in outputs]
-    for i, (z, _, u) in enumerate(zip(*outputs)):
-        weights = _LevelWeights(*maps[3 * i : 3 * i + 3])
-        grad_z, grad_d, grad_u = (kind[i] for kind in grads)
-        _dense_backward(z, u, weights, grad_cls_pos, grad_cls_neg, grad_z, grad_u)
-        batch, _, height, width = grad_d.shape
-        grad_d.copy_((weights.loc_slope * grad_loc).view(4, batch, height, width).transpose(0, 1))
-    return [grad for kind in grads for grad in kind]
+    pos, neg = (level_views(entries, outputs.cls_logits) for entries in (weights.pos, weights.neg))
+    factors = formulas.POSITIVE_FACTOR * grad_cls_pos, grad_cls_neg
+    grad_z, grad_u = dense.logit_gradients(outputs.cls_logits, outputs.objectness, pos, neg, *factors)
+    slopes = zip(*(_point_levels(slope, outputs.objectness) for slope in weights.loc_slope * grad_loc))
+    grad_d = [torch.empty_like(level).copy_(torch.cat(slope, 1)) for level, slope in zip(outputs.box_distances, slopes)]
+    return [*grad_z, *grad_d, *grad_u]
 
 
 @torch.library.custom_op("dwtriton::dual_weight_reference", mutates_args=())
@@ -125,13 +117,10 @@ def sums_operator(
 @sums_operator.register_fake
 def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, weights, strides, soft_prior, needs_grad):
     dtype = HeadOutputs(cls_logits, box_distances, objectness).arithmetic
-    maps = []
-    for level in cls_logits if needs_grad else ():
-        batch, _, height, width = level.shape
-        per_class = [torch.empty_like(level, dtype=dtype) for _ in range(2)]
-        maps += [*per_class, level.new_empty(4, batch * height * width, dtype=dtype)]
     sums, counts = (cls_logits[0].new_empty(3, dtype=dtype) for _ in range(2))
-    return sums, counts, [sums.new_empty(()), *maps]
+    entries, points = (sum(level.numel() for level in kind) for kind in (cls_logits, objectness))
+    shapes = ((entries,), (entries,), (4, points)) if needs_grad else ()
+    return sums, counts, [sums.new_empty(shape) for shape in ((), *shapes)]
 
 
 @torch.library.custom_op("dwtriton::dual_weight_reference_backward", mutates_args=())
@@ -154,112 +143,104 @@ def _(grad_sums, cls_logits, box_distances, objectness, saved):
 register_gradients(sums_operator, gradients_operator, lambda inputs, results: (results[2], ()))
 
 
+class _Weights(NamedTuple):
+    """The weights of a batch, constants for autograd."""
+
+    pos: Tensor  # [B*P*C] sum of w_pos over the boxes of a class; empty if no gradient is wanted
+    neg: Tensor  # [B*P*C] N
+    loc_slope: Tensor  # [4, B*P] d(sum of the localisation loss) / d(distances); empty if no gradient is wanted
+
+
 class _Bags(NamedTuple):
-    """Sums and extremes over all points inside each of the N boxes, each [N]."""
+    """Sums and extremes over all points inside the box of each of S rectangles, each [S]."""
 
     denominator: Tensor  # of the positive weights
     deficit_min: Tensor
     deficit_max: Tensor  # at most 1
 
 
-class _LevelWeights(NamedTuple):
-    """A level's weights, all constants for autograd. The first two have the memory layout of the logits' gradient."""
-
-    pos: Tensor  # [B, C, H, W] sum of w_pos over the boxes of a class
-    neg: Tensor  # [B, C, H, W] N
-    loc_slope: Tensor  # [4, B*H*W] d(sum of the localisation loss) / d(distances)
-
-
-def _bag_statistics(levels: list[Level], boxes: Boxes, soft_prior: bool) -> _Bags:
-    """Visit all pairs of each box once, to collect what its weights share."""
-    mass = torch.zeros_like(boxes.corners[0], dtype=torch.float64)
-    deficit_min = torch.full_like(boxes.corners[0], torch.inf)
-    deficit_max = torch.full_like(boxes.corners[0], -torch.inf)
-    for level in levels:
-        for pairs in pairs_inside(level, boxes, boxes.is_truth):
-            terms = pair_terms(level, boxes, pairs, soft_prior)
-            mass.index_add_(0, pairs.box, formulas.positive_mass(terms.t, terms.prior).double())
-            deficit = formulas.iou_deficit(terms.overlap)
-            deficit_min.scatter_reduce_(0, pairs.box, deficit, "amin")
-            deficit_max.scatter_reduce_(0, pairs.box, deficit, "amax")
-    denominator = mass.clamp(min=formulas.MIN_POSITIVE_SUM).to(boxes.corners.dtype)
-    return _Bags(denominator, deficit_min, deficit_max.clamp(max=1))
-
-
-def _level_weights(
-    level: Level, boxes: Boxes, bags: _Bags, soft_prior: bool, needs_grad: bool, sums: Tensor
-) -> _LevelWeights:
-    """Weigh the pairs of a level and add its positive losses to `sums`. Without gradients only `neg` is filled."""
-    dtype = boxes.corners.dtype
-    neg = torch.empty_like(level.z, dtype=dtype).fill_(1)
-    pos = torch.zeros_like(level.z if needs_grad else level.z[:0], dtype=dtype)
-    loc_slope = level.flat_d.new_zeros(level.flat_d.shape)
-    owner = torch.full_like(memory(neg), -1, dtype=torch.int32)  # the last box of the class that holds the point
-    for pairs in pairs_inside(level, boxes, boxes.is_truth):
-        terms = pair_terms(level, boxes, pairs, soft_prior)
-        offsets = memory_offsets(neg, pairs, boxes)
-
-        weight = formulas.positive_weight(terms.t, terms.prior, bags.denominator[pairs.box]) * boxes.weights[pairs.box]
-        cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
-        sums[0] += formulas.POSITIVE_FACTOR * (weight * cls_loss).sum()
-        sums[1] += formulas.POSITIVE_FACTOR * (weight * formulas.BETA * terms.overlap.reg_loss).sum()
-        if needs_grad:
-            memory(pos).index_add_(0, offsets, weight)
-            factor = formulas.POSITIVE_FACTOR * formulas.BETA * weight
-            slope = formulas.reg_loss_gradient(terms.distances, terms.sides) * factor
-            loc_slope.scatter_add_(1, pairs.point.expand(4, -1), slope)
-
-        box = pairs.box.to(torch.int32)
-        owner.scatter_reduce_(0, offsets, box, "amax")
-        is_owner = owner[offsets] == box  # so far: a later chunk may overwrite it
-        p_neg = formulas.p_neg(terms.overlap, bags.deficit_min[pairs.box], bags.deficit_max[pairs.box])
-        p_neg.masked_fill_(boxes.weights[pairs.box] == 0, UNCOUNTED)
-        memory(neg)[offsets[is_owner]] = p_neg[is_owner]
-    return _LevelWeights(pos, neg, loc_slope)
-
-
-def _ignored_points(level: Level, boxes: Boxes) -> Tensor | None:
-    """Return which points lie strictly inside a crowd region, [B, 1, H, W] bool; None if the batch has no region."""
-    if not boxes.is_crowd.any():
+def _ignored_points(pyramid: Pyramid) -> Tensor | None:
+    """Return which points lie strictly inside a crowd region, [B*P] bool; None if no point does."""
+    if not sum(pyramid.crowd.totals):
         return None
-    ignored = torch.zeros_like(level.flat_u, dtype=torch.bool)
-    for pairs in pairs_inside(level, boxes, boxes.is_crowd):
+    ignored = torch.zeros_like(pyramid.u, dtype=torch.bool)
+    for pairs in pairs_inside(pyramid, pyramid.crowd):
         ignored[pairs.point] = True
-    return ignored.view(level.u.shape)
+    return ignored
 
 
-def _blocks(z: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield indices that cut [B, C, H, W] logits into blocks: several images, or some rows of one."""
-    batch, classes, height, width = z.shape
-    rows = min(height, max(1, ENTRIES_PER_BLOCK // (classes * width)))
-    images = max(1, ENTRIES_PER_BLOCK // (classes * width * height))
-    for begin in range(0, batch, images):
-        for top in range(0, height, rows):
-            yield slice(begin, begin + images), slice(None), slice(top, top + rows)
+def _point_levels(points: Tensor, objectness: Sequence[Tensor]) -> list[Tensor]:
+    """View a value for each point [B*P] as a tensor for each level, [B, 1, H, W]."""
+    parts = points.split([level.numel() for level in objectness])
+    return [part.view(level.shape) for part, level in zip(parts, objectness)]
 
 
-def _dense_forward(level: Level, neg: Tensor, ignored: Tensor | None, sums: Tensor) -> None:
-    """Add a level's negative loss and its sum of 1 - N to `sums`; set N to 0 at ignored points and entries."""
-    if ignored is not None:
-        neg.masked_fill_(ignored, 1)  # they do not count in the normaliser
-    for block in _blocks(level.z):
-        weight = neg[block]
-        z, u = level.z[block].to(neg.dtype), level.u[block].to(neg.dtype)
-        sums[3] += (1 - weight.abs()).sum()
-        weight.clamp_(min=0)
-        if ignored is not None:
-            weight.masked_fill_(ignored[block], 0)
-        score = z.sigmoid().mul_(u.sigmoid())
-        loss = formulas.neg_log_complement(score, z, u).clamp_(max=formulas.MAX_LOG)
-        sums[2] += loss.mul_(score).mul_(score).mul_(weight).sum()
+def _collect(pyramid: Pyramid, soft_prior: bool) -> tuple[_Bags, Tensor]:
+    """Visit all pairs once, to collect what their weights share.
+
+    Also returns for each entry [B*P*C] the rectangle of the last box of the class that holds the point, counted from
+    FIRST_OWNER, and 1 if no box does. It is N as soon as owners are replaced by theirs; so no other map is needed.
+    """
+    inside = pyramid.truth.inside
+    mass = torch.zeros(inside.numel(), dtype=torch.float64, device=inside.device)
+    deficit_min = torch.full_like(pyramid.stride, torch.inf)
+    deficit_max = torch.full_like(pyramid.stride, -torch.inf)
+    owner = pyramid.stride.new_ones(sum(level.numel() for level in pyramid.z))
+    for pairs in pairs_inside(pyramid, pyramid.truth):
+        terms = pair_terms(pyramid, pairs, soft_prior)
+        reduce = partial(torch.segment_reduce, lengths=pairs.lengths, unsafe=True)  # safe: the host waits for a check
+        mass += reduce(formulas.positive_mass(terms.t, terms.prior).double(), "sum")
+        deficit = formulas.iou_deficit(terms.overlap)
+        deficit_min = torch.minimum(deficit_min, reduce(deficit, "min"))
+        deficit_max = torch.maximum(deficit_max, reduce(deficit, "max"))
+        owner.scatter_reduce_(0, pairs.entry, (pairs.rectangle + FIRST_OWNER).to(owner.dtype), "amax")
+    bags = (
+        mass.view_as(inside).sum(0).clamp(min=formulas.MIN_POSITIVE_SUM).to(pyramid.stride.dtype),
+        deficit_min.view_as(inside).amin(0),
+        deficit_max.view_as(inside).amax(0).clamp(max=1),
+    )
+    return _Bags(*(values.repeat(len(inside)) for values in bags)), owner
 
 
-def _dense_backward(
-    z: Tensor, u: Tensor, weights: _LevelWeights, grad_pos: Tensor, grad_neg: Tensor, grad_z: Tensor, grad_u: Tensor
-) -> None:
-    """Write a level's gradients of classification and objectness logits, given those of the two sums."""
-    dtype = weights.neg.dtype
-    for block in _blocks(z):
-        z_block, u_block = z[block].to(dtype), u[block].to(dtype)
-        neg, pos = weights.neg[block] * grad_neg, weights.pos[block] * (formulas.POSITIVE_FACTOR * grad_pos)
-        grad_z[block], grad_u[block] = formulas.logit_gradients(z_block, u_block, neg, pos)
+def _weigh(
+    pyramid: Pyramid,
+    boxes: Boxes,
+    bags: _Bags,
+    owner: Tensor,
+    ignored: Tensor | None,
+    soft_prior: bool,
+    needs_grad: bool,
+) -> tuple[_Weights, Tensor]:
+    """Visit all pairs again, to weigh them.
+
+    Returns the weights, where N does not know of ignored points yet and takes the place of `owner`; and the sums of
+    both positive losses, and N_neg, [3] float64.
+    """
+    neg = owner
+    pos = torch.zeros_like(neg if needs_grad else neg[:0])
+    loc_slope = torch.zeros_like(pyramid.d if needs_grad else pyramid.d[:0])
+    box_weights = boxes.weights.repeat(len(pyramid.z))
+    sums = torch.zeros(3, dtype=torch.float64, device=neg.device)
+    for pairs in pairs_inside(pyramid, pyramid.truth):
+        terms = pair_terms(pyramid, pairs, soft_prior)
+        denominator, deficit_min, deficit_max, box_weight = (
+            values.index_select(0, pairs.rectangle) for values in (*bags, box_weights)
+        )
+        weight = formulas.positive_weight(terms.t, terms.prior, denominator) * box_weight
+        loc_weight = formulas.BETA * weight
+        if needs_grad:
+            slope = formulas.reg_loss_gradient(terms.distances, terms.sides) * (formulas.POSITIVE_FACTOR * loc_weight)
+            devices.add_at(pos, pairs.entry, weight)
+            devices.add_at(loc_slope, pairs.point, slope)
+
+        has_weight = box_weight > 0
+        p_neg = formulas.p_neg(terms.overlap, deficit_min, deficit_max)
+        decides = neg.index_select(0, pairs.entry) == pairs.rectangle + FIRST_OWNER
+        neg.scatter_reduce_(0, pairs.entry, torch.where(decides, p_neg * has_weight, torch.inf), "amin")
+
+        cls_loss = formulas.neg_log_score(terms.z, terms.u).clamp_(max=formulas.MAX_LOG)
+        counts = decides & has_weight if ignored is None else decides & has_weight & ~ignored[pairs.point]
+        parts = weight * cls_loss, loc_weight * terms.overlap.reg_loss, (1 - p_neg) * counts
+        sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+    sums[:2] *= formulas.POSITIVE_FACTOR
+    return _Weights(pos, neg, loc_slope), sums

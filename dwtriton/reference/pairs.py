@@ -1,20 +1,22 @@
 """All pairs of a box and a point strictly inside it, enumerated: no [points x boxes] tensor exists.
 
-The points inside a box are a rectangle of grid cells on each level. Pairs come in chunks, box by box; classification
-logits are read in place.
+The points inside a box are a rectangle of grid cells on each level. Pairs come in chunks, level by level, and on a
+level box by box. Classification logits are read in place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dwtriton.core.head_outputs import HeadOutputs
 from dwtriton.core.points import inside_rectangles
 from dwtriton.core.targets import PackedTargets
-from dwtriton.reference import formulas
+from dwtriton.reference import devices, formulas
 
-PAIRS_PER_CHUNK = 2**16  # about 10 MB of temporary tensors
+PAIRS_ON_CPU, PAIRS_ON_GPU = 2**16, 2**20  # in a chunk: about 10 and 160 MB of temporary tensors
 
 
 class Boxes(NamedTuple):
@@ -29,25 +31,54 @@ class Boxes(NamedTuple):
     valid: Tensor  # () bool: no row in use held an invalid value
 
 
-class Level(NamedTuple):
-    """One pyramid level of the head's outputs, and the cells of it that lie inside each box."""
+class Rectangles(NamedTuple):
+    """The cells inside each of N boxes on each of L levels: S = L * N rectangles, level by level; all [S] int64.
 
-    stride: int
-    z: Tensor  # [B, C, H, W] class logits as the caller gave them
-    u: Tensor  # [B, 1, H, W] objectness logits as the caller gave them
-    flat_u: Tensor  # [B*H*W] in the dtype of the arithmetic
-    flat_d: Tensor  # [4, B*H*W] in the dtype of the arithmetic
-    rectangles: Tensor  # [4, N] as from `inside_rectangles`
+    Points are counted level by level, on a level image by image and row by row. Entries are class logits, counted
+    level by level, on a level in the order of memory (`level_views`). Both are counted up from cell (0, 0) of the
+    image, entries at the class of the box.
+    """
+
+    left: Tensor  # column
+    top: Tensor  # row
+    width: Tensor
+    first_point: Tensor
+    points_a_row: Tensor
+    first_entry: Tensor
+    entries_a_row: Tensor
+    entries_a_column: Tensor
+
+
+class PairCounts(NamedTuple):
+    """How many pairs there are."""
+
+    inside: Tensor  # [L, N] in each rectangle
+    totals: list[int]  # on each level
+
+
+class Pyramid(NamedTuple):
+    """The head's outputs, and where boxes meet them."""
+
+    z: list[Tensor]  # class logits of each level [B, C, H, W], without gaps in memory
+    u: Tensor  # [B*P] objectness logits of all levels in the dtype of the arithmetic
+    d: Tensor  # [4, B*P] distances alike
+    rectangles: Rectangles
+    corners: Tensor  # [4, S] of the box of each rectangle
+    stride: Tensor  # [S] in the dtype of the arithmetic
+    truth: PairCounts  # 0 for boxes that are crowd or padding
+    crowd: PairCounts
 
 
 class Pairs(NamedTuple):
-    """A chunk of K pairs of a box and a point strictly inside it, in the order of the boxes; all [K] int64."""
+    """A chunk of K pairs; all [K] int64 but the last two."""
 
-    box: Tensor
-    image: Tensor
-    row: Tensor
+    rectangle: Tensor  # 0..S-1
     column: Tensor
-    point: Tensor  # index of the point in the level, counted over all images
+    row: Tensor
+    point: Tensor
+    entry: Tensor  # at the class of the box
+    lengths: Tensor  # [S] how many of the pairs each rectangle has
+    levels: list[slice]  # which of the pairs each level has
 
 
 class PairTerms(NamedTuple):
@@ -80,56 +111,93 @@ def read_boxes(targets: PackedTargets, num_classes: int, dtype: torch.dtype) -> 
     )
 
 
-def read_level(z: Tensor, d: Tensor, u: Tensor, stride: int, boxes: Boxes) -> Level:
-    """Return one level of the head's outputs as `Level`: z [B, C, H, W], d [B, 4, H, W], u [B, 1, H, W]."""
-    dtype = boxes.corners.dtype
-    flat_d = d.transpose(0, 1).reshape(4, -1).to(dtype)
-    rectangles = inside_rectangles(boxes.corners, *z.shape[2:], stride)
-    return Level(stride, z, u, u.reshape(-1).to(dtype), flat_d, rectangles)
+def read_pyramid(outputs: HeadOutputs, strides: Sequence[float], boxes: Boxes) -> Pyramid:
+    """Return the head's outputs and the cells of each level inside each box; the host waits for their numbers."""
+    dtype, device = boxes.corners.dtype, boxes.corners.device
+    z = [level if level.stride() == _packed(level) else level.clone() for level in outputs.cls_logits]
+    begins = zip(_begins(outputs.objectness), _begins(z))
+    levels = [(*level.shape[2:], *level.stride(), *begin) for level, begin in zip(z, begins)]
+    table = torch.tensor(levels).to(device, non_blocking=True).T[:, :, None]  # [8, L, 1]
+    height, width, image_step, class_step, row_step, column_step, first_point, first_entry = table
+    stride = torch.tensor(strides, dtype=dtype).to(device, non_blocking=True)[:, None]  # [L, 1]
+
+    left, top, right, bottom = inside_rectangles(boxes.corners, height, width, stride)  # [L, N]
+    first_point = first_point + boxes.image * height * width
+    first_entry = first_entry + boxes.image * image_step + boxes.labels * class_step
+    parts = (left, top, right - left, first_point, width, first_entry, row_step, column_step)
+    inside = (right - left) * (bottom - top)
+    return Pyramid(
+        z=z,
+        u=torch.cat([level.flatten() for level in outputs.objectness]).to(dtype),
+        d=torch.cat([level.transpose(0, 1).flatten(1) for level in outputs.box_distances], 1).to(dtype),
+        rectangles=Rectangles(*(part.expand_as(left).flatten() for part in parts)),
+        corners=boxes.corners.repeat(1, len(z)),
+        stride=stride.expand_as(inside).flatten().to(dtype),
+        **_read_counts(truth=inside * boxes.is_truth, crowd=inside * boxes.is_crowd),
+    )
 
 
-def pairs_inside(level: Level, boxes: Boxes, selected: Tensor) -> Iterator[Pairs]:
-    """Yield all pairs of the `selected` boxes ([N] bool) on a level, in chunks. A box may be split between chunks."""
-    left, top, right, bottom = level.rectangles
-    widths = right - left
-    counts = widths * (bottom - top) * selected
-    ends = counts.cumsum(0)
-    begins = ends - counts
-    total = int(counts.sum())
-    height, width = level.z.shape[2:]
-    for begin in range(0, total, PAIRS_PER_CHUNK):
-        end = min(begin + PAIRS_PER_CHUNK, total)
+def _read_counts(**counts: Tensor) -> dict[str, PairCounts]:
+    """Return `PairCounts` of numbers of pairs [L, N]. Only here the host waits for a GPU."""
+    totals = torch.stack([inside.sum(1) for inside in counts.values()]).tolist()
+    return {name: PairCounts(inside, total) for (name, inside), total in zip(counts.items(), totals)}
+
+
+def pairs_inside(pyramid: Pyramid, counts: PairCounts) -> Iterator[Pairs]:
+    """Yield all pairs of `pyramid.truth` or `pyramid.crowd` in chunks. A rectangle may be split between chunks."""
+    inside = counts.inside.flatten()
+    ends = inside.cumsum(0)
+    begins = ends - inside
+    borders = list(accumulate(counts.totals, initial=0))  # between levels
+    chunk = PAIRS_ON_CPU if devices.on_cpu(ends) else PAIRS_ON_GPU
+    for begin in range(0, borders[-1], chunk):
+        end = min(begin + chunk, borders[-1])
         lengths = ends.clamp(begin, end) - begins.clamp(begin, end)
-        box = torch.repeat_interleave(lengths, output_size=end - begin)
-        cell = torch.arange(begin, end, device=box.device) - begins[box]  # within the box's rectangle, row by row
-        row = cell.div(widths[box], rounding_mode="floor")
-        column = cell - row * widths[box] + left[box]
-        row = row + top[box]
-        image = boxes.image[box]
-        yield Pairs(box, image, row, column, (image * height + row) * width + column)
+        levels = [slice(*part) for part in pairwise(min(max(border, begin), end) - begin for border in borders)]
+        yield _chunk(pyramid.rectangles, begins - begin, lengths, levels)
 
 
-def pair_terms(level: Level, boxes: Boxes, pairs: Pairs, soft_prior: bool) -> PairTerms:
+def _chunk(rectangles: Rectangles, begins: Tensor, lengths: Tensor, levels: list[slice]) -> Pairs:
+    """Return `Pairs`; `begins` [S]: the number of the first pair of each rectangle, negative if in an earlier chunk."""
+    index = torch.repeat_interleave(lengths, output_size=levels[-1].stop)
+    here = Rectangles(*(part.index_select(0, index) for part in rectangles))
+    cell = torch.arange(len(index), device=index.device) - begins.index_select(0, index)  # row by row
+    row = cell.div(here.width, rounding_mode="floor")
+    column = cell - row * here.width + here.left
+    row += here.top
+    point = here.first_point + row * here.points_a_row + column
+    entry = here.first_entry + row * here.entries_a_row + column * here.entries_a_column
+    return Pairs(index, column, row, point, entry, lengths, levels)
+
+
+def pair_terms(pyramid: Pyramid, pairs: Pairs, soft_prior: bool) -> PairTerms:
     """Compute what the weights of a chunk of pairs consist of."""
-    corners = boxes.corners[:, pairs.box]
-    points = (torch.stack((pairs.column, pairs.row)).to(corners.dtype) + 0.5) * level.stride  # [2, K]
-    distances = level.flat_d[:, pairs.point]
+    dtype = pyramid.corners.dtype
+    corners, stride = pyramid.corners.index_select(1, pairs.rectangle), pyramid.stride.index_select(0, pairs.rectangle)
+    points = (torch.stack((pairs.column, pairs.row)).to(dtype) + 0.5) * stride  # [2, K]
+    distances = pyramid.d.index_select(1, pairs.point)
     sides = formulas.box_sides(points, corners)
     overlap = formulas.overlap(distances, sides)
-    z = memory(level.z)[memory_offsets(level.z, pairs, boxes)].to(corners.dtype)
-    u = level.flat_u[pairs.point]
+    entries = [pairs.entry[part] - begin for part, begin in zip(pairs.levels, _begins(pyramid.z))]
+    levels = [level.as_strided((level.numel(),), (1,)) for level in pyramid.z]
+    z = torch.cat([level.index_select(0, entry) for level, entry in zip(levels, entries)]).to(dtype)
+    u = pyramid.u.index_select(0, pairs.point)
     t = formulas.alignment(z.sigmoid() * u.sigmoid(), overlap.reg_loss)
-    prior = formulas.center_prior(points, corners, level.stride, soft_prior)
+    prior = formulas.center_prior(points, corners, stride, soft_prior)
     return PairTerms(z, u, t, prior, overlap, distances, sides)
 
 
-def memory(tensor: Tensor) -> Tensor:
-    """Return a one-dimensional view of all memory from a tensor's first entry to its last."""
-    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
-    return tensor.as_strided((span,), (1,))
+def level_views(entries: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
+    """View a value for each entry [B*P*C] as a tensor for each level, with the shapes and layouts of the gradients."""
+    parts = entries.split([level.numel() for level in levels])
+    return [part.as_strided(level.shape, _packed(level)) for part, level in zip(parts, levels)]
 
 
-def memory_offsets(tensor: Tensor, pairs: Pairs, boxes: Boxes) -> Tensor:
-    """Return the index in `memory` of a [B, C, H, W] tensor of each pair's point at the class of its box, [K]."""
-    image, channel, row, column = tensor.stride()
-    return pairs.image * image + boxes.labels[pairs.box] * channel + pairs.row * row + pairs.column * column
+def _packed(level: Tensor) -> tuple[int, ...]:
+    """Return the strides of a tensor like `level`, which has no gaps in memory."""
+    return torch.empty_like(level, device="meta").stride()
+
+
+def _begins(levels: Sequence[Tensor]) -> Iterator[int]:
+    """Yield how many elements come before each level."""
+    return accumulate((level.numel() for level in levels), initial=0)

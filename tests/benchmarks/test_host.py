@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 from benchmarks.host import host_ms, main
 from dwtriton.kernels import launch
 
-LAUNCHES = 13  # of a call: eight forward, five backward
+LAUNCHES = 11  # of a call: eight forward, three backward
 
 
 def test_every_launch_of_a_call_is_counted_and_nothing_stays_stubbed(capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dwtriton.kernels import launch as module
-from dwtriton.kernels.launch import launch
+from dwtriton.kernels.launch import Levels, launch
 
 
 class OnGpu(torch.Tensor):
@@ -25,6 +25,7 @@ class Kernel:
 
     def __getitem__(self, grid):
         def front_door(*arguments, **constants):
+            assert type(arguments[0]) is tuple  # of a type that Triton knows
             self.compiled += 1
             return SimpleNamespace(run=lambda *given: self.plain.append(given), function="f", packed_metadata="m")
 
@@ -44,7 +45,7 @@ def on_gpu(size: int, dtype=torch.float32, shift: int = 0) -> torch.Tensor:
 
 
 def test_the_first_launch_goes_through_the_front_door_and_others_by_addresses():
-    kernel, levels, out = Kernel(), (on_gpu(4), on_gpu(8)), on_gpu(2)
+    kernel, levels, out = Kernel(), Levels([on_gpu(4), on_gpu(8)]), on_gpu(2)
     for count in (5, 9):
         launch(kernel, (3,), levels, out, count, BLOCK=16, SPANS=(4, 2), num_warps=1)
     assert kernel.compiled == 1
@@ -61,14 +62,14 @@ def test_other_dtypes_constants_and_warps_are_other_binaries():
         (torch.float32, 8, 2),
     ):
         for _ in range(2):
-            launch(kernel, (1,), (on_gpu(4, dtype),), out, 1, SPANS=(1,), BLOCK=block, num_warps=warps)
+            launch(kernel, (1,), Levels([on_gpu(4, dtype)]), out, 1, SPANS=(1,), BLOCK=block, num_warps=warps)
     assert (kernel.compiled, len(kernel.plain)) == (4, 4)
 
 
 def test_memory_that_is_not_aligned_always_goes_through_the_front_door():
     kernel = Kernel()
     for _ in range(3):
-        launch(kernel, (1,), (on_gpu(4, shift=1),), on_gpu(2), 1, SPANS=(1,), BLOCK=16, num_warps=1)
+        launch(kernel, (1,), Levels([on_gpu(4, shift=1)]), on_gpu(2), 1, SPANS=(1,), BLOCK=16, num_warps=1)
     assert (kernel.compiled, kernel.plain) == (3, [])
 
 
@@ -76,7 +77,7 @@ def test_single_numbers_may_lie_anywhere():
     """Gradients of the losses are entries of one tensor."""
     kernel = Kernel()
     for number in on_gpu(3).unbind():
-        launch(kernel, (1,), (on_gpu(4),), number, 1, SPANS=(1,), BLOCK=16, num_warps=1)
+        launch(kernel, (1,), Levels([on_gpu(4)]), number, 1, SPANS=(1,), BLOCK=16, num_warps=1)
     assert (kernel.compiled, len(kernel.plain)) == (1, 2)
 
 

@@ -40,8 +40,8 @@ def test_hundreds_of_boxes_in_many_chunks(dtype, monkeypatch):
     """Chunks that split boxes, and blocks that split levels, change nothing."""
     case = random_case(7, [300, 0, 150], classes=5)
     whole = run_loss(case, case.tensors(dtype))
-    monkeypatch.setattr("dwtriton.reference.pairs.PAIRS_PER_CHUNK", 1009)
-    monkeypatch.setattr("dwtriton.reference.loss.ENTRIES_PER_BLOCK", 200)
+    monkeypatch.setattr("dwtriton.reference.pairs.PAIRS_ON_CPU", 1009)
+    monkeypatch.setattr("dwtriton.reference.dense.ENTRIES_ON_CPU", 200)
     pieces = run_loss(case, case.tensors(dtype))
     limit = LIMITS[dtype][0]
     np.testing.assert_allclose(pieces[0], whole[0], rtol=limit)
