@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import losses_report, predict_report, train_report
+from benchmarks import cases_report, losses_report, predict_report, train_report
 from benchmarks.methods import METHODS
 from benchmarks.recording import RESULTS, caption, save_figure
 from dwtriton.core.files import write_text
@@ -107,6 +107,7 @@ def _cell(row: dict) -> str:
 
 VIEWS = {  # by the folder of the results: their table and their plot
     "results": (markdown_table, draw),
+    "loss_cases": (cases_report.markdown_table, cases_report.draw),
     "train_step": (train_report.markdown_table, train_report.draw),
     "predict": (predict_report.markdown_table, predict_report.draw),
     "losses_on_shapes": (losses_report.markdown_table, losses_report.draw),
