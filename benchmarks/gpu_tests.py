@@ -182,10 +182,11 @@ def look_at_gpu() -> tuple[str, int]:
     """Return the name of the GPU as in names of files, and how many processes may use it. Raises UserError for none."""
     import torch
 
-    from benchmarks.machine import find_device
     from benchmarks.recording import results_file
 
-    device = find_device("cuda")
+    if not torch.cuda.is_available():
+        raise UserError("gpu-tests: PyTorch finds no GPU of NVIDIA or AMD; none of its tests can run")
+    device = torch.device("cuda")
     memory = torch.cuda.get_device_properties(device).total_memory
     return results_file(device).stem, max(1, min(8, (os.cpu_count() or 2) // 2, int(memory / MEMORY)))
 

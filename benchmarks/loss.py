@@ -182,7 +182,7 @@ def fields(measured: Measured, gradient_bytes: int, floor_ms: float) -> dict:
     return {
         "ms": significant(measured.ms),
         "timing": measured.timing,
-        **({"kernels_ms": significant(measured.kernels_ms)} if measured.kernels_ms else {}),
+        **({"kernels_ms": significant(measured.kernels_ms)} if measured.kernels_ms is not None else {}),
         "wall_ms": significant(measured.wall_ms),
         "host_ms": significant(measured.host_ms),
         "runs": measured.runs,

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ def code_hash() -> str:
 
 
 def kernel_configs(device: torch.device) -> str | None:
-    """Return file and hash of the launch configs that the kernels take on a GPU; None on a CPU."""
-    if device.type == "cpu":
+    """Return file and hash of the launch configs that the kernels take on a GPU; None on a CPU, and without Triton."""
+    if device.type == "cpu" or find_spec("triton") is None:
         return None
     from dwtriton.kernels.tuning import find_table  # needs Triton
 

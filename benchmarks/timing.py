@@ -16,6 +16,8 @@ from tests.support.peak import peak_bytes
 
 RUNS = 50  # at most
 PROFILED = 5
+FLUSHED = 2**28  # bytes at least, and four times the L2 cache
+COPIED = 2**30  # bytes, more than any cache holds
 
 
 class Measured(NamedTuple):
@@ -93,7 +95,7 @@ def copy_bandwidth(device: torch.device, seconds: float) -> float:
 
     The driver's copy of memory and copies by kernels differ by a quarter on some GPUs. The tensors exceed any cache.
     """
-    size = 2**30 if device.type == "cuda" else 2**28
+    size = COPIED if device.type == "cuda" else COPIED // 4
     source, target = (torch.ones(size // 4, device=device) for _ in range(2))
     ways = (
         lambda: target.copy_(source),
@@ -125,7 +127,7 @@ def _wall_ms(step: Callable[[], object]) -> float:
 def _make_flush(device: torch.device) -> Callable[[], Tensor]:
     """Return a function that empties the L2 cache by reading: written lines would be flushed in the next step."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    buffer = torch.zeros(max(4 * cache, 2**28) // 4, device=device)
+    buffer = torch.zeros(max(4 * cache, FLUSHED) // 4, device=device)
     return buffer.amax
 
 
