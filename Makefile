@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DETECTOR := tests/model tests/export tests/benchmarks tests/docs
 DATA := tests/data tests/evaluate tests/predict tests/inference
+GPU := gpu-tests gpu-kernels gpu-steps gpu-more
 
-.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all lint bench gpu gpu-kernels gpu-detector clean
+.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all lint bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
@@ -44,24 +45,25 @@ bench: .venv/installed  ## loss and gradient on this machine against the alterna
 
 ifeq ($(origin PYTHON),file)
 GPU_PYTHON := $(BIN)/python
-gpu-kernels gpu-detector: .venv/installed
+$(GPU): .venv/installed
 else
 GPU_PYTHON := $(PYTHON)
 endif
-gpu-kernels gpu-detector: export PYTHONPATH := $(CURDIR)
-gpu-kernels gpu-detector: export DWTRITON_CACHE := $(CURDIR)/dwtriton/kernels/tuned
-gpu: gpu-kernels  ## on a machine with a GPU: its tests, the tuning of the kernels, all benchmarks
-	$(MAKE) gpu-detector
+$(GPU): export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu:  ## on a machine with a GPU: the four slices below, one after another, whatever becomes of each (docs/gpu.md)
+	@code=0; for slice in $(GPU); do $(MAKE) --no-print-directory $$slice || code=1; done; exit $$code
 
-gpu-kernels:  ## the first half: tests, tuning, the loss
-	$(GPU_PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch finds no GPU")'
-	$(GPU_PYTHON) -m pytest -m gpu
-	$(GPU_PYTHON) -m dwtriton.tune --check
-	$(GPU_PYTHON) -m benchmarks.loss --device cuda
+gpu-tests:  ## the tests of the GPU, in 8 processes: at most 3 minutes
+	$(GPU_PYTHON) -m benchmarks.gpu_tests --minutes $(or $(MINUTES),3)
 
-gpu-detector:  ## the second half: training steps and inference of whole detectors; if the first fails, both are run
-	$(GPU_PYTHON) -m benchmarks.train_step --device cuda; code=$$?; \
-	$(GPU_PYTHON) -m benchmarks.predict --device cuda && exit $$code
+gpu-kernels:  ## tuning, the loss and its baselines: at most 4 minutes; MINUTES=... sets another limit
+	$(GPU_PYTHON) -m benchmarks.slices kernels --minutes $(or $(MINUTES),4)
+
+gpu-steps:  ## training steps of r50_1x, ours and others': at most 4 minutes
+	$(GPU_PYTHON) -m benchmarks.slices steps --minutes $(or $(MINUTES),4)
+
+gpu-more:  ## other configs, small batches, inference: 4 minutes each time, until nothing is missing
+	$(GPU_PYTHON) -m benchmarks.slices more --minutes $(or $(MINUTES),4)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dwtriton needs Python 3.11 or newer; name one with PYTHON=...")'

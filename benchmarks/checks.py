@@ -11,6 +11,7 @@ from benchmarks.timing import capture_graph
 
 SMALL = Size(height=256, width=320, classes=24)
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative to the loss, and to the largest entry of the gradient
+OVER_FLOOR = {"bfloat16": 1.5, "float32": 1.3}  # targets: at most so many times the floor
 SPEEDUPS = {"eager": 20, "compiled": 5, "released": 200}  # targets: how many times faster the kernels should be
 
 Check = dict[str, str | float | bool]
@@ -76,16 +77,24 @@ def target_checks(rows: list[dict], batch: int = 16) -> Iterator[Check]:
     """Yield the targets of the kernels with their figures, as far as the rows hold them."""
     found = {(r["method"], r["dtype"], r["boxes"]): r for r in rows if r["batch"] == batch and "ms" in r}
     for dtype in ("bfloat16", "float32"):
-        few, many = found.get(("triton", dtype, 7)), found.get(("triton", dtype, 1000))
+        few, some, many, most = (found.get(("triton", dtype, boxes)) for boxes in (7, 100, 1000, 5000))
         if few:
-            yield _check(f"{dtype}, 7 boxes: time over the three-trip floor", few["ms"] / few["floor_ms"], at_most=1.7)
+            yield _check(
+                f"{dtype}, 7 boxes: time over the three-trip floor",
+                few["ms"] / few["floor_ms"],
+                at_most=OVER_FLOOR[dtype],
+            )
             for method, factor in SPEEDUPS.items():
                 if other := found.get((method, dtype, 7)):
                     yield _check(f"{dtype}, 7 boxes: times faster than {method}", other["ms"] / few["ms"], factor)
+        if few and some:
+            yield _check(f"{dtype}: time with 100 boxes over that with 7", some["ms"] / few["ms"], at_most=1.3)
         if few and many:
             yield _check(f"{dtype}: time with 1000 boxes over that with 7", many["ms"] / few["ms"], at_most=4)
-        if many:
-            yield _check(f"{dtype}, 1000 boxes: extra memory in MB", many["extra_mb"], at_most=8)
+        if many and most:
+            yield _check(f"{dtype}: time with 5000 boxes over that with 1000", most["ms"] / many["ms"], at_most=5)
+        if many and "extra_mb" in many:
+            yield _check(f"{dtype}, 1000 boxes: extra memory in MB", many["extra_mb"], at_most=6)
 
 
 def _check(name: str, value: float, at_least: float | None = None, at_most: float | None = None) -> Check:

@@ -8,10 +8,10 @@ from functools import cache
 
 import numpy as np
 
+from benchmarks.cases import LOGITS
 from dwtriton.kernels.negatives import LOSS_OF_LOW_SCORE, SLOPE_OF_LOW_SCORE
-from dwtriton.kernels.trial import START_OF_TRAINING, Setting
+from dwtriton.kernels.trial import Setting
 
-LOGITS = {"start": (START_OF_TRAINING, 1.0), "hostile": (-3.0, 1.0), "trained": (-7.0, 1.5)}  # mean and deviation
 POINTS_AT_ONCE = 2**14
 
 

@@ -1,14 +1,19 @@
 """Hardware, versions and commit, which figures depend on."""
 
+import hashlib
 import os
 import platform
 import subprocess
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from dwtriton.core.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CODE = ("dwtriton/**/*.py", "dwtriton/**/*.toml", "benchmarks/**/*.py", "tests/support/*.py")  # that figures depend on
 
 
 def find_device(name: str) -> torch.device:
@@ -16,6 +21,22 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no GPU; --device cpu times the CPU")
     return torch.device(name)
+
+
+def code_hash() -> str:
+    """Return a hash of all code that figures depend on, whether or not it is committed."""
+    files = sorted(file for pattern in CODE for file in ROOT.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def kernel_configs(device: torch.device) -> str | None:
+    """Return file and hash of the launch configs that the kernels take on a GPU; None on a CPU, and without Triton."""
+    if device.type == "cpu" or find_spec("triton") is None:
+        return None
+    from dwtriton.kernels.tuning import find_table  # needs Triton
+
+    table = find_table(torch.cuda.get_device_name(device))
+    return "defaults" if table is None else f"{table.name} {hashlib.sha256(table.read_bytes()).hexdigest()[:12]}"
 
 
 def machine(device: torch.device) -> dict[str, str | int | bool | None]:
@@ -55,6 +76,7 @@ def _software() -> dict:
     return {
         "torch": torch.__version__,
         "commit": _output("git", "rev-parse", "HEAD"),
+        "code": code_hash(),
         "dirty": None if changes is None else bool(changes),
         "date": date.today().isoformat(),
     }

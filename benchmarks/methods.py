@@ -37,13 +37,13 @@ def make_step(method: str, case: Case) -> Step:
         return _released_step(case)
     if method == "compiled":
         return _compiled_step(case)
-    loss = _loss("torch" if method == "eager" else method)
+    loss = _loss("torch" if method == "eager" else method, case.strides)
     return lambda: _with_gradients(loss(*case.inputs, case.packed), case.leaves())
 
 
 @lru_cache
-def _loss(backend: str) -> DualWeightLoss:
-    return DualWeightLoss(STRIDES, backend=backend)
+def _loss(backend: str, strides: tuple[int, ...]) -> DualWeightLoss:
+    return DualWeightLoss(strides, backend=backend)
 
 
 @lru_cache

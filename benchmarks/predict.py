@@ -19,8 +19,9 @@ from torch import Tensor
 from benchmarks.detectors import Step, autocast, benchmark_config, make_batch, make_torchvision
 from benchmarks.machine import find_device, machine
 from benchmarks.predict_report import draw, markdown_table
-from benchmarks.recording import RESULTS, reason, record, results_file, significant
-from benchmarks.train_step import measure_steps, median_ms, start_afresh, synchronise
+from benchmarks.rates import measure_steps, median_ms, start_afresh, synchronise
+from benchmarks.recording import RESULTS, TOO_LARGE, Results, reason, results_file, significant
+from benchmarks.train_step import best_precision
 from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
 from dwtriton.core.points import STRIDES
@@ -40,15 +41,27 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     size = (args.height, args.width)
     cfg = benchmark_config(args.cfg, [size], 16, args.precision, "off")
-    case = {"config": args.cfg, "height": size[0], "width": size[1], "precision": args.precision, "mode": args.mode}
-    results = {"machine": machine(device), "case": case, "rows": []}
-    for method in args.methods:
+    results = open_results(args)
+    for row in (todo := results.missing(planned(args))):
         start_afresh(device)
-        for images in args.batches:
-            results["rows"].append(measure_row(method, cfg, size, images, args, device))
-            record(results, args.out, draw)
-    print(f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it, {time.perf_counter() - start:.0f} s")
-    return int(any("skipped" in row for row in results["rows"] if row["method"] in OURS))
+        row |= measure_row(row["method"], cfg, size, row["batch"], args, device)
+        results.add(row)
+        results.plot()
+    print(f"{markdown_table(results.content)}\n\nwritten to {args.out}, {time.perf_counter() - start:.0f} s")
+    return int(any(row["method"] in OURS and row.get("skipped", TOO_LARGE) != TOO_LARGE for row in todo))
+
+
+def open_results(args: argparse.Namespace) -> Results:
+    """Return the file of results, with the rows that are kept."""
+    case = {"config": args.cfg, "height": args.height, "width": args.width}
+    case |= {"precision": args.precision, "mode": args.mode}
+    head = {"machine": machine(torch.device(args.device)), "case": case}
+    return Results(args.out, head, ("method", "batch"), draw, args.resume)
+
+
+def planned(args: argparse.Namespace) -> list[dict]:
+    """Return the names of the rows to measure, ours first."""
+    return [{"method": method, "batch": images} for method in args.methods for images in args.batches]
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -65,11 +78,12 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--mode", default="default", help="of torch.compile (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each measurement, at least three batches")
+    parser.add_argument("--resume", action="store_true", help="keep rows of the same code, and measure the others")
     parser.add_argument("--out", type=Path, help="JSON file; the plot goes beside it")
     args = parser.parse_args(arguments)
     cuda = args.device == "cuda"
     args.batches = args.batches or ([1, 16] if cuda else [1, 2])
-    args.precision = args.precision or ("bfloat16" if cuda else "float32")
+    args.precision = args.precision or best_precision(cuda)
     args.out = args.out or results_file(torch.device(args.device), RESULTS / "predict")
     return args
 
@@ -80,7 +94,7 @@ def measure_row(
     """Measure a method with one size of batch; if it fails, the row has the error as `skipped`."""
     print(f"{method}, {images} images ...", flush=True)
     batch = make_batch(size, [0] * images, cfg.head.num_classes, pinned=device.type == "cuda")
-    row: dict = {"method": method, "batch": images}
+    row: dict = {}
     try:
         if method.startswith("torchvision"):
             step, select = torchvision_predict(cfg, batch, size, device, method.endswith("compiled")), None

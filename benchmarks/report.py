@@ -2,7 +2,8 @@
 
     python -m benchmarks.report
 
-fills every block between `<!-- results/NAME.json -->` and `<!-- end -->` on a page, and redraws the plots.
+fills every block between `<!-- results/NAME.json -->` or `<!-- figures of GPUs -->` and `<!-- end -->` on a page, and
+redraws the plots.
 """
 
 import json
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks import losses_report, predict_report, train_report
+from benchmarks import cases_report, losses_report, predict_report, train_report
+from benchmarks.gpu_report import gpu_table
 from benchmarks.methods import METHODS
 from benchmarks.recording import RESULTS, caption, save_figure
 from dwtriton.core.files import write_text
@@ -19,6 +21,7 @@ from dwtriton.core.files import write_text
 HERE = Path(__file__).parent
 TABLE_HEAD = "| images | logits | boxes an image |"
 BLOCK = re.compile(r"(<!-- (results/[\w/-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+GPU_BLOCK = re.compile(r"(<!-- (?:important )?figures of GPUs -->\n).*?(<!-- end -->)", re.DOTALL)
 
 COLORS = {
     "triton": "tab:red",
@@ -37,6 +40,7 @@ def filled(page: str) -> str:
         table, _ = VIEWS[Path(block[2]).parent.name]
         return f"{block[1]}{caption(results)}:\n\n{table(results)}\n\n{block[3]}"
 
+    page = GPU_BLOCK.sub(lambda block: f"{block[1]}{gpu_table(important='important' in block[1])}\n\n{block[2]}", page)
     return BLOCK.sub(fill, page)
 
 
@@ -69,14 +73,16 @@ def draw(results: dict, path: Path) -> None:
             style = {"color": COLORS[method], "marker": "o", "markersize": 4, "label": f"{method}: {METHODS[method]}"}
             style["linestyle"] = ":" if method == "compiled" else "-"  # it often lies on eager
             time_panel.plot([r["boxes"] for r in mine], [r["ms"] for r in mine], **style)
-            memory_panel.plot([r["boxes"] for r in mine], [max(r["extra_mb"], 0.01) for r in mine], **style)
+            known = [r for r in mine if "extra_mb" in r]
+            if known:
+                memory_panel.plot([r["boxes"] for r in known], [max(r["extra_mb"], 0.01) for r in known], **style)
         floor = "three trips of the logits at the speed of a copy"
         time_panel.axhline(rows[0]["floor_ms"], color="black", linestyle="--", linewidth=1, label=floor)
         time_panel.set_title(f"Loss and gradient of {batch} images, {dtype}: ms", fontsize=10)
         memory_panel.set_title("Memory beyond inputs and gradients: MB", fontsize=10)
         counts = sorted({r["boxes"] for r in rows})
         for panel in (time_panel, memory_panel):
-            panel.set(xscale="log", yscale="log", xticks=counts, xticklabels=counts)
+            panel.set(xscale="log", yscale="log" if panel.lines else "linear", xticks=counts, xticklabels=counts)
             panel.minorticks_off()
             panel.yaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
@@ -102,11 +108,13 @@ def _groups(results: dict) -> list[tuple[str, int]]:
 
 
 def _cell(row: dict) -> str:
-    return f"{row['ms']:g} ({row['extra_mb']:g})" if "ms" in row else "-"
+    extra = f" ({row['extra_mb']:g})" if "extra_mb" in row else ""
+    return f"{row['ms']:g}{extra}" if "ms" in row else "-"
 
 
 VIEWS = {  # by the folder of the results: their table and their plot
     "results": (markdown_table, draw),
+    "loss_cases": (cases_report.markdown_table, cases_report.draw),
     "train_step": (train_report.markdown_table, train_report.draw),
     "predict": (predict_report.markdown_table, predict_report.draw),
     "losses_on_shapes": (losses_report.markdown_table, losses_report.draw),

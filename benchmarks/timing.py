@@ -2,16 +2,22 @@
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from tests.support.peak import peak_bytes
 
 RUNS = 50  # at most
+PROFILED = 5
+FLUSHED = 2**28  # bytes at least, and four times the L2 cache
+COPIED = 2**30  # bytes, more than any cache holds
 
 
 class Measured(NamedTuple):
@@ -23,6 +29,7 @@ class Measured(NamedTuple):
     host_ms: float  # of an eager call, until it returns
     runs: int
     peak_bytes: int  # most that a call holds at once beyond what was allocated before it
+    kernels_ms: float | None = None  # sum over the kernels of a call that was captured
 
 
 def measure(step: Callable[[], object], device: torch.device, seconds: float, capture: bool) -> Measured:
@@ -43,7 +50,30 @@ def measure(step: Callable[[], object], device: torch.device, seconds: float, ca
     graph, _ = capture_graph(step)
     replays = _repeat(lambda: _replay_ms(graph, flush), seconds)
     ms = median(replays) - _empty_replay_ms(flush)
-    return Measured(ms, "graph", median(wall_ms), median(host_ms), len(replays), max(peaks))
+    sum_ms = kernels_ms(step, flush)
+    return Measured(ms, "graph", median(wall_ms), median(host_ms), len(replays), max(peaks), sum_ms)
+
+
+def kernels_ms(step: Callable[[], object], flush: Callable[[], Tensor]) -> float:
+    """Return the sum over the kernels of a call, by the profiler; kernels that the flush uses, too, are left out."""
+    own = kernel_times(flush).keys()
+    times = kernel_times(lambda: (flush(), step()))
+    return sum(time for name, time in times.items() if name not in own)
+
+
+def kernel_times(run: Callable[[], object]) -> Counter[str]:
+    """Return the ms of each kernel in a call, the mean of several."""
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(PROFILED):
+            run()
+        torch.cuda.synchronize()
+    times: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            times[event.name] += event.device_time_total / 1e3 / PROFILED
+    return times
 
 
 def capture_graph(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
@@ -65,7 +95,7 @@ def copy_bandwidth(device: torch.device, seconds: float) -> float:
 
     The driver's copy of memory and copies by kernels differ by a quarter on some GPUs. The tensors exceed any cache.
     """
-    size = 2**30 if device.type == "cuda" else 2**28
+    size = COPIED if device.type == "cuda" else COPIED // 4
     source, target = (torch.ones(size // 4, device=device) for _ in range(2))
     ways = (
         lambda: target.copy_(source),
@@ -97,7 +127,7 @@ def _wall_ms(step: Callable[[], object]) -> float:
 def _make_flush(device: torch.device) -> Callable[[], Tensor]:
     """Return a function that empties the L2 cache by reading: written lines would be flushed in the next step."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    buffer = torch.zeros(max(4 * cache, 2**28) // 4, device=device)
+    buffer = torch.zeros(max(4 * cache, FLUSHED) // 4, device=device)
     return buffer.amax
 
 

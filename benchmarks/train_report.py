@@ -6,46 +6,50 @@ from matplotlib.figure import Figure
 
 from benchmarks.recording import caption, save_figure
 
-TABLE_HEAD = "| method | images/s | times the first | ms a step |"
+TABLE_HEAD = "| config, images | method | images/s | times the first | ms a step |"
 PARTS = ("data", "backbone", "fpn", "head", "loss", "backward", "optimiser")
 
 
 def markdown_table(results: dict) -> str:
     """Return a table of rates, memory and parts of a step, with lines on failures and on varied batches below it."""
-    first = next((row for row in results["rows"] if "images_s" in row), None)
     lines = [
         f"{TABLE_HEAD} peak GB | model FLOPs of the peak | loss, share of a step | "
         + " | ".join(f"{part} ms" for part in PARTS)
         + " |",
-        "|---" * (7 + len(PARTS)) + "|",
+        "|---" * (8 + len(PARTS)) + "|",
     ]
-    for row in results["rows"]:
+    rows = [row for row in results["rows"] if row["method"] != "varied"]
+    first: dict[tuple, float] = {}  # rate of the first method of a config and size of batch
+    for row in rows:
+        case = _case(row)
         if "images_s" not in row:
-            lines.append(f"| {row['method']} | {row['skipped']} |" + " |" * (5 + len(PARTS)))
+            lines.append(f"| {case} | {row['method']} | {row['skipped']} |" + " |" * (5 + len(PARTS)))
             continue
         shares = [f"{row[name]:.{digits}%}" if name in row else "" for name, digits in (("mfu", 0), ("loss_share", 1))]
         parts = [f"{row['parts_ms'][part]:g}" if "parts_ms" in row else "" for part in PARTS]
-        ratio = f"{row['images_s'] / first['images_s']:.2f}"
+        ratio = f"{row['images_s'] / first.setdefault(case, row['images_s']):.2f}"
         figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}", *shares, *parts]
-        lines.append(f"| {row['method']} | {' | '.join(figures)} |")
+        lines.append(f"| {case} | {row['method']} | {' | '.join(figures)} |")
     return "\n".join([*lines, "", *failure_lines(results), *varied_lines(results)])
+
+
+def _case(row: dict) -> str:
+    return f"{row['config']}, {row['images']} of {row['size']}"
 
 
 def failure_lines(results: dict) -> list[str]:
     """Return the errors of methods whose steps were measured before they failed, and of the varied batches."""
-    late = {row["method"]: row for row in results["rows"] if "images_s" in row}
-    parts = late | {"varied batches": results["varied"]}
-    return [f"Failed, {name}: {part['skipped']}." for name, part in parts.items() if part and "skipped" in part]
+    late = [row for row in results["rows"] if "skipped" in row and ("images_s" in row or row["method"] == "varied")]
+    return [f"Failed, {row['method'].replace('varied', 'varied batches')}: {row['skipped']}." for row in late]
 
 
 def varied_lines(results: dict) -> list[str]:
-    varied = results["varied"]
-    if varied is None or "skipped" in varied:
-        return []
-    syncs = "" if varied["host_syncs"] is None else f", {varied['host_syncs']} waits of the host"
+    rows = [row for row in results["rows"] if row["method"] == "varied" and "skipped" not in row]
     return [
-        f"{varied['steps']} compiled steps with varied batches: {varied['graphs']} graphs where "
-        f"{varied['graphs_expected']} are expected, {varied['graph_breaks']} graph breaks{syncs}."
+        f"{_case(row)}: {row['steps']} compiled steps with varied batches: {row['graphs']} graphs where "
+        f"{row['graphs_expected']} are expected, {row['graph_breaks']} graph breaks"
+        + ("." if row["host_syncs"] is None else f", {row['host_syncs']} waits of the host.")
+        for row in rows
     ]
 
 
@@ -54,8 +58,9 @@ def draw(results: dict, path: Path) -> None:
     rows = [row for row in results["rows"] if "images_s" in row]
     figure = Figure(figsize=(12, 1.3 + 0.5 * len(rows)), layout="constrained")
     rates, parts = figure.subplots(1, 2)
-    names = [row["method"] for row in rows]
-    bars = rates.barh(names, [row["images_s"] for row in rows], color="tab:blue")
+    several = len({_case(row) for row in rows}) > 1
+    names = {id(row): f"{_case(row)}, {row['method']}" if several else row["method"] for row in rows}
+    bars = rates.barh(list(names.values()), [row["images_s"] for row in rows], color="tab:blue")
     rates.bar_label(bars, fmt="{:g}", padding=3)
     rates.set_title("images/s", fontsize=10)
     rates.margins(x=0.12)
@@ -63,7 +68,7 @@ def draw(results: dict, path: Path) -> None:
     left = [0.0] * len(ours)
     for part in PARTS:
         widths = [max(0.0, row["parts_ms"][part]) for row in ours]
-        parts.barh([row["method"] for row in ours], widths, left=left, label=part)
+        parts.barh([names[id(row)] for row in ours], widths, left=left, label=part)
         left = [begin + width for begin, width in zip(left, widths)]
     parts.set_title("ms of each part of a step", fontsize=10)
     if ours:
@@ -72,6 +77,6 @@ def draw(results: dict, path: Path) -> None:
         panel.invert_yaxis()
         panel.grid(axis="x", alpha=0.3)
     case = results["case"]
-    what = f"{case['config']}, {case['images']} images of {case['height']}x{case['width']}, {case['precision']}"
+    what = "; ".join([*dict.fromkeys(map(_case, rows)), case["precision"]])
     figure.suptitle(f"{what}\n{caption(results)}", fontsize=9)
     save_figure(figure, path)

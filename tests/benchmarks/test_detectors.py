@@ -38,10 +38,11 @@ def test_training_steps_are_measured_completely(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     out = tmp_path / "results" / "steps.json"
     methods = ["compiled", "released", "torchvision"]
-    train_step.main([*SMALL, "--methods", *methods, "--images", "2", "--varied", "4", "--out", str(out)])
+    train_step.main([*SMALL, "--methods", *methods, "--images", "2", "--parts", "--varied", "4", "--out", str(out)])
     results = json.loads(out.read_text())
-    assert [row["method"] for row in results["rows"]] == methods
-    for row in results["rows"]:
+    *rows, varied = results["rows"]
+    assert [row["method"] for row in rows] == methods
+    for row in rows:
         assert row["images_s"] == pytest.approx(2e3 / row["ms"], rel=0.02)
         assert row["peak_gb"] > 0
         assert ("parts_ms" in row) == (row["method"] != "torchvision")
@@ -51,7 +52,7 @@ def test_training_steps_are_measured_completely(tmp_path, capsys, monkeypatch):
     assert tuple(parts) == train_report.PARTS
     assert sum(parts.values()) == pytest.approx(results["rows"][0]["ms"], rel=0.02)
     expected = {"steps": 4, "graphs": 2, "graphs_expected": 2, "graph_breaks": 0, "host_syncs": None}
-    assert results["varied"] == expected
+    assert varied == {"config": "shapes", "images": 2, "size": "64x96", "method": "varied", **expected}
     assert out.with_suffix(".png").exists()
     assert train_report.markdown_table(results) in capsys.readouterr().out
 
@@ -76,12 +77,12 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(quick, tmp_path, m
     """The exit code tells whether it was one of those that must run."""
     out = tmp_path / "steps.json"
     make = train_step.make_train_step
-    arguments = [*SMALL, "--images", "2", "--varied", "1", "--out", str(out)]
-    monkeypatch.setattr(train_step, "varied_steps", lambda *_: None)
+    arguments = [*SMALL, "--images", "2", "--varied", "0", "--out", str(out)]
     monkeypatch.setattr(train_step, "torchvision_step", fail)
     assert train_step.main([*arguments, "--methods", "torchvision", "eager"]) == 0
     failed, measured = json.loads(out.read_text())["rows"]
-    assert failed == {"method": "torchvision", "skipped": "RuntimeError: no such luck"}
+    assert (failed["method"], failed["skipped"]) == ("torchvision", "RuntimeError: no such luck")
+    assert "images_s" not in failed
     assert measured["loss_share"] == 0.0123
     monkeypatch.setattr(
         train_step, "make_train_step", lambda method, *a, **k: (fail if method == "triton" else make)(method, *a, **k)
@@ -97,11 +98,11 @@ def test_what_fails_after_a_measurement_leaves_it(quick, tmp_path, monkeypatch, 
     out = tmp_path / "steps.json"
     monkeypatch.setattr(train_step, "measure_parts", fail)
     monkeypatch.setattr(train_step, "varied_steps", fail)
-    arguments = [*SMALL, "--images", "2", "--methods", "eager", "--varied", "4", "--out", str(out)]
+    arguments = [*SMALL, "--images", "2", "--methods", "eager", "--parts", "--varied", "4", "--out", str(out)]
     assert train_step.main(arguments) == 1
     results = json.loads(out.read_text())
     assert results["rows"][0]["images_s"] == 4
-    assert results["varied"] == {"skipped": "RuntimeError: no such luck"}
+    assert results["rows"][1]["skipped"] == "RuntimeError: no such luck"
     printed = capsys.readouterr().out
     assert "| eager | 4 | 1.00 | 500 | 0.1 |  | 1.2% |" in printed
     assert "Failed, eager: RuntimeError: no such luck." in printed
@@ -114,7 +115,7 @@ def test_a_benchmark_that_is_cut_off_leaves_what_it_has_measured(quick, tmp_path
 
     monkeypatch.setattr(train_step, "torchvision_step", cut_off)
     monkeypatch.setattr(predict, "torchvision_predict", cut_off)
-    for module, arguments in ((train_step, ["--images", "2"]), (predict, ["--batches", "1"])):
+    for module, arguments in ((train_step, ["--images", "2", "--varied", "0"]), (predict, ["--batches", "1"])):
         out = tmp_path / f"{module.__name__}.json"
         with pytest.raises(KeyboardInterrupt):
             module.main([*SMALL, *arguments, "--methods", "eager", "torchvision", "--out", str(out)])
@@ -132,9 +133,17 @@ def test_inference_of_ours_that_fails_is_recorded_and_told_by_the_exit_code(quic
 
 
 def test_results_without_the_share_of_the_loss_have_an_empty_cell():
-    row = {"method": "eager", "images_s": 4, "ms": 500, "peak_gb": 0.1}
-    table = train_report.markdown_table({"rows": [row, row | {"loss_share": 0.0049}], "varied": None}).splitlines()
-    assert [line.split(" | ")[6] for line in table if "eager" in line] == ["", "0.5%"]
+    row = {
+        "config": "shapes",
+        "images": 2,
+        "size": "64x96",
+        "method": "eager",
+        "images_s": 4,
+        "ms": 500,
+        "peak_gb": 0.1,
+    }
+    table = train_report.markdown_table({"rows": [row, row | {"loss_share": 0.0049}]}).splitlines()
+    assert [line.split(" | ")[7] for line in table if "eager" in line] == ["", "0.5%"]
     assert len({line.count("|") for line in table if line}) == 1
 
 
@@ -236,20 +245,27 @@ def test_operations_of_a_network_are_counted():
 
 @pytest.mark.gpu
 @needs_gpu
-def test_steps_and_inference_of_all_methods_are_measured_on_a_gpu(tmp_path):
+def test_steps_and_inference_are_measured_on_a_gpu(tmp_path):
+    """What takes longest to compile is left to the benchmarks: parts of a step, and torchvision's detector."""
     small = ["--device", "cuda", *SMALL[2:], "--precision", "bfloat16"]
-    assert train_step.main([*small, "--images", "2", "--varied", "8", "--out", str(tmp_path / "steps.json")]) == 0
-    results = json.loads((tmp_path / "steps.json").read_text())
-    rows = {row["method"]: row for row in results["rows"]}
-    assert rows.keys() == detectors.TRAIN_METHODS.keys()
-    assert not [row for row in rows.values() if "skipped" in row]
-    assert {method for method, row in rows.items() if "loss_share" in row} == {"compiled", "triton", "eager"}
-    assert results["varied"]["steps"] == 8
-    assert (results["varied"]["graphs"], results["varied"]["graph_breaks"], results["varied"]["host_syncs"]) == (
-        2,
-        0,
-        0,
-    )
-    assert predict.main([*small, "--batches", "1", "2", "--out", str(tmp_path / "predict.json")]) == 0
-    results = json.loads((tmp_path / "predict.json").read_text())
-    assert not [row for row in results["rows"] if "skipped" in row]
+    methods = ["compiled", "triton", "eager", "released", "torchvision"]
+    steps = [*small, "--methods", *methods, "--images", "2", "--varied", "8", "--out", str(tmp_path / "steps.json")]
+    assert train_step.main(steps) == 0
+    *rows, varied = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == methods
+    assert not [row for row in rows if "skipped" in row]
+    assert {row["method"] for row in rows if "loss_share" in row} == {"compiled", "triton", "eager"}
+    assert varied["steps"] == 8
+    assert (varied["graphs"], varied["graph_breaks"], varied["host_syncs"]) == (2, 0, 0)
+    inference = ["--methods", "compiled", "eager", "torchvision", "--batches", "2"]
+    assert predict.main([*small, *inference, "--out", str(tmp_path / "predict.json")]) == 0
+    assert not [row for row in json.loads((tmp_path / "predict.json").read_text())["rows"] if "skipped" in row]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_parts_of_a_step_are_measured_on_a_gpu(tmp_path):
+    small = ["--device", "cuda", *SMALL[2:], "--precision", "bfloat16", "--images", "2", "--varied", "0"]
+    assert train_step.main([*small, "--methods", "triton", "--parts", "--out", str(tmp_path / "steps.json")]) == 0
+    [row] = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert tuple(row["parts_ms"]) == train_report.PARTS

@@ -9,13 +9,18 @@ from pkgutil import resolve_name
 
 import pytest
 
-from benchmarks import losses_report, memory, predict_report, report, train_report
+from benchmarks import cases_report, gpu_report, losses_report, memory, predict_report, report, train_report
 from dwtriton.config.load import config_names, load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILES = [path.as_posix() for top in ("dwtriton", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")]
-MADE_LATER = {"benchmarks/results/train_step/", "dual_weight_head.py", "NAME.py"}  # by `make gpu` and by readers
+MADE_LATER = {
+    "benchmarks/results/tests/",
+    "dwtriton/kernels/tuned/GPU.json",
+    "dual_weight_head.py",
+    "NAME.py",
+}  # by `make gpu` and by readers
 
 
 def blocks(language):
@@ -91,8 +96,20 @@ def test_benchmark_tables_show_the_recorded_results():
     for page in PAGES:
         text = page.read_text()
         assert text == report.filled(text), "run python -m benchmarks.report"
-        heads = [view.TABLE_HEAD for view in (report, train_report, predict_report, losses_report)]
+        heads = [view.TABLE_HEAD for view in (report, train_report, predict_report, losses_report, cases_report)]
         assert sum(map(text.count, heads)) == len(report.BLOCK.findall(text))
+
+
+def test_the_tables_of_gpus_show_recorded_figures_and_what_is_owed():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert gpu_report.gpu_table() in page
+    assert gpu_report.gpu_table(important=True) in PAGES[0].read_text()
+    figure = gpu_report.FIGURES[0]
+    rows = [figure.row | {"ms": 0.25}]
+    assert figure.of({"rows": rows}) == "0.25 ms"
+    assert figure.of({"rows": rows, "note": "earlier"}) == "0.25 ms\\*"
+    assert figure.of({"rows": [figure.row | {"skipped": "too little memory"}]}) == "too little memory"
+    assert figure.of({"rows": [figure.row | {"boxes": 8, "ms": 0.25}]}) == gpu_report.OWED
 
 
 def test_the_readme_quotes_the_recorded_results():
