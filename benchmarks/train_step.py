@@ -44,6 +44,7 @@ from benchmarks.machine import find_device, machine
 from benchmarks.methods import graph_breaks
 from benchmarks.recording import RESULTS, reason, record, results_file, significant
 from benchmarks.train_report import draw, markdown_table
+from dwtriton.config.load import override_config
 from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
 from dwtriton.core.targets import pack_targets
@@ -65,10 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     size = (args.height, args.width)
     cfg = benchmark_config(args.cfg, [size, size[::-1]], args.images, args.precision, args.mode)
+    cfg = override_config(cfg, [f"train.deterministic={args.deterministic}"])
     results = {
         "machine": machine(device),
         "case": {"config": args.cfg, "height": size[0], "width": size[1], "images": args.images}
-        | {"precision": args.precision, "mode": args.mode},
+        | {"precision": args.precision, "mode": args.mode, "deterministic": cfg.train.deterministic},
         "flops_image": image_flops(cfg, size, training=True),
         "rows": [],
         "varied": None,
@@ -100,6 +102,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="in a step (default: 16 on a GPU, 2 on a CPU)")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--mode", default="default", help="of torch.compile (default: %(default)s)")
+    parser.add_argument("--deterministic", default="true", choices=("true", "false"), help="convolutions (%(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each method, at least three steps")
     parser.add_argument("--varied", type=int, help="steps of varied batches, 0: none (default: 2000, 10 on a CPU)")
     parser.add_argument("--varied-seconds", type=float, default=240.0, help="limit for them")
