@@ -2,10 +2,17 @@
 
     python -m benchmarks.memory
 
-prints the table of docs/reproduce.md: the estimates of dwtriton/train/memory.py.
+prints the table of docs/reproduce.md: the estimates of dwtriton/train/memory.py, and what PyTorch's partitioner keeps
+of the graph that is compiled.
 """
 
+import torch
+
+from benchmarks.joint_graph import joint_graph, kept
 from dwtriton.config.load import config_names, load_config
+from dwtriton.core.points import STRIDES
+from dwtriton.model.detector import build_detector
+from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.memory import kept_bytes, state_bytes
 
 IMAGE = (800, 1344)  # pixels, the size of most batches
@@ -14,7 +21,7 @@ SETTINGS = {  # autocast, activation checkpointing
     "bfloat16": ("bfloat16", False),
     "bfloat16, less": ("bfloat16", True),
 }
-COLUMNS = ["config", "weights, gradients, momenta", *SETTINGS]
+COLUMNS = ["config", "weights, gradients, momenta", *SETTINGS, "half, compiled"]
 
 
 def image_bytes(name: str, precision: str, recompute: bool) -> int:
@@ -24,9 +31,18 @@ def image_bytes(name: str, precision: str, recompute: bool) -> int:
     return kept_bytes(cfg, 2, IMAGE) - kept_bytes(cfg, 1, IMAGE)
 
 
+def compiled_bytes(name: str, images: int) -> int:
+    """Return the bytes that a compiled step in half precision keeps for the backward pass, without parameters."""
+    cfg = load_config(name)
+    detector = build_detector(cfg).to(memory_format=torch.channels_last)
+    graph = joint_graph(PixelDetector(detector, cfg.data), IMAGE, images)
+    return sum(node.meta["val"].untyped_storage().nbytes() for node in kept(graph, outputs=3 * len(STRIDES)))
+
+
 def row(name: str) -> list[str]:
     """Return the cells of a config in the order of `COLUMNS`: GB on each GPU, then GB for each image on it."""
-    counts = (state_bytes(load_config(name)), *(image_bytes(name, *setting) for setting in SETTINGS.values()))
+    counts = [state_bytes(load_config(name)), *(image_bytes(name, *setting) for setting in SETTINGS.values())]
+    counts.append(compiled_bytes(name, 2) - compiled_bytes(name, 1))
     return [f"`{name}`", *(f"{count / 1e9:.2f} GB" for count in counts)]
 
 

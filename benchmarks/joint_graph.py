@@ -10,36 +10,55 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dwtriton.model.pixels import PixelDetector
 
 DEVICE = "cuda"
 CONVOLUTIONS = {torch.ops.aten.convolution.default: 2, torch.ops.aten.convolution_backward.default: 3}  # their tensors
+OUT_OF_PLACE = {
+    getattr(getattr(torch.ops.aten, f"{name}_"), overload): getattr(getattr(torch.ops.aten, name), overload)
+    for name, overload in (("relu", "default"), ("add", "Tensor"), ("mul", "Tensor"), ("div", "Tensor"))
+}
 
 
-def joint_graph(network: PixelDetector, size: tuple[int, int], images: int = 2) -> Graph:
+def joint_graph(network: PixelDetector, size: tuple[int, int], images: int = 2) -> GraphModule:
     """Trace compiled training under float16 autocast, from uint8 images to gradients of all parameters that have one.
 
-    The loss is left out: gradients of the head's outputs are given, in the layout that the loss's operator has.
+    The loss is left out: gradients of the head's outputs are inputs, in the layout that the loss's operator has.
     """
+    named = dict((*network.named_parameters(), *network.named_buffers()))
+
+    def outputs(primals: Sequence[Tensor]) -> list[Tensor]:
+        *state, pixels, sizes = primals
+        given = {f"network.{name}": tensor for name, tensor in zip(named, state)}
+        return torch.func.functional_call(_HeadOutputs(network), given, (pixels, sizes))
+
+    def joint(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
+        results = outputs(primals)
+        return [*results, *_gradients(results, tangents)]
+
     with FakeTensorMode():
-        state = {name: _fake(tensor) for name, tensor in (*network.named_parameters(), *network.named_buffers())}
         pixels = torch.empty(images, *size, 3, dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
         sizes = torch.empty(images, 2, dtype=torch.int64, device=DEVICE)
+        primals = [*map(_fake, named.values()), pixels, sizes]
         precision = torch.is_autocast_enabled(DEVICE), torch.get_autocast_dtype(DEVICE)
         try:  # torch.autocast refuses a device that is not there
             torch.set_autocast_enabled(DEVICE, True)
             torch.set_autocast_dtype(DEVICE, torch.float16)
             with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
-                graph = make_fx(_joint(network))(state, pixels, sizes).graph
+                tangents = [torch.empty_like(output) for output in outputs(primals)]
+                module = make_fx(joint)(primals, tangents)
         finally:
             torch.set_autocast_enabled(DEVICE, precision[0])
             torch.set_autocast_dtype(DEVICE, precision[1])
-    graph.eliminate_dead_code()
-    return graph
+    for node in module.graph.nodes:
+        node.target = OUT_OF_PLACE.get(node.target, node.target)  # later nodes take the result, not what was changed
+    module.graph.eliminate_dead_code()
+    return module
 
 
 def convolution_inputs(graph: Graph) -> list[tuple[Node, Tensor]]:
@@ -52,17 +71,26 @@ def convolution_inputs(graph: Graph) -> list[tuple[Node, Tensor]]:
     ]
 
 
-def kept(graph: Graph) -> list[Node]:
-    """Results of the forward pass that the backward pass reads, one for each piece of memory."""
-    nodes = list(graph.nodes)
-    backward = next(i for i, node in enumerate(nodes) if node.target is torch.ops.aten.empty_like.default)
-    forward = [node for node in nodes[:backward] if node.op != "placeholder"]
-    later = {given for node in nodes[backward:] for given in node.all_input_nodes}
+def kept(module: GraphModule, outputs: int) -> list[Node]:
+    """Return what torch.compile keeps of the forward pass, with `outputs` results, one node for each piece of memory.
+
+    It is chosen by PyTorch's partitioner, which recomputes what is cheap; parameters and images are not counted.
+    """
+    forward, _ = min_cut_rematerialization_partition(module, None, num_fwd_outputs=outputs)
     found = {}
-    for node in forward:
-        if node in later and isinstance(node.meta["val"], Tensor):
+    for node in forward.graph.output_node().args[0][outputs:]:
+        if node.op != "placeholder":
             found.setdefault(node.meta["val"].untyped_storage()._cdata, node)
     return list(found.values())
+
+
+class _HeadOutputs(nn.Module):
+    def __init__(self, network: PixelDetector) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> list[Tensor]:
+        return [level for kind in self.network.head_outputs(pixels, sizes) for level in kind]
 
 
 def _fake(tensor: Tensor) -> Tensor:
@@ -70,24 +98,8 @@ def _fake(tensor: Tensor) -> Tensor:
     return fake.requires_grad_(tensor.requires_grad)
 
 
-def _joint(network: PixelDetector):
-    class HeadOutputs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, pixels: Tensor, sizes: Tensor) -> list[Tensor]:
-            return [level for kind in self.network.head_outputs(pixels, sizes) for level in kind]
-
-    def run(state: dict[str, Tensor], pixels: Tensor, sizes: Tensor) -> list[Tensor]:
-        given = {f"network.{name}": tensor for name, tensor in state.items()}
-        return _gradients(torch.func.functional_call(HeadOutputs(), given, (pixels, sizes)))
-
-    return run
-
-
-def _gradients(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of all leaves, as the engine computes them, for some gradients of `outputs`."""
+def _gradients(outputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of all leaves, as the engine computes them, given those of `outputs`."""
     waiting, nodes = Counter(), [output.grad_fn for output in outputs]
     for node in nodes:
         for below, _ in node.next_functions:
@@ -96,8 +108,8 @@ def _gradients(outputs: Sequence[Tensor]) -> list[Tensor]:
                     nodes.append(below)
                 waiting[below] += 1
     grads = defaultdict(dict)
-    for output in outputs:
-        grads[output.grad_fn][output.output_nr] = torch.empty_like(output)
+    for output, tangent in zip(outputs, tangents):
+        grads[output.grad_fn][output.output_nr] = tangent
     ready, leaves = [node for node in nodes if not waiting[node]], []
     with torch.no_grad():
         while ready:
