@@ -49,10 +49,21 @@ def test_in_float64_it_is_group_norm_and_relu(shape, groups):
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_inside_it_is_float32(dtype, offset):
+    check_accuracy(ours(4), torch.device("cpu"), dtype, offset)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compiled_on_a_gpu_it_is_as_accurate(dtype):
+    check_accuracy(torch.compile(ours(4), fullgraph=True), torch.device("cuda"), dtype, offset=30.0)
+
+
+def check_accuracy(function, device: torch.device, dtype: torch.dtype, offset: float) -> None:
     """Off from float64 on the rounded inputs by one rounding of the result and float32's own error, entry by entry."""
-    x, weight, bias, grad = inputs((2, 16, 20, 30), offset)
+    x, weight, bias, grad = (tensor.to(device) for tensor in inputs((2, 16, 20, 30), offset))
     x, grad, weight, bias = x.to(dtype), grad.to(dtype), weight.float(), bias.float()
-    actual = results(ours(4), x, weight, bias, grad)
+    actual = results(function, x, weight, bias, grad)
     expected = results(truth(4), x.double(), weight.double(), bias.double(), grad.double())
     assert [part.dtype for part in actual] == [dtype, dtype, torch.float32, torch.float32]
     assert actual[0].stride() == actual[1].stride() == x.stride()

@@ -76,6 +76,19 @@ def test_compiled_steps_follow_the_eager_ones_from_one_graph_a_bucket(mode, make
     assert watch.graphs == 2
 
 
+def test_a_compiled_step_copies_next_to_nothing_to_another_layout(make):
+    train_step, steps = make("train.compile=default", "train.precision=bfloat16", "backbone.frozen_statistics=true")
+    for _ in range(2):
+        train_step(steps[0], 1.0)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        train_step(steps[0], 1.0)
+        torch.cuda.synchronize()
+    names = [event.name for event in profile.events()]
+    assert any("conv" in name or "gemm" in name or "cudnn" in name for name in names)
+    assert sum("direct_copy" in name for name in names) <= 5
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiling_ahead_leaves_no_trace_on_the_device(mode, make):
     train_step, _ = make(f"train.compile={mode}", "train.precision=float16", "backbone.frozen_statistics=false")
