@@ -87,6 +87,13 @@ def test_on_a_cpu_the_module_is_pytorchs_group_norm_and_relu():
     assert torch.equal(norm(x), F.relu(F.group_norm(x, 3, weight, bias)))
 
 
+def test_second_derivatives_are_refused():
+    x, weight, bias, _ = inputs((1, 6, 4, 3))
+    (first,) = torch.autograd.grad(ours(3)(x.requires_grad_(), weight, bias).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_towers_give_the_gradients_of_eager_ones(dtype):
     """Two convolutions, shared by two levels; with the result in the dtype of the arithmetic and in another."""
