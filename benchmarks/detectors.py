@@ -31,7 +31,7 @@ from dwtriton.core.transfer import AsyncHostCopy
 from dwtriton.data.batch import Batch
 from dwtriton.model.detector import DualWeightDetector, build_detector
 from dwtriton.train.optimizer import build_optimizer
-from dwtriton.train.step import AUTOCAST, TrainStep
+from dwtriton.train.step import AUTOCAST, TrainStep, choose_convolutions
 from tests.support.released import released_loss
 
 Step = Callable[[], object]
@@ -167,6 +167,7 @@ def make_torchvision(cfg: Config, size: tuple[int, int], device: torch.device) -
 def torchvision_step(cfg: Config, batch: Batch, size: tuple[int, int], device: torch.device, compiled: bool) -> Step:
     """Return a training step of torchvision's FCOS, from the bytes of a batch to the update, like `TrainStep`."""
     torch.manual_seed(0)
+    choose_convolutions(cfg.train.deterministic)
     detector = make_torchvision(cfg, size, device).train()
     forward = torch.compile(detector) if compiled else detector
     optimizer = build_optimizer(detector, cfg.optimizer, cfg.data.batch_size)

@@ -2,68 +2,48 @@
 
     python -m benchmarks.memory
 
-prints the table of docs/reproduce.md. The network runs on fake tensors, which have a shape, a dtype and a device but no
-content, and the sizes of the tensors that autograd keeps for the backward pass are added up. A real GPU needs more:
-temporary tensors, cuDNN's workspace, fragmentation and the CUDA context are not counted.
+prints the table of docs/reproduce.md: the estimates of dwtriton/train/memory.py, and what PyTorch's partitioner keeps
+of the graph that is compiled.
 """
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dwtriton import build_detector, load_config
-from dwtriton.config.load import config_names
+from benchmarks.joint_graph import joint_graph, kept
+from dwtriton.config.load import config_names, load_config
+from dwtriton.core.points import STRIDES
+from dwtriton.model.detector import build_detector
+from dwtriton.model.pixels import PixelDetector
+from dwtriton.train.memory import kept_bytes, state_bytes
 
 IMAGE = (800, 1344)  # pixels, the size of most batches
-STATE_BYTES = 3 * 4  # of a trainable parameter: itself, its gradient, its momentum in float32
 SETTINGS = {  # autocast, activation checkpointing
-    "float32": (None, False),
-    "bfloat16": (torch.bfloat16, False),
-    "bfloat16, less": (torch.bfloat16, True),
+    "float32": ("float32", False),
+    "bfloat16": ("bfloat16", False),
+    "bfloat16, less": ("bfloat16", True),
 }
-COLUMNS = ["config", "weights, gradients, momenta", *SETTINGS]
-DEVICE = "cuda"  # its autocast decides the dtypes; nothing is allocated there
+COLUMNS = ["config", "weights, gradients, momenta", *SETTINGS, "half, compiled"]
 
 
-def kept_bytes(name: str, images: int, precision: torch.dtype | None, recompute: bool) -> int:
-    """Return the bytes that autograd keeps between the forward and the backward pass, without parameters."""
-    checkpointing = f"train.activation_checkpointing={str(recompute).lower()}"
-    cfg = load_config(name, [checkpointing, "loss.backend=torch", "backbone.weights=none"])
-    with FakeTensorMode(), torch.device(DEVICE):
-        detector = build_detector(cfg).train()
-        batch = torch.empty(images, 3, *IMAGE).to(memory_format=torch.channels_last)
-        parameters = {p.untyped_storage()._cdata for p in detector.parameters()}
-        kept = {}  # storages; held, since an address that is freed and used again would be counted once
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in parameters:
-                kept[storage._cdata] = storage
-            return tensor
-
-        before = torch.is_autocast_enabled(DEVICE), torch.get_autocast_dtype(DEVICE)
-        try:  # torch.autocast refuses a device that is not there
-            torch.set_autocast_enabled(DEVICE, precision is not None)
-            torch.set_autocast_dtype(DEVICE, precision or before[1])
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                outputs = detector.head_outputs(batch)
-        finally:
-            torch.set_autocast_enabled(DEVICE, before[0])
-            torch.set_autocast_dtype(DEVICE, before[1])
-        del outputs
-        return sum(storage.nbytes() for storage in kept.values())
+def image_bytes(name: str, precision: str, recompute: bool) -> int:
+    """Return the bytes that autograd keeps for the backward pass of one more image."""
+    overrides = [f"train.precision={precision}", f"train.activation_checkpointing={str(recompute).lower()}"]
+    cfg = load_config(name, overrides)
+    return kept_bytes(cfg, 2, IMAGE) - kept_bytes(cfg, 1, IMAGE)
 
 
-def state_bytes(name: str) -> int:
-    """Return the bytes of weights, gradients and momenta in float32."""
-    with torch.device("meta"):
-        parameters = list(build_detector(load_config(name)).parameters())
-    return sum(p.numel() * (STATE_BYTES if p.requires_grad else 4) for p in parameters)
+def compiled_bytes(name: str, images: int) -> int:
+    """Return the bytes that a compiled step in half precision keeps for the backward pass, without parameters."""
+    cfg = load_config(name)
+    detector = build_detector(cfg).to(memory_format=torch.channels_last)
+    graph = joint_graph(PixelDetector(detector, cfg.data), IMAGE, images)
+    return sum(node.meta["val"].untyped_storage().nbytes() for node in kept(graph, outputs=3 * len(STRIDES)))
 
 
 def row(name: str) -> list[str]:
     """Return the cells of a config in the order of `COLUMNS`: GB on each GPU, then GB for each image on it."""
-    an_image = [kept_bytes(name, 2, *setting) - kept_bytes(name, 1, *setting) for setting in SETTINGS.values()]
-    return [f"`{name}`", *(f"{count / 1e9:.2f} GB" for count in (state_bytes(name), *an_image))]
+    counts = [state_bytes(load_config(name)), *(image_bytes(name, *setting) for setting in SETTINGS.values())]
+    counts.append(compiled_bytes(name, 2) - compiled_bytes(name, 1))
+    return [f"`{name}`", *(f"{count / 1e9:.2f} GB" for count in counts)]
 
 
 def markdown_table() -> str:

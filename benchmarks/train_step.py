@@ -40,6 +40,7 @@ from benchmarks.rates import measure_steps, median_ms, start_afresh
 from benchmarks.recording import RESULTS, TOO_LARGE, Results, reason, results_file, significant
 from benchmarks.train_report import draw, markdown_table
 from benchmarks.varied import varied_steps
+from dwtriton.config.load import override_config
 from dwtriton.config.schema import Config
 from dwtriton.console.cli import run
 from dwtriton.core.targets import pack_targets
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     if todo := results.missing(planned(args)):
         size = (args.height, args.width)
         cfg = benchmark_config(args.cfg, [size, size[::-1]], args.images, args.precision, args.mode)
+        cfg = override_config(cfg, [f"train.deterministic={args.deterministic}"])
         flops = image_flops(cfg, size, training=True)
     for row in todo:
         start_afresh(device)
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def open_results(args: argparse.Namespace) -> Results:
     """Return the file of results, with the rows that are kept."""
-    case = {"precision": args.precision, "mode": args.mode}
+    case = {"precision": args.precision, "mode": args.mode, "deterministic": args.deterministic == "true"}
     return Results(args.out, {"machine": machine(torch.device(args.device)), "case": case}, KEYS, draw, args.resume)
 
 
@@ -110,6 +112,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="in a step (default: 16 on a GPU, 2 on a CPU)")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--mode", default="default", help="of torch.compile (default: %(default)s)")
+    parser.add_argument("--deterministic", default="true", choices=("true", "false"), help="convolutions (%(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each method, at least three steps")
     parser.add_argument("--parts", action="store_true", help="measure the parts of our steps, too")
     parser.add_argument("--varied", type=int, help="steps of varied batches, 0: none (default: 2000, 10 on a CPU)")

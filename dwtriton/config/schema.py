@@ -165,6 +165,11 @@ class TrainConfig(Section):
         "auto", description="mode of torch.compile; true: default; auto: default on a GPU, off on a CPU"
     )
     compile_ahead: MayChange[bool] = Field(True, description="compile for every bucket before the first step")
+    deterministic: MayChange[bool] = Field(
+        True,
+        description="cuDNN's deterministic convolutions, chosen by its heuristics; false: for each size of batch, the "
+        "fastest of all in a trial",
+    )
     accumulate: PositiveInt = Field(1, description="micro-batches per optimiser step; they share data.batch_size")
     activation_checkpointing: MayChange[bool] = Field(False, description="less memory, more time in the backward pass")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of an EMA of the weights, to evaluate; 0: no EMA")

@@ -7,15 +7,16 @@ from typing import NamedTuple, Self
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from dwtriton.config.schema import BackboneConfig
 from dwtriton.core.errors import UserError
 from dwtriton.model.activation_checkpointing import run
 from dwtriton.model.deformable import DeformableConv2d
+from dwtriton.model.residual import BasicBlock, Bottleneck, conv_norm
 from dwtriton.model.state_dict import check_tensors, read_torch_file
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of the stages, by depth
 OPTIONAL_TENSORS = re.compile(r"num_batches_tracked$|\.conv_offset\.")  # which a file of weights may lack
 REMEDY = "--set backbone.weights=FILE takes a torchvision ResNet state dict, backbone.weights=none trains from scratch"
 
@@ -39,7 +40,7 @@ class ResNet(nn.Module):
                 "train.activation_checkpointing runs every batch norm twice, so its statistics would be updated twice: "
                 "set backbone.frozen_statistics=true or train.activation_checkpointing=false"
             )
-        network = torchvision.models.get_model(_network_name(cfg), weights=None)
+        network = _network(cfg)
         for name in ("conv1", "bn1", "relu", "maxpool", *STAGES):
             setattr(self, name, getattr(network, name))
         self.cfg, self.checkpointing = cfg, checkpointing
@@ -58,7 +59,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map images [B, 3, H, W] to {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, c from `out_channels`."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(conv_norm(self.conv1, self.bn1, images)))
         c3 = self._run(self.layer2, self._run(self.layer1, x))
         c4 = self._run(self.layer3, c3)
         return {"c3": c3, "c4": c4, "c5": self._run(self.layer4, c4)}
@@ -116,6 +117,14 @@ def load_backbone_weights(backbone: ResNet, weights: str) -> LoadedWeights:
     check_tensors(own, loaded | fresh, f"backbone weights {weights} for {name}")
     backbone.load_state_dict(loaded | fresh)
     return LoadedWeights(list(loaded), list(fresh), [key for key in state if key not in loaded])
+
+
+def _network(cfg: BackboneConfig) -> torchvision.models.ResNet:
+    """Return torchvision's network of our blocks. Raises UserError if torchvision does not have it."""
+    _network_name(cfg)
+    groups, width = (1, 64) if cfg.resnext == "none" else map(int, re.findall(r"\d+", cfg.resnext))
+    block = Bottleneck if cfg.depth >= 50 else BasicBlock
+    return torchvision.models.ResNet(block, BLOCKS[cfg.depth], groups=groups, width_per_group=width)
 
 
 def _network_name(cfg: BackboneConfig) -> str:

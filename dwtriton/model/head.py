@@ -13,6 +13,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.model.activation_checkpointing import run
 from dwtriton.model.deformable import DeformableConv2d
+from dwtriton.model.group_norm import GroupNormReLU
 
 INITIAL_STD = 0.01  # of weights
 INITIAL_BOX_BIAS = 4.0  # strides, before the ReLU
@@ -109,10 +110,10 @@ def refine(distances: Tensor, offsets: Tensor, stride: int) -> Tensor:
 
 
 def _tower(cfg: HeadConfig) -> nn.Sequential:
-    norm = partial(nn.GroupNorm, cfg.groups)
-    tower = nn.Sequential(
-        *(Conv2dNormActivation(cfg.channels, cfg.channels, norm_layer=norm, bias=True) for _ in range(cfg.convs))
+    conv = partial(
+        Conv2dNormActivation, norm_layer=partial(GroupNormReLU, cfg.groups), activation_layer=None, bias=True
     )
+    tower = nn.Sequential(*(conv(cfg.channels, cfg.channels) for _ in range(cfg.convs)))
     if cfg.deformable:
         tower[-1][0] = DeformableConv2d.like(tower[-1][0])
     return tower

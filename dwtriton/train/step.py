@@ -23,6 +23,12 @@ from dwtriton.train.optimizer import build_optimizer, set_learning_rate
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def choose_convolutions(deterministic: bool) -> None:
+    """Make cuDNN use deterministic convolutions by its heuristics, or the fastest of a trial, in the whole process."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 class StepLosses(NamedTuple):
     """Losses of one optimiser step, on their way to the CPU: `loss`, the sum that is minimised, and its terms."""
 
@@ -47,6 +53,7 @@ class TrainStep:
 
         `capacity`: most boxes of a micro-batch; targets are padded to it under torch.compile.
         """
+        choose_convolutions(cfg.train.deterministic)
         self.detector, self.cfg, self.device = detector, cfg, device
         self.capacity = None if cfg.train.compile == "off" else capacity
         self.network: nn.Module = PixelDetector(detector, cfg.data)

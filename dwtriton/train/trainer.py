@@ -1,5 +1,6 @@
 """The training run: builds data, detector and optimiser, and loops over epochs. Every rank runs it; rank 0 writes."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext, suppress
@@ -25,6 +26,7 @@ from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.pixels import PixelDetector, compile_predict
 from dwtriton.train.compile import GraphWatch
+from dwtriton.train.failures import explain_failures
 from dwtriton.train.finite import PendingStep, check_weights
 from dwtriton.train.metrics import Speed, losses_line
 from dwtriton.train.optimizer import lr_factor
@@ -149,7 +151,9 @@ class Trainer:
             return
         self.detector.train()
         began = time.perf_counter()
-        with self.watch, self.display.stage("compiling", len(self.cfg.data.buckets)) as advance:
+        largest = max(self.cfg.data.buckets, key=math.prod)
+        failures = explain_failures(self.cfg, self.micro_batch_size, largest)
+        with self.watch, self.display.stage("compiling", len(self.cfg.data.buckets)) as advance, failures:
             for _ in self.train_step.compile_ahead(self.micro_batch_size, self.train_set.weighted):
                 advance()
                 self._stop_if_requested()
@@ -178,7 +182,8 @@ class Trainer:
             self._report_broken(batch.broken)
             if not len(batch):
                 raise DataError(f"no training image of this orientation can be read: {batch.broken[0]}")
-        with self.watch:
+        images = micro_batches[0].images
+        with self.watch, explain_failures(self.cfg, len(images), tuple(images.shape[2:])):
             factor = lr_factor(self.iteration, self.cfg.schedule, self.per_epoch)
             lr, losses = self.train_step(micro_batches, factor)
         self.record_pending()

@@ -162,6 +162,7 @@ def test_keys_that_may_change_when_a_run_is_resumed():
         "train.checkpoint_every",
         "train.compile",
         "train.compile_ahead",
+        "train.deterministic",
         "train.evaluate_every",
         "train.keep_every",
         "train.log_every",

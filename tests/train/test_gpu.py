@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from dwtriton import build_detector
+from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.core.transfer import AsyncHostCopy, to_device
 from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.compile import GraphWatch
+from dwtriton.train.signals import Interrupted
 from dwtriton.train.step import TrainStep
+from dwtriton.train.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -76,6 +79,19 @@ def test_compiled_steps_follow_the_eager_ones_from_one_graph_a_bucket(mode, make
     assert watch.graphs == 2
 
 
+def test_a_compiled_step_copies_next_to_nothing_to_another_layout(make):
+    train_step, steps = make("train.compile=default", "train.precision=bfloat16", "backbone.frozen_statistics=true")
+    for _ in range(2):
+        train_step(steps[0], 1.0)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        train_step(steps[0], 1.0)
+        torch.cuda.synchronize()
+    names = [event.name for event in profile.events()]
+    assert any("conv" in name or "gemm" in name or "cudnn" in name for name in names)
+    assert sum("direct_copy" in name for name in names) <= 5
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiling_ahead_leaves_no_trace_on_the_device(mode, make):
     train_step, _ = make(f"train.compile={mode}", "train.precision=float16", "backbone.frozen_statistics=false")
@@ -107,6 +123,30 @@ def test_micro_batches_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
             for train_step in (captured, eager)
         ]
         assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("short_side", [64, 48], ids=["one scale", "multi-scale"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(short_side, tiny, tmp_path, console):
+    """The layers of r50_1x and r101_ms_2x, compiled in bfloat16."""
+    settings = ["backbone.depth=50", "backbone.frozen_stages=1", "backbone.frozen_statistics=true"]
+    settings += [f"data.short_side=[{short_side}, 64]", "train.compile=default", "train.precision=bfloat16"]
+    cfg = tiny(*settings, "schedule.epochs=1", "optimizer.kind=sgd", "optimizer.lr=0.01")
+    Trainer(cfg, tmp_path / "whole", console).fit()
+    stopped = Trainer(cfg, tmp_path / "run", console)
+    step = stopped.step
+
+    def stopping_step(batches, epoch):
+        step(batches, epoch)
+        stopped.stop_requested = stopped.iteration == 3
+
+    stopped.step = stopping_step
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    Trainer(cfg, tmp_path / "run", console, resume=True).fit()
+    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    assert first.iteration == second.iteration > 3
+    assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
+    torch.testing.assert_close(first.optimizer["state"], second.optimizer["state"], rtol=0, atol=0)
 
 
 def test_values_are_copied_as_they_were_when_the_copy_was_queued():

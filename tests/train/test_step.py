@@ -225,3 +225,12 @@ def test_checkpoints_that_cannot_be_started_from_or_resumed_say_why(finished, ti
     save_checkpoint(tmp_path / "c" / "last.pt", checkpoint._replace(optimizer=None))
     with pytest.raises(UserError, match="holds weights alone and cannot be resumed"):
         Trainer(override_config(tiny()), tmp_path / "c", console, resume=True)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_convolutions_are_deterministic_or_the_fastest_of_a_trial(deterministic, make, monkeypatch):
+    for flag in ("deterministic", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, flag, not getattr(torch.backends.cudnn, flag))
+    make(f"train.deterministic={str(deterministic).lower()}")
+    assert torch.backends.cudnn.deterministic == deterministic
+    assert torch.backends.cudnn.benchmark != deterministic
