@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
 MAX_WEIGHT = 3e38  # of a box: finite in float32
 BoxWeight = Annotated[float, Field(strict=True, ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
+MAX_PIXELS = 178_956_970  # of an image: Pillow refuses larger ones
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
@@ -71,6 +72,20 @@ class DataConfig(Section):
     val_images: str = Field("val2017", description="folder of the validation images, inside root")
     val_annotations: str = Field("annotations/instances_val2017.json", description="inside root")
     shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root if root does not exist")
+    crowd: Literal["background", "ignore", "train"] = Field(
+        "background",
+        description="crowd regions in training: background, as in the released code; ignore: no negative loss inside; "
+        "train: objects like all others, in evaluation too, for data whose exporter marks every mask as crowd",
+    )
+    background: bool = Field(False, description="train on images without an annotation too; the released code does not")
+    exif: Literal["auto", "apply", "ignore"] = Field(
+        "auto",
+        description="whether annotations are of images turned as their EXIF orientation says (apply) or as they lie in "
+        "the file (ignore); auto: found out from the annotated sizes",
+    )
+    max_pixels: PositiveInt = Field(
+        MAX_PIXELS, le=MAX_PIXELS, description="larger images are left out, before they are decoded; as Pillow does"
+    )
     short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = Field(
         (800, 800), description="lowest and highest short side of training images, pixels; drawn uniformly per image"
     )
@@ -125,7 +140,6 @@ class LossConfig(Section):
     weight_cls_pos: NonNegativeFloat = 1.0
     weight_loc: NonNegativeFloat = 1.0
     weight_cls_neg: NonNegativeFloat = 1.0
-    ignore_crowd: bool = Field(False, description="no negative loss inside crowd boxes; the released code has it there")
 
 
 class OptimizerConfig(Section):
