@@ -17,8 +17,8 @@ def is_image_file(path: Path) -> bool:
     return suffix in IMAGE_SUFFIXES | REFUSED_SUFFIXES and not path.name.startswith(HIDDEN) and path.is_file()
 
 
-def find_image(folder: Path, name: str) -> str | None:
-    """Return the name of an image file inside `folder` that `name` means, or None if there is none.
+def find_file(folder: Path, name: str) -> str | None:
+    """Return the name of a file inside `folder` that `name` means, or None if there is none.
 
     A name that is no file is tried with slashes for backslashes, without the quoting of URLs, without the query of a
     URL, and then without its first folders, one after another.

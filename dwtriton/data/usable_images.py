@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dwtriton.config.schema import DataConfig
 from dwtriton.data.annotations import Records
-from dwtriton.data.image_files import find_image, nearest_file
+from dwtriton.data.image_files import find_file, nearest_file
 from dwtriton.data.images import BrokenImageError, read_header, read_image
 from dwtriton.data.problems import DataError, DataProblems
 
@@ -33,7 +33,7 @@ def images_with_files(
     images = []
     for image in records.images.values():
         given = image["file_name"]
-        found = find_image(folder, given)
+        found = find_file(folder, given)
         if found is None:
             problems.add(f"image file missing, {fate}", str(folder / given))
             continue
@@ -58,7 +58,7 @@ def _no_image(records: Records, folder: Path, problems: DataProblems) -> str:
     if not records.images:
         return f"{records.path} names no image"
     name = next(iter(records.images.values()))["file_name"]
-    if find_image(folder, name) is not None:
+    if find_file(folder, name) is not None:
         return f"{records.path}: no image is left; {'; '.join(problems.summary())}"
     nearest = nearest_file(folder, name)
     there = f"the nearest file is {nearest}" if nearest else "no image lies there"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
-from dwtriton.data.image_files import find_image, is_image_file
+from dwtriton.data.image_files import find_file, is_image_file
 from dwtriton.data.problems import DataError
 
 PATTERNS = ("annotations/*.json", "*.json", "*/*.json")  # where the JSON files are; the first that finds any is taken
@@ -72,6 +72,11 @@ def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: S
     return shlex.join([*words, *(word for setting in changed for word in ("--set", setting))])
 
 
+def check_command(root: Path) -> str:
+    """The shell command that looks through a data set."""
+    return shlex.join(["python", "-m", "dwtriton.data", "check", str(root)])
+
+
 def split_command(root: Path) -> str:
     """The shell command that makes a validation split of a data set with one split."""
     name = root.resolve().name
@@ -91,7 +96,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 def _image_folder(root: Path, name: str, records: Records) -> Path:
     """Find the folder that holds most of the first images: beside the annotations or below, in `root` or `root/images`.
 
-    Names are taken as they stand, or as `find_image` does if no folder has any of them. Splits may give their images
+    Names are taken as they stand, or as `find_file` does if no folder has any of them. Splits may give their images
     the same names: among folders that hold at least half as many as the best, take the one whose name is most like the
     split's.
     """
@@ -101,7 +106,7 @@ def _image_folder(root: Path, name: str, records: Records) -> Path:
     files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
     held = {folder: sum((folder / file).is_file() for file in files) for folder in folders}
     if not any(held.values()):
-        held = {folder: sum(find_image(folder, file) is not None for file in files) for folder in folders}
+        held = {folder: sum(find_file(folder, file) is not None for file in files) for folder in folders}
     if not any(held.values()):  # the error will name the nearest file
         held = {folder: sum(map(is_image_file, folder.iterdir())) for folder in folders}
     candidates = [folder for folder, count in held.items() if 2 * count >= max(held.values())]
