@@ -41,6 +41,8 @@ def match_classes(records: Records, classes: Sequence[str], problems: DataProble
         )
     if absent:
         problems.warn(f"classes without a category in {records.path}, not measured: {listed(absent, MAX_NAMES)}")
+    if [name for name in known if name in classes] != [name for name in classes if name in known]:
+        problems.warn(f"classes have another order in {records.path}; they are matched by name")
     annotations = {}
     for id_, annotation in records.annotations.items():
         name = _name_of(annotation, unknown)

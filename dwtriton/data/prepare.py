@@ -10,6 +10,7 @@ from dwtriton.core.text import listed
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.data.classes import different_categories
 from dwtriton.data.coco import CocoDataset, SplitName
+from dwtriton.data.formats.layouts import convert_hint
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.generate import check_shapes, generate_shapes, is_vacant
 from dwtriton.data.usable_images import MissingImagesError
@@ -93,6 +94,10 @@ def _layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) 
     lines += [f"    {getattr(cfg, f'{split}_annotations')}  COCO JSON" for split in splits]
     if cfg.root is not None:
         lines.append(f"Found: {_found(cfg.root)}")
+        look = (
+            f"python -m dwtriton.data check {cfg.root} looks for COCO files and prints the command that trains on them"
+        )
+        lines.append(f"{(convert_hint(cfg.root) or look)}.")
         rename = "--set data.train_images=NAME (train_annotations, val_images, val_annotations)"
         lines.append(f"Point --data at the right folder, or rename its parts with {rename}.")
     return DataError("\n".join(lines))

@@ -144,10 +144,10 @@ def _warn_of_habits(
     crowds = sum(box["iscrowd"] for box in every)
     if crowds and crowds >= CROWD_SHARE * len(every):
         fate = "they are not learned" if training else "they are neither right nor wrong"
+        ignore = "; --set data.crowd=ignore keeps their places out of the negative loss" if training else ""
         problems.warn(
             f"{crowds} of {len(every)} boxes are marked as crowd (iscrowd = 1), as CVAT marks every mask: {fate}. If "
-            "they are single objects, --set data.crowd=train uses them; --set data.crowd=ignore keeps their places out "
-            "of the negative loss"
+            f"they are single objects, --set data.crowd=train uses them{ignore}"
         )
     sized = [box for box in every if records.images[box["image_id"]]["width"] is not None]
     limits = [(records.images[box["image_id"]]["width"], records.images[box["image_id"]]["height"]) for box in sized]

@@ -126,7 +126,7 @@ class Trainer:
 
     def left_out(self) -> int:
         """Return how many images and annotations of both splits could not be used so far."""
-        return sum(data.problems.counts.total() for data in (self.train_set, self.val_set)) + len(self.broken)
+        return sum(data.problems.left_out for data in (self.train_set, self.val_set)) + len(self.broken)
 
     def fit(self) -> Evaluation | None:
         """Train to the last epoch; return the final evaluation on rank 0, None on the others.

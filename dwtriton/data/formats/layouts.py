@@ -1,5 +1,6 @@
 """Which layout the labels of a folder have, and their reading as one `Source`."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def find_layout(root: Path) -> str | None:
         return "yolo" if root.suffix in (".yaml", ".yml", ".data") and root.is_file() else None
     kinds = {"voc": has_lists, "yolo": is_yolo, "voc-folders": has_xml, "labelme": is_labelme}
     return next((kind for kind, holds in kinds.items() if holds(root)), None)
+
+
+def convert_hint(root: Path) -> str:
+    """Return where to go with a folder whose labels have another layout, or the empty string."""
+    if find_layout(root) is None:
+        return ""
+    command = ["python", "-m", "dwtriton.data", "convert", str(root), "--out", f"{root.resolve().name}-coco"]
+    return f"its labels are in another layout, convert them first: {shlex.join(command)}"
 
 
 def read_source(
@@ -43,6 +52,11 @@ def read_source(
     if layout == "labelme" and not names_file:
         return read_labelme(root)
     if layout is None and names_file is None:
+        if any(next(root.glob(pattern), None) for pattern in ("*.json", "*/*.json")):
+            raise DataError(
+                f"{root} holds JSON files, as COCO's layout does; if it is that, nothing is to be converted: "
+                f"python -m dwtriton.data check {root}"
+            )
         found = listed(sorted(path.name for path in root.iterdir()), MAX_NAMES) if root.is_dir() else root.name
         raise DataError(
             f"{root} has no data.yaml with the names of the classes, nor XML files as Pascal VOC has, nor labelme's "

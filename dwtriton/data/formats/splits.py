@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
+from dwtriton.data.formats.layouts import convert_hint
 from dwtriton.data.image_files import find_file, is_image_file
 from dwtriton.data.problems import DataError
 
@@ -30,7 +31,8 @@ def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
     The files are `annotations/*.json`, or else `*.json`, or else `*/*.json`. Raises DataError if there is none.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is no folder" if root.exists() else f"{root} does not exist")
+        problem = f"is no folder; pass the one that holds it, {root.parent}" if root.exists() else "does not exist"
+        raise DataError(f"{root} {problem}")
     others: list[str] = []
     for pattern in PATTERNS:
         found = {}
@@ -44,8 +46,9 @@ def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
         if found:
             named = zip(_names(list(found)), found.values())
             return [FoundSplit(name, _image_folder(root, name, records), records) for name, records in named], others
-    reason = f": {others[0]}" if others else ""
-    raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{reason}")
+    deeper = next(iter(sorted(root.glob("*/*/*.json"))), None)
+    hint = convert_hint(root) or (others[0] if others else f"{deeper} lies deeper, pass its folder" if deeper else "")
+    raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{hint and f': {hint}'}")
 
 
 def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]:
