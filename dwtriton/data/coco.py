@@ -21,7 +21,7 @@ from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.classes import match_classes
 from dwtriton.data.images import BrokenImageError, draw_augmentation, flip, read_image, resize, resized_size
 from dwtriton.data.problems import DataError, DataProblems
-from dwtriton.data.usable import choose_usable
+from dwtriton.data.usable import check_measurable, choose_usable
 from dwtriton.data.values import Id
 
 SplitName = Literal["train", "val"]
@@ -60,7 +60,7 @@ class CocoDataset(Dataset):
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1; without `classes` in the order of the sorted
     category ids), `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids`
-    and `paths` of the items, `problems` (what was left out, and why), `info` (of the annotation file), `fingerprint`
+    and `paths` of the items, `path` (of the annotation file), `problems` (what was left out, and why), `info` (of the annotation file), `fingerprint`
     (of items and targets), `weighted` (whether targets have weights), and of the `"val"` split `coco` (pycocotools'
     COCO, the ground truth for COCOeval).
 
@@ -85,6 +85,7 @@ class CocoDataset(Dataset):
         records = read_valid_records(cfg.root / getattr(cfg, f"{split}_annotations"))
         if classes is not None:
             records = match_classes(records, classes, self.problems)
+        self.path = records.path
         usable = choose_usable(records, folder, self.training, self.problems, cfg)
         self.cfg = cfg.model_copy(update={"exif": usable.exif})  # with the sizes of this split
         self.info = records.info
@@ -116,6 +117,10 @@ class CocoDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def check_measurable(self) -> None:
+        """Raise DataError unless the `"val"` split has an object to measure a detector by."""
+        check_measurable(self.path, self.coco.anns.values(), self.problems)
 
     def __getitem__(self, item: int | tuple) -> Sample:
         """Load a sample. In training, the next item of the same orientation that can be read replaces a broken one."""

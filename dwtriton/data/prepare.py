@@ -47,7 +47,9 @@ def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDatas
     if differing:
         files = f"{cfg.data.train_annotations} and {cfg.data.val_annotations}"
         raise DataError(f"{files} have different categories: {', '.join(differing)} in one of them alone")
-    return train, _open(cfg, "val", train.class_names)
+    val = _open(cfg, "val", train.class_names)
+    val.check_measurable()
+    return train, val
 
 
 def prepare_validation(

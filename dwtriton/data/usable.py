@@ -1,6 +1,7 @@
 """Which records of a COCO file can be used. Data sets and `check` both ask `choose_usable`, so they never disagree."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +41,7 @@ def choose_usable(
     missing or 0 that of the box, as COCOeval needs both; a missing `weight` becomes 1, in evaluation every one does;
     segmentations are dropped.
     Raises MissingImagesError if no image file exists, and DataError if no image is left, if none can be decoded, for
-    boxes in shares of 1, for evaluation without a single object, and for training with a weight that is not a finite
-    number of 0 or more.
+    boxes in shares of 1, and for training with a weight that is not a finite number of 0 or more.
     """
     cfg = cfg or DataConfig()
     images = images_with_files(records, folder, training, cfg, problems)
@@ -63,14 +63,18 @@ def choose_usable(
             for image in images
             if _is_trainable(image, boxes[image["id"]], cfg.background, str(image["id"]) in annotated, problems)
         ]
-    elif all(annotation["iscrowd"] for annotation in annotations):
-        reasons = "".join(f"; {line}" for line in problems.summary())
-        raise DataError(f"{records.path}: no object to measure a detector by{reasons}")
     if not images or (training and not any(boxes[image["id"]] for image in images)):
         raise DataError(f"{records.path}: no image is left; {'; '.join(problems.summary())}")
     exif = choose_exif(images, folder, cfg.exif, problems)
     images = readable_images(images, folder, training, cfg.model_copy(update={"exif": exif}), problems)
     return Usable(images, annotations, boxes, exif)
+
+
+def check_measurable(path: Path, annotations: Iterable[dict[str, Any]], problems: DataProblems) -> None:
+    """Raise DataError unless the ground truth of an evaluation has an object: every AP would be -1."""
+    if all(annotation["iscrowd"] for annotation in annotations):
+        reasons = "".join(f"; {line}" for line in problems.summary())
+        raise DataError(f"{path}: there is no object to measure a detector by{reasons}")
 
 
 def annotation_name(annotation: dict[str, Any], records: Records) -> str:

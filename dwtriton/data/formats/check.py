@@ -24,7 +24,7 @@ from dwtriton.data.classes import match_classes
 from dwtriton.data.formats.splits import FoundSplit
 from dwtriton.data.images import BrokenImageError, OtherSizeError, decode, is_nearly_black, read_image
 from dwtriton.data.problems import DataError, DataProblems
-from dwtriton.data.usable import annotation_name, choose_usable
+from dwtriton.data.usable import annotation_name, check_measurable, choose_usable
 from dwtriton.data.values import Id
 
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # pixels; COCO's borders between small, medium and large
@@ -63,6 +63,8 @@ def check_split(
         if classes is not None and not fatal:
             records = match_classes(records, classes, problems)
         usable = None if fatal else choose_usable(records, split.images, training, problems, cfg)
+        if usable and not training:
+            check_measurable(records.path, usable.annotations, problems)
     except DataError as error:
         fatal = [str(error)]
     if fatal:
