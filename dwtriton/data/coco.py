@@ -60,9 +60,9 @@ class CocoDataset(Dataset):
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1; without `classes` in the order of the sorted
     category ids), `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids`
-    and `paths` of the items, `path` (of the annotation file), `problems` (what was left out, and why), `info` (of the annotation file), `fingerprint`
-    (of items and targets), `weighted` (whether targets have weights), and of the `"val"` split `coco` (pycocotools'
-    COCO, the ground truth for COCOeval).
+    and `paths` of the items, `problems` (what was left out, and why), `path` and `info` (of the annotation file),
+    `fingerprint` (of items and targets), `weighted` (whether targets have weights), and of the `"val"` split `coco`
+    (pycocotools' COCO, the ground truth for COCOeval).
 
     Items are addressed by `index` or by the fields of a `SampleRequest`.
     Raises DataError if the files cannot be used or, for `"train"`, lack a class of `cfg.class_weights`.

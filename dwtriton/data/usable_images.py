@@ -12,6 +12,7 @@ from dwtriton.data.annotations import Records
 from dwtriton.data.image_files import find_file, nearest_file
 from dwtriton.data.images import BrokenImageError, read_header, read_image
 from dwtriton.data.problems import DataError, DataProblems
+from dwtriton.data.values import Id
 
 EXIF_SAMPLE = 256  # images by which `data.exif = "auto"` is settled
 
@@ -110,21 +111,21 @@ def readable_images(
     def is_wide(image: Image) -> bool:
         return training and image["width"] > image["height"]
 
-    unreadable: dict[bool, list[str]] = {}  # reasons, by orientation
+    unusable: dict[Id, str] = {}  # reasons by image, of orientations without an image that can be read
     for wide in sorted(set(map(is_wide, images))):
         group = [image for image in images if is_wide(image) == wide]
-        broken = []
+        broken = {}
         for image in group:
             try:
                 read_annotated(image, folder, cfg)
                 break
             except BrokenImageError as error:
-                broken.append(str(error))
+                broken[image["id"]] = str(error)
         if len(broken) == len(group):
-            unreadable[wide] = broken
-    errors = [error for broken in unreadable.values() for error in broken]
+            unusable |= broken
+    errors = [unusable[image["id"]] for image in images if image["id"] in unusable]
     if len(errors) == len(images):
         raise DataError(f"none of the {len(images)} images can be read; the first: {errors[0]}")
     for error in errors:
         problems.add("image file that cannot be used, nor any other of its orientation, left out", error)
-    return [image for image in images if is_wide(image) not in unreadable]
+    return [image for image in images if image["id"] not in unusable]

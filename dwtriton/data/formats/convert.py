@@ -176,27 +176,32 @@ def _write(found: dict[str, list[LabelledImage]], names: list[str], out: Path, c
     write_coco(splits, out, console)
 
 
-def write_coco(splits: dict[str, tuple[list[Path], Callable[[list[str]], dict]]], out: Path, console: Console) -> None:
+def write_coco(
+    splits: dict[str, tuple[list[Path], Callable[[list[str]], dict]]],
+    out: Path,
+    console: Console,
+    root: Path | None = None,
+) -> None:
     """Write a data set beside `out` and rename it: by split its image files and `content(names in the split's folder)`.
 
-    Raises OSError.
+    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises OSError.
     """
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, "new")
         (folder / "annotations").mkdir(parents=True)
         for split, (images, content) in splits.items():
-            files = _link_images(images, folder / f"{split}2017", console)
+            files = _link_images(images, root, folder / f"{split}2017", console)
             write_text(folder / ANNOTATIONS.format(split), json.dumps(content(files)))
         if out.exists():
             os.replace(out, Path(temporary, "old"))
         os.replace(folder, out)
 
 
-def _link_images(paths: list[Path], folder: Path, console: Console) -> list[str]:
-    """Link or copy image files into `folder`, in subfolders as below their common folder; return their names in it."""
+def _link_images(paths: list[Path], root: Path | None, folder: Path, console: Console) -> list[str]:
+    """Link or copy image files into `folder`, in subfolders as below `root` or their common folder; return their names."""
     absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of `folder`
-    common = os.path.commonpath([path.parent for path in absolute])
+    common = os.path.abspath(root) if root else os.path.commonpath([path.parent for path in absolute])
     names = [os.path.relpath(path, common) for path in absolute]
     with progress(console, f"linking images of {folder.name}", len(paths)) as advance:
         for path, name in zip(paths, names):

@@ -64,6 +64,7 @@ def split_data(root: Path, out: Path, share: float, group: str, seed: int, force
         {split: (_paths(folder, part), partial(_content, content, part)) for split, part in parts.items()},
         out.resolve(),
         console,
+        folder,
     )
     return Split(len(parts["train"]), len(parts["val"]), _doubts(folder, parts, group, len(names) - len(files)))
 
