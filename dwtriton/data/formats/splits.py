@@ -7,6 +7,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from dwtriton.config.fit import fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
 from dwtriton.data.formats.layouts import convert_hint
@@ -63,15 +66,19 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
 
 
 def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: Sequence[str] = ()) -> str:
-    """The shell command that trains on these splits of `root`, with `--set` for everything that is not a default."""
-    changed = list(settings)
+    """The shell command that trains on these splits of `root`, with a config that fits their size and this machine.
+
+    `--set` gives everything that is not a default of it; `settings` are further ones.
+    """
+    fit = fit_to_data(len(train.records.images), torch.cuda.is_available())
+    changed = [*fit.settings, *settings]
     for name, split in (("train", train), ("val", val)):
         for part, path in (("images", split.images), ("annotations", split.records.path)):
             text, default = path.relative_to(root).as_posix(), getattr(DataConfig(), f"{name}_{part}")
             changed += [f"data.{name}_{part}={_toml(text)}"] if text != default else []
     classes = len(train.records.categories)
     changed += [f"head.num_classes={classes}"] if classes != HeadConfig().num_classes else []
-    words = ["python", "-m", "dwtriton.train", "--cfg", "r50_1x", "--data", str(root)]
+    words = ["python", "-m", "dwtriton.train", "--cfg", fit.config, "--data", str(root)]
     return shlex.join([*words, *(word for setting in changed for word in ("--set", setting))])
 
 
