@@ -199,7 +199,7 @@ def write_coco(
 
 
 def _link_images(paths: list[Path], root: Path | None, folder: Path, console: Console) -> list[str]:
-    """Link or copy image files into `folder`, in subfolders as below `root` or their common folder; return their names."""
+    """Link or copy image files into `folder`, in subfolders as below `root` or their common one; return the names."""
     absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of `folder`
     common = os.path.abspath(root) if root else os.path.commonpath([path.parent for path in absolute])
     names = [os.path.relpath(path, common) for path in absolute]

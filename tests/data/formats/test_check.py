@@ -9,6 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dwtriton.config.fit import fit_to_data
+from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config
 from dwtriton.console.drawing import COLOURS
 from dwtriton.data import __main__ as command
@@ -17,6 +19,7 @@ from dwtriton.data.formats.splits import choose_splits, find_splits, training_co
 from dwtriton.data.images import BrokenImageError, read_image, upright_size
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
+from dwtriton.train.optimizer import check_warmup
 
 FAILS_ON_NAN = {"parse_constant": lambda name: pytest.fail(f"{name} in JSON")}
 
@@ -376,9 +379,27 @@ def test_settings_that_are_defaults_are_not_suggested(tiny):
     tiny.write()
     splits, others = find_splits(tiny.root)
     assert others == []
+    fitting = "--set data.batch_size=4 --set schedule.epochs=100 --set schedule.warmup_iterations=10"
     assert training_command(*splits, tiny.root) == (
-        f"python -m dwtriton.train --cfg r50_1x --data {tiny.root} --set head.num_classes=3"
+        f"python -m dwtriton.train --cfg small --data {tiny.root} {fitting} --set head.num_classes=3"
     )
+
+
+def test_the_suggested_config_fits_the_machine_and_the_size_of_the_data():
+    """On a GPU it is the recipe, as it stands for data as large as COCO."""
+    assert fit_to_data(118_000, on_gpu=True) == ("r50_1x", [])
+    assert fit_to_data(118_000, on_gpu=False) == ("small", [])
+    config, settings = fit_to_data(120, on_gpu=True)
+    assert (config, settings[0]) == ("r50_1x", "data.batch_size=8")
+    for images in (1, 5, 30, 120, 700, 3000, 20_000):
+        for on_gpu in (False, True):
+            cfg = load_config(*fit_to_data(images, on_gpu))
+            iterations = cfg.schedule.epochs * -(-images // cfg.data.batch_size)
+            assert cfg.schedule.warmup_iterations <= iterations / 10
+            assert check_warmup(cfg.schedule, iterations) is None
+            assert cfg.schedule.epochs == 100 or iterations >= 600
+            assert on_gpu or cfg.backbone.weights == "none"
+            assert all(milestone < cfg.schedule.epochs for milestone in cfg.schedule.milestones) or not on_gpu
 
 
 def test_splits_with_images_of_the_same_names_keep_their_own_folders(tiny):
