@@ -96,7 +96,10 @@ def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         changes = "; ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
-        raise UserError(f"{path} belongs to another config: {changes}. Resume without --cfg to use the run's own")
+        raise UserError(
+            f"{path} belongs to another config: {changes}. Resume without --cfg and --set to use the "
+            f"run's own, or begin another run from it: --weights {path}"
+        )
     if checkpoint.class_names != class_names:
         raise UserError(f"{path} was trained on the classes {checkpoint.class_names}, the data has {class_names}")
 

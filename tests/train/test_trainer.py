@@ -304,7 +304,7 @@ def test_a_broken_image_is_named_once_and_the_run_goes_on(split, shapes_root, fi
     assert trainer.iteration == trainer.total
     assert [line.split(":")[0] for line in trainer.broken] == [str(victim)]
     assert (tmp_path / "run" / "predictions.png").exists()
-    assert trainer.left_out() == 1 + trainer.train_set.problems.counts.total() + trainer.val_set.problems.counts.total()
+    assert trainer.left_out() == 1 + trainer.train_set.problems.left_out + trainer.val_set.problems.left_out
     assert console.file.getvalue().count(str(victim)) == 1
 
 
