@@ -17,10 +17,12 @@ from dwtriton.config.renames import upgrade_keys
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import write_atomically
+from dwtriton.core.text import listed
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.model.state_dict import check_tensors
 
 FORMAT = 2
+MAX_NAMES = 12  # of classes in a note
 
 
 class Checkpoint(NamedTuple):
@@ -94,7 +96,10 @@ def check_continues(path: Path, checkpoint: Checkpoint, cfg: Config, class_names
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         changes = "; ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
-        raise UserError(f"{path} belongs to another config: {changes}. Resume without --cfg to use the run's own")
+        raise UserError(
+            f"{path} belongs to another config: {changes}. Resume without --cfg and --set to use the "
+            f"run's own, or begin another run from it: --weights {path}"
+        )
     if checkpoint.class_names != class_names:
         raise UserError(f"{path} was trained on the classes {checkpoint.class_names}, the data has {class_names}")
 
@@ -117,15 +122,37 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
 def start_from(detector: DualWeightDetector, path: Path, class_names: list[str]) -> str:
     """Load the weights of a checkpoint into the detector of a new run and return a note of what was loaded.
 
-    If the number of classes differs, the class convolution keeps its fresh weights. Raises UserError for a file that is
-    no checkpoint, and for any other tensor that does not fit.
+    Rows of the class convolution are those of the classes of the same name; classes that the checkpoint does not know
+    keep their fresh weights, as all do if it has no names and another number of classes. Raises UserError for a file
+    that is no checkpoint, and for any other tensor that does not fit.
     """
     checkpoint = load_checkpoint(path)
-    weights, note = checkpoint.weights, str(path)
-    if len(checkpoint.category_ids) != len(class_names):
-        weights = weights | {
-            f"head.class_conv.{key}": own for key, own in detector.head.class_conv.state_dict().items()
-        }
-        note += f" except the class convolution ({len(checkpoint.category_ids)} classes there, {len(class_names)} here)"
+    weights = dict(checkpoint.weights)
+    known = checkpoint.class_names
+    if not known and len(checkpoint.category_ids) == len(class_names):
+        note = f"{path}, which has no class names: its {len(class_names)} classes are taken in their order"
+    else:
+        matches = [(new, known.index(name)) for new, name in enumerate(class_names) if name in known]
+        for key, own in detector.head.class_conv.state_dict().items():
+            old, rows = weights[f"head.class_conv.{key}"], own.clone()
+            if old.shape[1:] == own.shape[1:]:  # or else it belongs to another network, as loading it will say
+                for new, place in matches:
+                    rows[new] = old[place]
+                weights[f"head.class_conv.{key}"] = rows
+        note = str(path) + _class_note(known, class_names, len(checkpoint.category_ids))
     load_weights(detector, weights, str(path))
     return note
+
+
+def _class_note(known: list[str], class_names: list[str], count: int) -> str:
+    """Say which classes of a new run start from those of a checkpoint, unless all do and are the same."""
+    if known == class_names:
+        return ""
+    fresh = [name for name in class_names if name not in known]
+    if len(fresh) == len(class_names):
+        return f" except the class convolution ({count} classes there, {len(class_names)} here)"
+    dropped = [name for name in known if name not in class_names]
+    parts = [f"{len(class_names) - len(fresh)} classes matched by name"]
+    parts += [f"afresh: {listed(fresh, MAX_NAMES)}"] if fresh else []
+    parts += [f"not used: {listed(dropped, MAX_NAMES)}"] if dropped else []
+    return f" ({'; '.join(parts)})"

@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
 MAX_WEIGHT = 3e38  # of a box: finite in float32
 BoxWeight = Annotated[float, Field(strict=True, ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
+MAX_PIXELS = 178_956_970  # of an image: Pillow refuses larger ones
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
@@ -57,9 +58,9 @@ class Section(BaseModel):
 class ShapesConfig(Section):
     """Size of the generated `shapes` data set, which is drawn into `data.root` on first use."""
 
-    train_images: PositiveInt = 2000
-    val_images: PositiveInt = 300
-    seed: NonNegativeInt = 0
+    train_images: PositiveInt = Field(2000, description="images to train on")
+    val_images: PositiveInt = Field(300, description="images to validate with")
+    seed: NonNegativeInt = Field(0, description="of everything that is drawn")
 
 
 class DataConfig(Section):
@@ -71,6 +72,20 @@ class DataConfig(Section):
     val_images: str = Field("val2017", description="folder of the validation images, inside root")
     val_annotations: str = Field("annotations/instances_val2017.json", description="inside root")
     shapes: ShapesConfig | None = Field(None, description="generate the shapes data set at root if root does not exist")
+    crowd: Literal["background", "ignore", "train"] = Field(
+        "background",
+        description="crowd regions in training: background, as in the released code; ignore: no negative loss inside; "
+        "train: objects like all others, in evaluation too, for data whose exporter marks every mask as crowd",
+    )
+    background: bool = Field(False, description="train on images without an annotation too; the released code does not")
+    exif: Literal["auto", "apply", "ignore"] = Field(
+        "auto",
+        description="whether annotations are of images turned as their EXIF orientation says (apply) or as they lie in "
+        "the file (ignore); auto: found out from the annotated sizes",
+    )
+    max_pixels: PositiveInt = Field(
+        MAX_PIXELS, le=MAX_PIXELS, description="larger images are left out, before they are decoded; as Pillow does"
+    )
     short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = Field(
         (800, 800), description="lowest and highest short side of training images, pixels; drawn uniformly per image"
     )
@@ -96,7 +111,7 @@ class DataConfig(Section):
 class BackboneConfig(Section):
     """ResNet or ResNeXt (torchvision's layout, stride on the 3x3 convolution; docs/recipe.md#model)."""
 
-    depth: Literal[18, 34, 50, 101] = 50
+    depth: Literal[18, 34, 50, 101] = Field(50, description="layers of the ResNet")
     resnext: Literal["none", "32x4d", "32x8d", "64x4d"] = Field(
         "none", description="groups x width of ResNeXt; torchvision has 32x4d for depth 50, 32x8d and 64x4d for 101"
     )
@@ -109,7 +124,7 @@ class BackboneConfig(Section):
 class HeadConfig(Section):
     """Feature pyramid, and the dense head that its five levels share (docs/recipe.md#model)."""
 
-    num_classes: PositiveInt = 80
+    num_classes: PositiveInt = Field(80, description="categories of the data")
     channels: PositiveInt = Field(256, description="of the pyramid and of the towers")
     convs: NonNegativeInt = Field(4, description="convolutions in each of the two towers")
     groups: PositiveInt = Field(32, description="of the group norms; divides channels")
@@ -122,16 +137,15 @@ class LossConfig(Section):
 
     backend: Literal["auto", "triton", "torch"] = Field("auto", description="auto: triton on a GPU, torch on a CPU")
     soft_prior: bool = Field(True, description="Gaussian centre prior; false: the prior thresholded at 0.3")
-    weight_cls_pos: NonNegativeFloat = 1.0
-    weight_loc: NonNegativeFloat = 1.0
-    weight_cls_neg: NonNegativeFloat = 1.0
-    ignore_crowd: bool = Field(False, description="no negative loss inside crowd boxes; the released code has it there")
+    weight_cls_pos: NonNegativeFloat = Field(1.0, description="of the positive classification loss")
+    weight_loc: NonNegativeFloat = Field(1.0, description="of the localisation loss")
+    weight_cls_neg: NonNegativeFloat = Field(1.0, description="of the negative classification loss")
 
 
 class OptimizerConfig(Section):
     """Optimiser and its constants (docs/recipe.md#optimiser)."""
 
-    kind: Literal["sgd", "adamw"] = "sgd"
+    kind: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
     lr: PositiveFloat = Field(0.01, description="for a batch of 16 images; scaled linearly with data.batch_size")
     momentum: Fraction = Field(0.9, description="sgd only")
     weight_decay: NonNegativeFloat = Field(1e-4, description="never applied to weights and biases of norms")
@@ -141,11 +155,13 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Length of the run and its learning rate: linear warm-up, times steps or a half cosine down to zero."""
 
-    epochs: PositiveInt = 12
-    kind: Literal["step", "cosine"] = "step"
+    epochs: PositiveInt = Field(12, description="passes over the training images")
+    kind: Literal["step", "cosine"] = Field("step", description="step: drops at milestones; cosine: half a cosine to 0")
     milestones: tuple[PositiveInt, ...] = Field((8, 11), description="0-based epochs at whose start the rate drops")
     gamma: Fraction = Field(0.1, description="factor of each drop")
-    warmup_iterations: NonNegativeInt = 1000
+    warmup_iterations: NonNegativeInt = Field(
+        1000, description="in which the rate rises; a tenth of the run or less, and never all of it"
+    )
     warmup_start: Fraction = Field(0.001, description="factor of the rate in the first iteration")
 
 
@@ -155,7 +171,7 @@ class TrainConfig(Section):
     Each epoch ends with a checkpoint, the last one with an evaluation.
     """
 
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, description="of weights, order and augmentation")
     weights: Path | None = Field(None, description="checkpoint to start from, not backbone.weights; --weights sets it")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -197,7 +213,7 @@ class InferenceConfig(Section):
 class Config(Section):
     """A whole run. Every default is the value of the published `r50_1x`."""
 
-    description: MayChange[str] = ""
+    description: MayChange[str] = Field("", description="what the config is, for lists")
     published_ap: MayChange[float | None] = Field(None, description="COCO val2017 box AP of the paper's release")
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()

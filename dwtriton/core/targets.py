@@ -9,6 +9,10 @@ from torch import Tensor
 from dwtriton.core.transfer import to_device
 
 FLOATS = (torch.float32, torch.float64)
+BOX_FORMATS = {  # names of torchvision's tv_tensors.BoundingBoxFormat: corners from the two pairs of numbers
+    "XYWH": lambda corner, sides: (corner, corner + sides),
+    "CXCYWH": lambda centre, sides: (centre - sides / 2, centre + sides / 2),
+}
 
 
 class PackedTargets(NamedTuple):
@@ -59,7 +63,8 @@ def pack_targets(
     `targets[b]` follows torchvision: `boxes` (G, 4) float32 or float64 xyxy in pixels, `labels` (G,) int64, and
     optionally `iscrowd` (G,) bool or integer, which turns a box into a region to ignore: it is no ground truth, and
     points inside it have no negative loss; and `weights` (G,) floats of 0 or more, 1 where absent, which multiply the
-    positive losses of boxes (docs/method.md#weights-of-boxes). Other keys are allowed and unused.
+    positive losses of boxes (docs/method.md#weights-of-boxes). Other keys are allowed and unused. From torchvision's
+    own pipelines `iscrowd` may be a list, and tv_tensors may hold boxes as XYWH or CXCYWH.
 
     With a `capacity` the tensors have that many rows in every batch, as CUDA graphs need. Without one, their first
     dimension is marked unbacked, so that one graph of `torch.compile` serves every number of boxes.
@@ -94,6 +99,7 @@ def concatenate_targets(
     """
     if isinstance(targets, Mapping | Tensor) or not isinstance(targets, Sequence):
         raise ValueError(f"targets must be a list with one dict for each image, not {type(targets).__name__}")
+    targets = [_as_tensors(image, target) for image, target in enumerate(targets)]
     for image, target in enumerate(targets):
         _check_target(image, target)
     if device is None:
@@ -160,6 +166,26 @@ def check_values(packed: PackedTargets, num_classes: int | None = None) -> None:
             row = int((bad & used).nonzero()[0])
             where = f"image {int(image[row])}, box {row - int(offsets[image[row]])}"
             raise ValueError(f"targets, {where}: box {boxes[row].tolist()} label {int(labels[row])}: {problem}")
+
+
+def _as_tensors(image: int, target: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a target with `iscrowd` as a tensor, where torchvision has a list, and with boxes as xyxy.
+
+    torchvision's tv_tensors say by their `format` what boxes are; all others are taken to be xyxy.
+    Raises ValueError, naming the image, for the format of rotated boxes.
+    """
+    if not isinstance(target, Mapping):
+        return target
+    changes = {}
+    if isinstance(target.get("iscrowd"), Sequence):
+        changes["iscrowd"] = torch.tensor(target["iscrowd"]).reshape(-1).bool()
+    form = getattr(getattr(target.get("boxes"), "format", None), "name", "XYXY")
+    if form in BOX_FORMATS:
+        pairs = target["boxes"].as_subclass(Tensor).split(2, dim=-1)
+        changes["boxes"] = torch.cat(BOX_FORMATS[form](*pairs), dim=-1)
+    elif form != "XYXY":
+        raise ValueError(f"targets, image {image}: boxes are {form}, not upright ones (XYXY, {', '.join(BOX_FORMATS)})")
+    return {**target, **changes} if changes else target
 
 
 def _check_target(image: int, target: Mapping[str, Tensor]) -> None:

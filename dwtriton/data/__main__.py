@@ -1,24 +1,26 @@
-"""`python -m dwtriton.data`: look through a data set in COCO format, or make one from YOLO's or Pascal VOC's layout."""
+"""`python -m dwtriton.data`: look through a data set in COCO format, make one from another layout, or split one."""
 
 import argparse
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dwtriton.config.load import load_config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import check_absent, make_folder, write_atomically
+from dwtriton.core.files import check_absent, make_folder
 from dwtriton.core.text import first_of, listed_lines
+from dwtriton.data.classes import different_categories
 from dwtriton.data.formats.check import Findings, check_split, draw_sheet
+from dwtriton.data.formats.check_files import PROBLEMS_FILE, is_own_file, write_problems, write_sheet
 from dwtriton.data.formats.convert import convert, counted
-from dwtriton.data.formats.splits import choose_splits, find_splits, training_command
-from dwtriton.data.formats.voc import is_voc, read_voc
-from dwtriton.data.formats.yolo import read_yolo
-from dwtriton.data.usable import different_categories
+from dwtriton.data.formats.layouts import read_source
+from dwtriton.data.formats.leaks import shared_files
+from dwtriton.data.formats.split import GROUPS, split_data
+from dwtriton.data.formats.splits import check_command, choose_splits, find_splits, split_command, training_command
 
 MAX_LINES = 10  # of the reasons for which a training refuses a split, and of JSON files that are ignored
 
@@ -32,19 +34,24 @@ EXAMPLES = {
   python -m dwtriton.data convert my-yolo-data --names classes.txt --out my-data
   python -m dwtriton.data convert VOCdevkit/VOC2012 --out voc2012
   python -m dwtriton.data convert VOCdevkit --train VOC2007/trainval VOC2012/train --val VOC2012/val --out voc""",
+    "split": """\
+  python -m dwtriton.data split my-data --val 0.1 --out my-split
+  python -m dwtriton.data split my-data --val 0.2 --group prefix --out my-split    frames of a video stay together""",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    description = "Check a data set in COCO layout, or convert one from YOLO's or Pascal VOC's layout."
+    description = (
+        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC or labelme, or split one."
+    )
     parser, add_action = cli.parser_with_actions("dwtriton.data", description, EXAMPLES)
     check = add_action("check", run_check, "print sizes, classes, boxes and problems; draw a sheet of samples")
     check.add_argument("root", metavar="DIR", type=Path, help="folder with COCO JSON files and images")
     where = "folder for the sheets (default: %(default)s)"
     cli.add_options(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
-    cli.add_options(check, "--force")
-    convert = add_action("convert", run_convert, "write a data set of YOLO or Pascal VOC in COCO layout")
-    root = "YOLO: folder with data.yaml, or that file. Pascal VOC: folder with ImageSets, or one of several years"
+    cli.add_options(check, "--force", "--set")
+    convert = add_action("convert", run_convert, "write a data set of YOLO, Pascal VOC or labelme in COCO layout")
+    root = "folder of the labels; YOLO: or its data.yaml"
     convert.add_argument("root", metavar="DIR", type=Path, help=root)
     convert.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")
     for split in ("train", "val"):
@@ -53,6 +60,16 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_options(convert, "--out", metavar="DIR", help="folder to write, absent or empty")
     cli.add_options(convert, "--force", help="replace an earlier conversion in --out")
     convert.add_argument("--skip-broken", action="store_true", help="skip broken lines and images")
+    split = add_action("split", run_split, "write a data set of one split as two, to train and to validate with")
+    split.add_argument("root", metavar="DIR", type=Path, help="folder with a COCO JSON file and images")
+    split.add_argument("--val", metavar="SHARE", type=float, default=0.1, help="of the images (default: %(default)s)")
+    together = (
+        "keep images of a folder, or of a beginning of the name before its number, together (default: %(default)s)"
+    )
+    split.add_argument("--group", choices=list(GROUPS), default="image", help=together)
+    split.add_argument("--seed", metavar="N", type=int, default=0, help="of the draw (default: %(default)s)")
+    cli.add_options(split, "--out", metavar="DIR", help="folder to write, absent or empty")
+    cli.add_options(split, "--force", help="replace an earlier conversion or split in --out")
     return parser
 
 
@@ -65,32 +82,47 @@ def main() -> int:
 def run_check(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
     """Print findings and write a sheet of samples for each split. Raises UserError if a training would refuse them."""
     root, out = arguments.root, arguments.out
+    cfg = load_config("r50_1x", arguments.set).data
     splits, others = find_splits(root)
     sheets = {split.name: out / f"{split.name}.png" for split in splits}
-    check_absent(sheets.values(), arguments.force)
+    files = [*sheets.values(), out / PROBLEMS_FILE]
+    check_absent([path for path in files if not is_own_file(path)], arguments.force)
     make_folder(out)
     for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
         print_line(console, line)
     train, val = choose_splits(splits)
-    findings = {split.name: check_split(split, progress_console, training=split is train) for split in splits}
-    for name, found in findings.items():
+    findings = {}
+    for split in splits:
+        same = split is train or different_categories(train.records.class_names, split.records.class_names)
+        classes = None if same else list(train.records.class_names.values())
+        findings[split.name] = found = check_split(split, progress_console, split is train, cfg, classes)
         show_findings(found, console)
         if not found.fatal:
-            sheet = draw_sheet(found.split, found.boxes)
-            write_atomically(sheets[name], lambda path, sheet=sheet: sheet.savefig(path, dpi=110))
-            print_line(console, f"samples: {sheets[name]}")
+            write_sheet(draw_sheet(found), sheets[split.name])
+            print_line(console, f"samples: {sheets[split.name]}")
+    if write_problems(list(findings.values()), out / PROBLEMS_FILE):
+        print_line(console, f"all problems: {out / PROBLEMS_FILE}")
     fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
     differing = [] if fatal else different_categories(train.records.class_names, val.records.class_names)
     if differing:
         names = f"{train.name} and {val.name}"
         fatal = [f"{names} have different categories: {', '.join(differing)} in one of them alone"]
-    command = None if fatal else training_command(train, val, root)
+    command = None if fatal else training_command(train, val, root, arguments.set)
+    leaks = [] if fatal or train is val else shared_files(*(findings[split.name].files() for split in (train, val)))
     result = {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command}
-    cli.print_result(arguments, result)
+    cli.print_result(arguments, result | {"leaks": [list(map(str, pair)) for pair in leaks]})
     if fatal:
         raise UserError(f"{root} cannot be trained on as it is: {first_of(fatal)}")
+    if leaks:
+        example = f"{leaks[0][0]} is {leaks[0][1]}"
+        line = f"{len(leaks)} images of {val.name} are in {train.name} too, so that AP measures what is known by heart"
+        print_line(console, f"{line}: {example}", "yellow")
+    unused = [split.name for split in splits if split not in (train, val)]
+    if unused:
+        print_line(console, f"neither trained nor measured on: {', '.join(unused)}", "yellow")
     if train is val:
         print_line(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
+        print_line(console, f"split it: {split_command(root)}")
     print_line(console, f"train on it: {command}")
     return 0
 
@@ -117,7 +149,7 @@ def show_findings(found: Findings, console: Console) -> None:
         classes.add_row(Text(name), str(count))
     console.print(classes)
     for line in found.problems.summary() or ["no problems found"]:
-        print_line(console, line, "yellow" if found.problems.counts else None)
+        print_line(console, line, "yellow" if found.problems.summary() else None)
 
 
 def as_json(found: Findings) -> dict:
@@ -125,30 +157,40 @@ def as_json(found: Findings) -> dict:
     split, counts, examples = found.split, found.problems.counts, found.problems.examples
     paths = {"annotations": str(split.records.path), "image_folder": str(split.images)}
     problems = {kind: {"count": count, "examples": examples[kind]} for kind, count in counts.items()}
-    return {"split": split.name, **paths, "fatal": found.fatal, "problems": problems, **found.figures}
+    reasons = {"fatal": found.fatal, "warnings": found.problems.warnings, "problems": problems}
+    return {"split": split.name, **paths, **reasons, **found.figures}
 
 
 def run_convert(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
     """Convert and print what was written. Raises UserError for options of the other layout, and DataError for data."""
-    root = arguments.root
-    if is_voc(root):
-        if arguments.names:
-            raise UserError(
-                f"--names is for YOLO's layout; {root} holds Pascal VOC's, whose classes are those that occur"
-            )
-        source = read_voc(root, arguments.train or ["train"], arguments.val or ["val"])
-    elif arguments.train or arguments.val:
-        raise UserError(f"--train and --val name lists of Pascal VOC's layout, but {root} holds no ImageSets")
-    else:
-        source = read_yolo(root, arguments.names)
+    source = read_source(arguments.root, arguments.names, arguments.train, arguments.val)
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, progress_console)
     if converted.left_out:
         print_line(console, f"left out: {counted(converted.left_out)}", "yellow")
     images = f"{converted.images} images, {converted.background} of them without a box"
     print_line(console, f"{out}: {images}, {converted.boxes} boxes, {len(converted.classes)} classes")
-    print_line(console, f"look at it: {shlex.join(['python', '-m', 'dwtriton.data', 'check', str(out)])}")
+    for line in converted.notes:
+        print_line(console, line, "yellow")
+    if "val" not in converted.splits:
+        print_line(console, "there are no images to validate with", "yellow")
+        print_line(console, f"split them off: {split_command(out)}")
+    else:
+        print_line(console, f"look at it: {check_command(out)}")
     cli.print_result(arguments, {"out": str(out), **converted._asdict()})
+    return 0
+
+
+def run_split(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
+    """Split and print what was written. Raises UserError."""
+    root, out = arguments.root, arguments.out
+    group, seed, force = arguments.group, arguments.seed, arguments.force
+    written = split_data(root, out, arguments.val, group, seed, force, progress_console)
+    for line in written.warnings:
+        print_line(console, line, "yellow")
+    print_line(console, f"{out}: {written.train} images to train on, {written.val} to validate with")
+    print_line(console, f"look at it: {check_command(out)}")
+    cli.print_result(arguments, {"out": str(out), **written._asdict()})
     return 0
 
 

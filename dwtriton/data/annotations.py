@@ -2,17 +2,23 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from dwtriton.core.text import first_of
 from dwtriton.data.problems import DataError
+from dwtriton.data.values import Id, box_of, id_text, number, whole_number
 
 KEYS = {
-    "images": ("id", "file_name", "width", "height"),
+    "images": ("id", "file_name"),
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
+SIDES = ("width", "height")
+URL_KEYS = ("coco_url", "url", "flickr_url")  # of images without a file_name; LVIS has the first
+NO_GROUP = (None, "", "none")  # supercategories that stand for none
 
 
 class OtherFormatError(DataError):
@@ -20,20 +26,24 @@ class OtherFormatError(DataError):
 
 
 class Records(NamedTuple):
-    """Contents of a COCO detection file, indexed by id.
+    """Contents of a COCO detection file, indexed by id, with numbers where exporters write strings.
 
+    Ids are whole numbers where all of a section are, else strings. An image's width and height are None where the file
+    has no positive whole numbers, an annotation's bbox is None unless it is four finite numbers, and its iscrowd and
+    area are None where they are absent or no numbers.
     `fatal` lists the reasons for which a training refuses the file; if there are any, records may be missing.
     """
 
     path: Path
     info: dict[str, Any]
-    images: dict[int, dict[str, Any]]
-    categories: dict[int, dict[str, Any]]
-    annotations: dict[int, dict[str, Any]]
+    images: dict[Id, dict[str, Any]]
+    categories: dict[Id, dict[str, Any]]
+    annotations: dict[Id, dict[str, Any]]
     fatal: list[str]
+    groups: Sequence[str] = ()  # categories that only group others, as Roboflow writes, and are no classes
 
     @property
-    def class_names(self) -> dict[int, str]:
+    def class_names(self) -> dict[Id, str]:
         """Names of the categories by id, in the order of the ids, which is that of the labels."""
         return {id_: str(self.categories[id_]["name"]) for id_ in sorted(self.categories)}
 
@@ -52,20 +62,35 @@ def read_records(path: Path) -> Records:
     Raises DataError for a file that is not valid JSON, and OtherFormatError for JSON of another kind.
     """
     content = _parse(path)
-    if content["annotations"] and not any("bbox" in a for a in content["annotations"] if isinstance(a, dict)):
+    entries = [entry for entry in content["annotations"] if isinstance(entry, dict)]
+    if content["annotations"] and not any("bbox" in entry or "segmentation" in entry for entry in entries):
         raise OtherFormatError(f"{path} is not COCO detection JSON: none of its annotations has a 'bbox'")
+    for image in content["images"]:
+        if isinstance(image, dict) and not image.get("file_name"):
+            _name_by_url(image)
+    for entry in entries:
+        if "segmentation" in entry:
+            entry.setdefault("bbox", None)
     fatal: list[str] = []
     images, categories, annotations = (_by_id(content, section, fatal) for section in KEYS)
-    if not categories:
-        fatal.append("'categories' is empty; a detector needs at least one")
     for image in images.values():
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("width", "height")):
-            fatal.append(f"image {image['id']}: width and height must be positive whole numbers")
         if not isinstance(image["file_name"], str):
             fatal.append(f"image {image['id']}: file_name must be a string")
+        for side in SIDES:
+            size = whole_number(image.get(side))
+            image[side] = size if size is not None and size > 0 else None
+    image_ids, category_ids = ({str(id_): id_ for id_ in section} for section in (images, categories))
+    for annotation in annotations.values():
+        annotation["bbox"] = box_of(annotation)
+        annotation["area"], annotation["iscrowd"] = number(annotation.get("area")), _flag(annotation.get("iscrowd"))
+        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+            annotation[key] = known.get(id_text(annotation[key]), annotation[key])
+    groups = _drop_groups(categories, annotations)
+    if not categories:
+        fatal.append("'categories' is empty; a detector needs at least one")
     names = Counter(str(category["name"]) for category in categories.values())
     fatal += [f"two categories have the name {name!r}; give each its own" for name, n in names.items() if n > 1]
-    return Records(path, content.get("info") or {}, images, categories, annotations, fatal)
+    return Records(path, content.get("info") or {}, images, categories, annotations, fatal, groups)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -83,18 +108,50 @@ def _parse(path: Path) -> dict[str, Any]:
     return content
 
 
-def _by_id(content: dict[str, Any], section: str, fatal: list[str]) -> dict[int, dict[str, Any]]:
-    """Index the entries of a section by id; add missing keys, ids that are not integers and duplicates to `fatal`."""
-    records = {}
+def _name_by_url(image: dict[str, Any]) -> None:
+    """Name an image without a file_name by its URL; the folder of images has the last part of it."""
+    url = next((image[key] for key in URL_KEYS if isinstance(image.get(key), str)), None)
+    if url is not None:
+        image["file_name"] = urlsplit(url).path.rpartition("/")[2]
+
+
+def _by_id(content: dict[str, Any], section: str, fatal: list[str]) -> dict[Id, dict[str, Any]]:
+    """Index the entries of a section by id; add missing keys, values that are no ids and duplicates to `fatal`."""
+    records: dict[str, dict[str, Any]] = {}
     for position, record in enumerate(content[section]):
         missing = [key for key in KEYS[section] if not isinstance(record, dict) or key not in record]
+        text = None if missing else id_text(record["id"])
         if missing:
             name = record["id"] if isinstance(record, dict) and "id" in record else f"number {position}"
             fatal.append(f"{section} entry {name} has no {', '.join(map(repr, missing))}")
-        elif not isinstance(record["id"], int):
-            fatal.append(f"{section} entry has id {record['id']!r}; ids must be whole numbers")
-        elif record["id"] in records:
+        elif text is None:
+            fatal.append(f"{section} entry has id {record['id']!r}; ids must be whole numbers or names")
+        elif text in records:
             fatal.append(f"two entries of {section} have the id {record['id']}; ids must be unique")
         else:
-            records[record["id"]] = record
-    return records
+            records[text] = record
+    are_whole = all(whole_number(text) is not None for text in records)
+    for text, record in records.items():
+        record["id"] = int(text) if are_whole else text
+    return {record["id"]: record for record in records.values()}
+
+
+def _flag(value: Any) -> int | None:
+    value = whole_number(value)
+    return None if value is None else int(value != 0)
+
+
+def _drop_groups(categories: dict[Id, dict[str, Any]], annotations: dict[Id, dict[str, Any]]) -> list[str]:
+    """Remove categories without a box that others have as supercategory, as Roboflow adds one; return their names."""
+    used = {annotation["category_id"] for annotation in annotations.values() if _is_id(annotation["category_id"])}
+    parents = {str(category.get("supercategory")) for category in categories.values()}
+    groups = [
+        id_
+        for id_, category in categories.items()
+        if id_ not in used and category.get("supercategory", "given") in NO_GROUP and str(category["name"]) in parents
+    ]
+    return [str(categories.pop(id_)["name"]) for id_ in groups if len(categories) > 1]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)

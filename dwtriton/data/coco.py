@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,9 +18,11 @@ from dwtriton.config.schema import DataConfig, InferenceConfig
 from dwtriton.core.text import first_of, nearest
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
+from dwtriton.data.classes import match_classes
 from dwtriton.data.images import BrokenImageError, draw_augmentation, flip, read_image, resize, resized_size
 from dwtriton.data.problems import DataError, DataProblems
-from dwtriton.data.usable import choose_usable
+from dwtriton.data.usable import check_measurable, choose_usable
+from dwtriton.data.values import Id
 
 SplitName = Literal["train", "val"]
 
@@ -39,7 +41,7 @@ class Sample:
 
     image: torch.Tensor | None  # uint8 [3, h, w]
     target: dict[str, torch.Tensor]  # boxes float32 [G, 4] xyxy network pixels, labels int64 [G]; iscrowd, weights [G]
-    image_id: int
+    image_id: Id
     path: str
     scale_factor: tuple[float, float]  # (sx, sy), network pixels per original pixel
     broken: list[str] = field(default_factory=list)  # "PATH: reason" for each file that could not be read
@@ -49,44 +51,56 @@ class Sample:
 class CocoDataset(Dataset):
     """One split of a data set in COCO format (docs/recipe.md#data).
 
-    `"train"` augments, and leaves out images without a usable box or with a side under 32 pixels; `"val"` keeps every
-    image whose file exists, at the size that `inference` states. Boxes without area or with a side under 1 pixel are no
-    targets. Crowd boxes are none either, unless `keep_crowd`: then targets mark them in `"iscrowd"` (G,) bool. If any
-    box to train on has a weight other than 1, of its own or of its class, all targets have `"weights"` (G,) float32.
+    `"train"` augments, and leaves out images with a side under 32 pixels or without a usable box, but for those without
+    an annotation if `cfg.background`; `"val"` keeps every image whose file exists, at the size that `inference` states.
+    Boxes without area or with a side under 1 pixel are no targets. Crowd boxes are none either; if `cfg.crowd` is
+    "ignore", targets mark them in `"iscrowd"` (G,) bool. If any box to train on has a weight other than 1, of its own
+    or of its class, all targets have `"weights"` (G,) float32. Labels are the positions of names in `classes`, by
+    default those of the file.
 
-    Public attributes: `class_names` and `category_ids` (by label 0..C-1, in the order of the sorted category ids),
-    `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids` and `paths` of
-    the items, `problems` (what was left out, and why), `info` (of the annotation file), `fingerprint` (of items and
-    targets), `weighted` (whether targets have weights), and of the `"val"` split `coco` (pycocotools' COCO, the ground
-    truth for COCOeval).
+    Public attributes: `class_names` and `category_ids` (by label 0..C-1; without `classes` in the order of the sorted
+    category ids), `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids`
+    and `paths` of the items, `problems` (what was left out, and why), `path` and `info` (of the annotation file),
+    `fingerprint` (of items and targets), `weighted` (whether targets have weights), and of the `"val"` split `coco`
+    (pycocotools' COCO, the ground truth for COCOeval).
 
     Items are addressed by `index` or by the fields of a `SampleRequest`.
     Raises DataError if the files cannot be used or, for `"train"`, lack a class of `cfg.class_weights`.
     """
 
     def __init__(
-        self, cfg: DataConfig, split: SplitName, keep_crowd: bool = False, inference: InferenceConfig | None = None
+        self,
+        cfg: DataConfig,
+        split: SplitName,
+        inference: InferenceConfig | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.training = split == "train"
         if not self.training:
             test = inference or InferenceConfig()
             fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side, "flip": 0.0}
             cfg = cfg.model_copy(update=fixed)
-        self.cfg = cfg  # with the sizes of this split
         self.problems = DataProblems()
         folder = cfg.root / getattr(cfg, f"{split}_images")
         records = read_valid_records(cfg.root / getattr(cfg, f"{split}_annotations"))
-        usable = choose_usable(records, folder, self.training, self.problems)
+        if classes is not None:
+            records = match_classes(records, classes, self.problems)
+        self.path = records.path
+        usable = choose_usable(records, folder, self.training, self.problems, cfg)
+        self.cfg = cfg.model_copy(update={"exif": usable.exif})  # with the sizes of this split
         self.info = records.info
         if not self.training:
             self.coco = _ground_truth(records, usable.annotations)
-        self.category_ids, self.class_names = list(records.class_names), list(records.class_names.values())
-        self.image_ids: list[int] = [image["id"] for image in usable.images]
+        self.class_names = list(records.class_names.values() if classes is None else classes)
+        id_of = {name: id_ for id_, name in records.class_names.items()}
+        self.category_ids: list[Id] = [id_of[name] for name in self.class_names]
+        self.image_ids: list[Id] = [image["id"] for image in usable.images]
         self.paths = [str(folder / image["file_name"]) for image in usable.images]
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
         class_weights = _class_weights(cfg.class_weights if self.training else {}, self.class_names, records.path)
         self._targets = [
-            _to_target(usable.boxes[image_id], label_of, class_weights, keep_crowd) for image_id in self.image_ids
+            _to_target(usable.boxes[image_id], label_of, class_weights, cfg.crowd == "ignore")
+            for image_id in self.image_ids
         ]
         self.weighted = any((target["weights"] != 1).any() for target in self._targets)
         if not self.weighted:
@@ -104,24 +118,37 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def check_measurable(self) -> None:
+        """Raise DataError unless the `"val"` split has an object to measure a detector by."""
+        check_measurable(self.path, self.coco.anns.values(), self.problems)
+
     def __getitem__(self, item: int | tuple) -> Sample:
         """Load a sample. In training, the next item of the same orientation that can be read replaces a broken one."""
         request = SampleRequest(*item) if isinstance(item, tuple) else SampleRequest(item)
         broken: list[str] = []
         for index in self._candidates(request):
             try:
-                image = read_image(Path(self.paths[index]), tuple(self._sizes[index].tolist()))
+                image = self.read(index)
             except BrokenImageError as error:
                 broken.append(str(error))
                 continue
             target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
             short_side, flipped = draw_augmentation(self.cfg, request.seed)
-            image, target["boxes"], scale_factor = resize(image, target["boxes"], short_side, self.cfg.long_side)
+            limits = short_side, self.cfg.long_side
+            if not self._fits(request._replace(index=index)):  # a replacement that has to become smaller
+                limits = request.padded if self.landscape[index] else request.padded[::-1]
+            image, target["boxes"], scale_factor = resize(image, target["boxes"], *limits)
             if flipped:
                 image, target["boxes"] = flip(image, target["boxes"])
             return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
         index = request.index
         return Sample(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, request.padded)
+
+    def read(self, index: int) -> torch.Tensor:
+        """Decode the image of an item, turned as its annotations are. Raises BrokenImageError."""
+        return read_image(
+            Path(self.paths[index]), tuple(self._sizes[index].tolist()), self.cfg.exif, self.cfg.max_pixels
+        )
 
     def network_size(self, request: SampleRequest) -> Size:
         """(h, w) of an item in the network, before padding."""
@@ -151,14 +178,19 @@ class CocoDataset(Dataset):
         return images * max(map(self.box_count, range(len(self))))
 
     def _candidates(self, request: SampleRequest) -> Iterator[int]:
-        """Yield the index itself; in training, then the following ones of its orientation that fit into its batch."""
+        """Yield the index itself; in training, then the following ones of its orientation, first those that fit."""
         yield request.index
         if not self.training:
             return
         following = np.roll(np.arange(len(self)), -request.index)[1:]
-        for index in following[self.landscape[following] == self.landscape[request.index]].tolist():
-            if request.padded is None or fits(self.network_size(request._replace(index=index)), request.padded):
-                yield index
+        following = following[self.landscape[following] == self.landscape[request.index]].tolist()
+        fitting = [index for index in following if self._fits(request._replace(index=index))]
+        yield from fitting
+        yield from set(following) - set(fitting)
+
+    def _fits(self, request: SampleRequest) -> bool:
+        """Whether an item fits into the batch of its request."""
+        return request.padded is None or fits(self.network_size(request), request.padded)
 
 
 def _class_weights(given: dict[str, float], names: list[str], path: Path) -> np.ndarray:
@@ -170,7 +202,7 @@ def _class_weights(given: dict[str, float], names: list[str], path: Path) -> np.
 
 
 def _to_target(
-    boxes: list[dict[str, Any]], label_of: dict[int, int], class_weights: np.ndarray, keep_crowd: bool
+    boxes: list[dict[str, Any]], label_of: dict[Id, int], class_weights: np.ndarray, keep_crowd: bool
 ) -> dict[str, np.ndarray]:
     """Boxes [G, 4] xyxy in original pixels, labels [G], weights [G] and, with `keep_crowd`, iscrowd [G]."""
     boxes = [box for box in boxes if keep_crowd or not box["iscrowd"]]

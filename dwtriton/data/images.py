@@ -3,7 +3,9 @@
 Pixels stay bytes until their batch is on its device: model/pixels.py normalises them.
 """
 
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,63 +15,151 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from dwtriton.config.schema import DataConfig
+from dwtriton.config.schema import MAX_PIXELS, DataConfig
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+REFUSED_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".psd", ".dng"}  # images too, to be named and not passed over
+READ_FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 EXIF_ORIENTATION = 0x0112  # the tag
 QUARTER_TURNS = {5, 6, 7, 8}  # its values that swap width and height
-READ_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # Pillow's names of what `read_image` reads; MPO is a kind of JPEG
-ORIENTED_FORMATS = ("JPEG", "MPO", "PNG")  # those whose orientation it applies
+TORCHVISION_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # Pillow's names of what it decodes; MPO is a kind of JPEG
+PILLOW_FORMATS = ("BMP", "DIB", "TIFF")  # Pillow turns TIFF upright by itself
+ORIENTED_FORMATS = ("JPEG", "MPO", "PNG")  # those whose orientation torchvision applies
+STILL_FORMATS = ("JPEG", "MPO", "PNG")  # whose first frame is the image
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+MODES_WITHOUT_RANGE = ("I", "F")  # of Pillow: 32 bits a value
 
 
 class BrokenImageError(Exception):
     """An image file that cannot be used; the text names the file and says why."""
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the image that `read_image` returns, read from the file's header without decoding.
+class OtherSizeError(BrokenImageError):
+    """An image file of another size than annotated."""
 
-    Raises BrokenImageError if the file is missing, is no image, or has a format that `read_image` refuses.
+
+class Header(NamedTuple):
+    """What the first bytes of an image file say, without decoding it."""
+
+    kind: str  # Pillow's name of the format
+    width: int  # as the pixels lie in the file
+    height: int
+    orientation: int  # EXIF's, 1 where there is none or where it is not applied
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(h, w) as the pixels lie in the file."""
+        return self.height, self.width
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(h, w) of the image turned upright."""
+        return self.stored_size[::-1] if self.orientation in QUARTER_TURNS else self.stored_size
+
+
+def read_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read the header of an image file.
+
+    Raises BrokenImageError if the file is missing or no ordinary file, if it is no image, has a format that
+    `read_image` refuses or several frames, or more than `max_pixels`.
     """
+    if path.exists() and not path.is_file():
+        raise BrokenImageError(f"{path}: is no ordinary file")
     try:
-        with Image.open(path) as image:
-            kind, (width, height), exif = image.format, image.size, image.info.get("exif")
-            frames = getattr(image, "n_frames", 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit
+            with Image.open(path) as image:
+                kind, (width, height), exif = image.format, image.size, image.info.get("exif")
+                frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError:
+        raise BrokenImageError(f"{path}: has more than {MAX_PIXELS} pixels; cut it into tiles") from None
     except Exception as error:  # OSError, and for broken headers whatever Pillow's readers stumble over
-        reason = "cannot be identified as an image" if isinstance(error, UnidentifiedImageError) else error
+        reason = _unidentified(path) if isinstance(error, UnidentifiedImageError) else error
         raise BrokenImageError(f"{path}: {getattr(error, 'strerror', None) or reason}") from None
-    if kind not in READ_FORMATS:
+    if kind not in TORCHVISION_FORMATS + PILLOW_FORMATS:
         raise BrokenImageError(f"{path}: is a {kind} file; save it as JPEG or PNG")
-    if frames > 1 and kind != "MPO":
+    if frames > 1 and kind not in STILL_FORMATS:
         raise BrokenImageError(f"{path}: has {frames} frames")
-    return (height, width) if kind in ORIENTED_FORMATS and _is_turned(exif) else (width, height)
+    if width * height > max_pixels:
+        problem = f"has {width}x{height} pixels, more than data.max_pixels = {max_pixels}"
+        raise BrokenImageError(f"{path}: {problem}; cut it into tiles")
+    return Header(kind, width, height, _orientation(exif) if kind in ORIENTED_FORMATS else 1)
 
 
-def _is_turned(exif: bytes | None) -> bool:
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the image that `read_image` returns, without decoding. Raises as `read_header`."""
+    height, width = read_header(path).upright_size
+    return width, height
+
+
+def _unidentified(path: Path) -> str:
+    beginning = path.open("rb").read(12)
+    if beginning[4:8] == b"ftyp" and beginning[8:] in HEIF_BRANDS:
+        return "is a HEIC file; save it as JPEG or PNG"
+    return "cannot be identified as an image" if beginning else "is empty"
+
+
+def _orientation(exif: bytes | None) -> int:
     tags = Image.Exif()
     try:
         tags.load(exif or b"")
-        return tags.get(EXIF_ORIENTATION) in QUARTER_TURNS
+        return tags.get(EXIF_ORIENTATION, 1)
     except Exception:  # damaged tags: decoders ignore them
-        return False
+        return 1
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode a JPEG, PNG, WebP or GIF file into RGB, uint8 [3, h, w], turned upright as its EXIF orientation says.
+def read_image(
+    path: Path, size: tuple[int, int] | None = None, exif: str = "auto", max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """Decode an image file into RGB, uint8 [3, h, w].
 
     Greyscale, palette and CMYK images become RGB, 16 bits become 8, transparency is dropped. `size` is the annotated
-    (h, w). Raises BrokenImageError if the file is missing, truncated, undecodable, has several frames or another size.
+    (h, w). The image is turned upright as its EXIF orientation says; not if `exif` is "ignore", nor if it is "auto" and
+    `size` is that of the image as it lies in the file.
+    Raises BrokenImageError as `read_header` and if the file is truncated or undecodable, and OtherSizeError.
     """
+    return tv.to_dtype(decode(path, size, exif, max_pixels), torch.uint8, scale=True)
+
+
+def decode(path: Path, size: tuple[int, int] | None, exif: str, max_pixels: int) -> Tensor:
+    """Decode as `read_image`, but into the file's own uint8 or uint16."""
+    header = read_header(path, max_pixels)
+    lies_as_annotated = size == header.stored_size != header.upright_size
+    upright = exif == "apply" or (exif == "auto" and not lies_as_annotated)
+    found = header.upright_size if upright else header.stored_size
+    if size not in (None, found):
+        raise OtherSizeError(f"{path}: {_wrong_size(header, found, size)}")
     try:
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
+        if header.kind in PILLOW_FORMATS:
+            return _decode_with_pillow(path)
+        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=upright)
+    except (RuntimeError, OSError, ValueError, SyntaxError) as error:
         raise BrokenImageError(f"{path}: {str(error).splitlines()[0]}") from None
-    if image.ndim != 3:
-        raise BrokenImageError(f"{path}: has {len(image)} frames")
-    height, width = image.shape[-2:]
-    if size not in (None, (height, width)):
-        raise BrokenImageError(f"{path}: is {width}x{height} when upright, its annotations say {size[1]}x{size[0]}")
-    return tv.to_dtype(image, torch.uint8, scale=True)
+    if image.ndim != 3 or tuple(image.shape[-2:]) != found:
+        raise BrokenImageError(f"{path}: decodes to {list(image.shape)}, its header says {found[1]}x{found[0]}")
+    return image
+
+
+def _wrong_size(header: Header, found: tuple[int, int], size: tuple[int, int]) -> str:
+    upright = found == header.upright_size
+    state = "when upright" if upright else "as it lies in the file"
+    other = header.stored_size if upright else header.upright_size
+    hint = f"; data.exif = {'ignore' if upright else 'apply'} takes it so" if size == other else ""
+    return f"is {found[1]}x{found[0]} {state}, its annotations say {size[1]}x{size[0]}{hint}"
+
+
+def _decode_with_pillow(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        if image.mode in MODES_WITHOUT_RANGE:
+            raise ValueError("has 32 bits a value; save it with 8 or 16")
+        if image.mode.startswith("I;16"):
+            return torch.from_numpy(np.array(image).astype(np.uint16)).expand(3, -1, -1)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def is_nearly_black(image: Tensor) -> bool:
+    """Whether a decoded image of 16 bits uses 12 of them at most, as cameras write: it shows as nearly black."""
+    return image.dtype == torch.uint16 and int(image.int().max()) < 2**12
 
 
 def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:

@@ -1,15 +1,19 @@
 """The data sets of a config; the generated `shapes` are drawn where they are missing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.core.text import listed
+from dwtriton.data.annotations import read_valid_records
+from dwtriton.data.classes import different_categories
 from dwtriton.data.coco import CocoDataset, SplitName
+from dwtriton.data.formats.layouts import convert_hint
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.generate import check_shapes, generate_shapes, is_vacant
-from dwtriton.data.usable import MissingImagesError, different_categories
+from dwtriton.data.usable_images import MissingImagesError
 
 BOTH: tuple[SplitName, ...] = ("train", "val")
 MAX_NAMES = 12  # of files in an error
@@ -27,28 +31,37 @@ def draw_missing_shapes(cfg: DataConfig, console: Console | None = None) -> None
 def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDataset, CocoDataset]:
     """Return the training and the validation set, after `draw_missing_shapes`.
 
-    Raises DataError if the files are absent or unusable, if the two splits have different categories, or if these are
-    not `cfg.head.num_classes`.
+    Classes are those of the training set; validation may lack some, and have them under other ids.
+    Raises DataError if the files are absent or unusable, if validation has a category that training lacks, or if there
+    are not `cfg.head.num_classes`.
     """
-    train, val = _prepare(cfg, BOTH, console)
+    _check_files(cfg, BOTH, console)
+    train = _open(cfg, "train")
     if len(train.class_names) != cfg.head.num_classes:
         raise DataError(
             f"the data in {cfg.data.root} has {len(train.class_names)} categories, but head.num_classes is "
             f"{cfg.head.num_classes}: add --set head.num_classes={len(train.class_names)}"
         )
-    differing = different_categories(*(dict(zip(d.category_ids, d.class_names)) for d in (train, val)))
+    names = read_valid_records(cfg.data.root / cfg.data.val_annotations).class_names
+    differing = different_categories(dict(zip(train.category_ids, train.class_names)), names)
     if differing:
         files = f"{cfg.data.train_annotations} and {cfg.data.val_annotations}"
         raise DataError(f"{files} have different categories: {', '.join(differing)} in one of them alone")
+    val = _open(cfg, "val", train.class_names)
+    val.check_measurable()
     return train, val
 
 
-def prepare_validation(cfg: Config, console: Console | None = None) -> CocoDataset:
-    """Return the validation set alone, for any number of categories; the training files need not exist.
+def prepare_validation(
+    cfg: Config, console: Console | None = None, classes: Sequence[str] | None = None
+) -> CocoDataset:
+    """Return the validation set alone; the training files need not exist.
 
-    Draws and raises as `prepare_data`.
+    Labels are those of the `classes` of a detector, matched by name, or else the file's own, of any number. Draws and
+    raises as `prepare_data`.
     """
-    return _prepare(cfg, ("val",), console)[0]
+    _check_files(cfg, ("val",), console)
+    return _open(cfg, "val", classes)
 
 
 def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
@@ -62,17 +75,19 @@ def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:
         raise _layout_error(cfg, f"the data folder {cfg.root} lacks {', '.join(missing)}", splits)
 
 
-def _prepare(cfg: Config, splits: tuple[SplitName, ...], console: Console | None) -> list[CocoDataset]:
+def _check_files(cfg: Config, splits: tuple[SplitName, ...], console: Console | None) -> None:
     draw_missing_shapes(cfg.data, console)
     check_layout(cfg.data, splits)
+
+
+def _open(cfg: Config, split: SplitName, classes: Sequence[str] | None = None) -> CocoDataset:
     try:
-        datasets = [CocoDataset(cfg.data, split, cfg.loss.ignore_crowd, cfg.inference) for split in splits]
+        dataset = CocoDataset(cfg.data, split, cfg.inference, classes)
     except MissingImagesError as error:
-        raise _layout_error(cfg.data, str(error), splits) from None
+        raise _layout_error(cfg.data, str(error), (split,)) from None
     if cfg.data.shapes is not None:
-        for dataset in datasets:
-            check_shapes(dataset.info, cfg.data.root, cfg.data.shapes)
-    return datasets
+        check_shapes(dataset.info, cfg.data.root, cfg.data.shapes)
+    return dataset
 
 
 def _layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) -> DataError:
@@ -81,6 +96,10 @@ def _layout_error(cfg: DataConfig, problem: str, splits: tuple[SplitName, ...]) 
     lines += [f"    {getattr(cfg, f'{split}_annotations')}  COCO JSON" for split in splits]
     if cfg.root is not None:
         lines.append(f"Found: {_found(cfg.root)}")
+        look = (
+            f"python -m dwtriton.data check {cfg.root} looks for COCO files and prints the command that trains on them"
+        )
+        lines.append(f"{(convert_hint(cfg.root) or look)}.")
         rename = "--set data.train_images=NAME (train_annotations, val_images, val_annotations)"
         lines.append(f"Point --data at the right folder, or rename its parts with {rename}.")
     return DataError("\n".join(lines))

@@ -58,8 +58,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     with ranks.raise_on_all_ranks(), ranks.main_process_first():
         draw_missing_shapes(cfg.data, console)
     with ranks.raise_on_all_ranks():
-        data = prepare_validation(cfg)
+        data = prepare_validation(cfg, classes=checkpoint.class_names or None)
         check_classes(arguments.weights, checkpoint, data.class_names)
+        data.check_measurable()
         make_folder(out)
     ranks.check_same({"data": data.fingerprint, "iteration": checkpoint.iteration, "--out": str(out)})
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.coco import Sample
+from dwtriton.data.image_files import HIDDEN, is_image_file
 from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_image
 from dwtriton.data.workers import leave_signals_to_main
 from dwtriton.inference.inputs import unlabelled_sample
@@ -23,9 +24,10 @@ def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:
     """Return (images, videos) of files, folders (with all below) and patterns, each file once, in the order given.
 
     Patterns are expanded as by a shell; `**` stands for any folders. A file given by name is an image unless it has the
-    suffix of a video. Raises UserError for a name that leads to no file.
+    suffix of a video. In folders, formats that cannot be read count as images, so that they are named; what macOS
+    writes beside each file, and what is no ordinary file, is passed over.
+    Raises UserError for a name that leads to no file.
     """
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found: dict[Path, None] = {}
     for name in names:
         matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
@@ -34,15 +36,18 @@ def find_inputs(names: Iterable[str]) -> tuple[list[Path], list[Path]]:
         files: list[Path] = []
         for path in map(Path, matches):
             if path.is_dir():
-                below = filter(Path.is_file, sorted(path.rglob("*")))
-                files += [file for file in below if file.suffix.lower() in suffixes]
+                files += [file for file in sorted(path.rglob("*")) if is_image_file(file) or _is_video_file(file)]
             else:
                 files.append(path)
         if not files:
-            ends = " ".join(sorted(suffixes))
+            ends = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
             raise UserError(f"there is no image or video in {name}: none of its files ends in one of {ends}")
         found |= dict.fromkeys(files)
     return [path for path in found if not is_video(path)], [path for path in found if is_video(path)]
+
+
+def _is_video_file(path: Path) -> bool:
+    return is_video(path) and not path.name.startswith(HIDDEN) and path.is_file()
 
 
 def is_video(path: Path) -> bool:

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import nn
 
+from dwtriton.config.fit import WARMUP_SHARE
 from dwtriton.config.schema import OptimizerConfig, ScheduleConfig
+from dwtriton.core.errors import UserError
 
 REFERENCE_BATCH = 16  # images, for which `optimizer.lr` holds
 NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -41,6 +43,16 @@ def lr_factor(iteration: int, cfg: ScheduleConfig, iterations_per_epoch: int) ->
     if iteration < cfg.warmup_iterations:
         factor *= 1 - (1 - iteration / cfg.warmup_iterations) * (1 - cfg.warmup_start)
     return factor
+
+
+def check_warmup(cfg: ScheduleConfig, iterations: int) -> str | None:
+    """Return a warning if the warm-up takes more than a tenth of a run. Raises UserError if the run ends within it."""
+    tenth = max(1, int(WARMUP_SHARE * iterations))
+    takes = f"schedule.warmup_iterations = {cfg.warmup_iterations}, and the run has {iterations} iterations"
+    remedy = f"--set schedule.warmup_iterations={tenth}, or more epochs"
+    if cfg.warmup_iterations >= iterations:
+        raise UserError(f"{takes}: its learning rate would never leave the warm-up. Use {remedy}")
+    return f"{takes}: a tenth is usual, {remedy}" if cfg.warmup_iterations > tenth else None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

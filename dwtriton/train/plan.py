@@ -10,6 +10,7 @@ from dwtriton.config.schema import Config
 from dwtriton.data.buckets import Size, area, choose_buckets, mean_area, smallest_bucket
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import OrientedBatchSampler, training_buckets
+from dwtriton.train.optimizer import check_warmup
 
 BUCKET_COUNTS = (1, 2, 3, 4, 6, 8, 12)  # compared in the second table
 
@@ -35,10 +36,12 @@ def make_plan(cfg: Config, train_set: CocoDataset) -> Plan:
     by_bucket: dict[Size, list[int]] = defaultdict(list)
     for size, pixels in batches:
         by_bucket[smallest_bucket(size, buckets)].append(pixels)
+    warning = check_warmup(cfg.schedule, cfg.schedule.epochs * sampler.steps)
     graphs = f"{len(buckets)} buckets, each a graph of torch.compile" if buckets else "no buckets"
     text = Group(
         f"{cfg.schedule.epochs} epochs x {sampler.steps} steps of {cfg.data.batch_size} images; "
         f"batches of the first epoch: {len(unbucketed)} sizes, {graphs}",
+        *([warning] if warning else []),
         _padding_table(by_bucket, cfg.data.batch_size),
         _bucket_count_table(unbucketed, train_set.largest_sizes()),
     )

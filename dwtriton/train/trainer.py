@@ -29,7 +29,7 @@ from dwtriton.train.compile import GraphWatch
 from dwtriton.train.failures import explain_failures
 from dwtriton.train.finite import PendingStep, check_weights
 from dwtriton.train.metrics import Speed, losses_line
-from dwtriton.train.optimizer import lr_factor
+from dwtriton.train.optimizer import check_warmup, lr_factor
 from dwtriton.train.run_folder import RunFolder
 from dwtriton.train.settle import settle_buckets, settle_for_device
 from dwtriton.train.signals import Interrupted, stop_on_signals
@@ -75,6 +75,8 @@ class Trainer:
         self.iteration = checkpoint.iteration if checkpoint else 0
         self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
+        with ranks.raise_on_all_ranks():
+            self.warmup_warning = None if resume else check_warmup(cfg.schedule, self.total)
         self.micro_batch_size = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
         data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
         ranks.check_same(data | {"data.buckets": cfg.data.buckets, "iteration": self.iteration})
@@ -122,13 +124,14 @@ class Trainer:
                 f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
                 *(f"training data: {line}" for line in self.train_set.problems.summary()),
                 *(f"validation data: {line}" for line in self.val_set.problems.summary()),
+                *([self.warmup_warning] if self.warmup_warning else []),
                 *([f"TensorBoard: tensorboard --logdir {self.out}"] if self.cfg.train.tensorboard else []),
             ]
         )
 
     def left_out(self) -> int:
         """Return how many images and annotations of both splits could not be used so far."""
-        return sum(data.problems.counts.total() for data in (self.train_set, self.val_set)) + len(self.broken)
+        return sum(data.problems.left_out for data in (self.train_set, self.val_set)) + len(self.broken)
 
     def fit(self) -> Evaluation | None:
         """Train to the last epoch; return the final evaluation on rank 0, None on the others.

@@ -75,7 +75,9 @@ def test_its_config_file_is_refused_with_every_new_key():
     assert str(error.value).endswith(
         "data.test_short_side is now inference.short_side; data.test_long_side is now inference.long_side; "
         "loss.cls_pos is now loss.weight_cls_pos; loss.loc is now loss.weight_loc; "
-        "loss.cls_neg is now loss.weight_cls_neg; test.score_threshold is now inference.score_threshold; "
+        "loss.cls_neg is now loss.weight_cls_neg; "
+        "loss.ignore_crowd is now data.crowd (false is now background, true is now ignore); "
+        "test.score_threshold is now inference.score_threshold; "
         "test.candidates_per_level is now inference.candidates_per_level; test.nms_iou is now inference.nms_iou; "
         "test.max_detections is now inference.max_detections"
     )

@@ -138,6 +138,15 @@ def test_a_renamed_key_is_named_with_its_new_name_in_an_override_and_in_a_file(o
         load_config(tmp_path / "old.toml")
 
 
+def test_a_crowd_switch_of_old_files_has_its_new_values():
+    with pytest.raises(
+        UserError, match=r"ignore_crowd is now data\.crowd \(false is now background, true is now ignore\)"
+    ):
+        load_config("r50_1x", ["loss.ignore_crowd=true"])
+    for old, new in ((True, "ignore"), (False, "background")):
+        assert upgrade_keys({"loss": {"ignore_crowd": old}}) == {"data": {"crowd": new}}
+
+
 def test_renames_lead_to_keys_that_exist_and_leave_the_others():
     keys = flatten(Config()).keys()
     for old, new in RENAMED.items():

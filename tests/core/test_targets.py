@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
 
 from dwtriton.core.targets import PackedTargets, check_packed, check_values, pack_targets
 
@@ -154,3 +156,22 @@ def test_bad_weights_are_refused(weights, message):
     target = {"boxes": torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9]]), "labels": torch.tensor([0, 1]), "weights": weights}
     with pytest.raises(ValueError, match=message):
         pack_targets([target], "cpu")
+
+
+@pytest.mark.parametrize("form", ["XYXY", "XYWH", "CXCYWH"])
+def test_targets_of_torchvisions_own_pipelines(form):
+    """Lists of iscrowd, boxes that say what they are, and keys of masks and images."""
+    given = tv_tensors.BoundingBoxes(torch.tensor([[1.0, 2, 5, 8], [0, 0, 3, 3]]), format="XYXY", canvas_size=(9, 9))
+    boxes = functional.convert_bounding_box_format(given, new_format=form)
+    assert boxes.format.name == form
+    more = {"iscrowd": [0, 1], "image_id": 7, "masks": None, "segmentation": [[]]}
+    packed = pack_targets([{"boxes": boxes, "labels": torch.tensor([1, 0])} | more, GOOD[1]], "cpu")
+    assert packed.boxes.tolist() == given.tolist()
+    assert type(packed.boxes) is torch.Tensor
+    assert packed.crowd_mask().tolist() == [False, True]
+
+
+def test_rotated_boxes_of_torchvision_are_named():
+    boxes = tv_tensors.BoundingBoxes(torch.zeros(1, 5), format="XYWHR", canvas_size=(9, 9))
+    with pytest.raises(ValueError, match="targets, image 1: boxes are XYWHR, not upright ones"):
+        pack_targets([GOOD[1], {"boxes": boxes, "labels": torch.tensor([1])}], "cpu")

@@ -79,7 +79,7 @@ def test_splits_with_different_categories_stop(tiny):
         ("[]", "not COCO detection JSON: it holds a list"),
         ('{"images": [], "categories": []}', "it has no list 'annotations'"),
         ('{"images": [], "categories": [], "annotations": []}', "'categories' is empty"),
-        ('{"images": [{"id": 1}], "categories": [], "annotations": []}', "images entry 1 has no 'file_name', 'width'"),
+        ('{"images": [{"id": 1}], "categories": [], "annotations": []}', "images entry 1 has no 'file_name'"),
         ('{"images": ["a.jpg"], "categories": [], "annotations": []}', "images entry number 0 has no 'id'"),
     ],
 )
@@ -97,8 +97,7 @@ def test_files_that_are_not_coco_stop(tiny, text, message):
         ("images", {"id": 11}, "two entries of images have the id 11"),
         ("annotations", {"id": 2}, "two entries of annotations have the id 2"),
         ("categories", {"id": 7}, "two entries of categories have the id 7"),
-        ("images", {"id": "x"}, "id 'x'; ids must be whole numbers"),
-        ("images", {"width": 0}, "image 20: width and height must be positive whole numbers"),
+        ("images", {"id": [1]}, r"id \[1\]; ids must be whole numbers or names"),
         ("images", {"file_name": 3}, "image 20: file_name must be a string"),
         ("categories", {"name": "train"}, "two categories have the name 'train'"),
     ],
@@ -147,7 +146,7 @@ def test_unusable_annotations_are_skipped_counted_and_named(tiny):
 def test_no_usable_box_at_all_stops_training_and_says_why(tiny):
     for annotation in tiny.content["annotations"]:
         annotation["iscrowd"] = 1
-    with pytest.raises(DataError, match="no image is left; 4 x image without a usable box"):
+    with pytest.raises(DataError, match=r"no image is left; 5 of 5 boxes are marked as crowd .*; 4 x image without a"):
         CocoDataset(tiny.write(), "train")
 
 
@@ -207,9 +206,9 @@ def test_training_replaces_a_broken_image_by_the_next_of_its_orientation(tiny):
 
 def test_an_orientation_without_a_readable_image_gives_no_image_but_the_reasons(tiny):
     cfg = tiny.write()
-    for name in ("wide.jpg", "wide_two.jpg"):
-        truncate(tiny.image_path("train", name))
     dataset = CocoDataset(cfg, "train")
+    for name in ("wide.jpg", "wide_two.jpg"):  # during a run; a new one leaves them out
+        truncate(tiny.image_path("train", name))
     sample = dataset[int(np.flatnonzero(dataset.landscape)[0])]
     assert sample.image is None
     assert sorted(line.split(":")[0] for line in sample.broken) == sorted(

@@ -55,12 +55,15 @@ def test_unusable_boxes_are_left_out_of_targets(tiny):
     tiny.add(bbox=[5, -20, 20, 20], area=400)
     tiny.add(bbox=[60, 40, 20, 20], area=400)  # partly outside: stays
     dataset = CocoDataset(tiny.write(), "train")
-    assert len(target_of(dataset, 11)["boxes"]) == 3
+    assert len(target_of(dataset, 11)["boxes"]) == 4
     tiny_boxes, outside = (
         "box without area or under 1 pixel, not used as a target",
         "box outside the image, annotation skipped",
     )
-    assert dataset.problems.counts == {tiny_boxes: 3, outside: 4}
+    no_area = "area of 0 though the box has one, that of the box is used"
+    crowd = "crowd region, not learned: trained as background"
+    assert dataset.problems.counts == {crowd: 1, no_area: 1, tiny_boxes: 2, outside: 4}
+    assert dataset.problems.left_out == 7
     assert "iscrowd" not in target_of(dataset, 11)
 
 
@@ -75,8 +78,8 @@ def test_images_without_usable_boxes_or_too_small_are_left_out_of_training_only(
     tiny.add(image_id=32, bbox=[5, 5, 20, 20], area=400)
     tiny.add(image_id=33, bbox=[5, 5, 20, 20], area=400)
     cfg = tiny.write()
-    for keep_crowd in (False, True):
-        train = CocoDataset(cfg, "train", keep_crowd)
+    for crowd in ("background", "ignore"):
+        train = CocoDataset(cfg.model_copy(update={"crowd": crowd}), "train")
         assert sorted(train[i].image_id for i in range(len(train))) == [5, 8, 11, 20, 33]
     val = CocoDataset(cfg, "val", inference=tiny.inference)
     assert sorted(val[i].image_id for i in range(len(val))) == [5, 8, 11, 20, 30, 31, 32, 33]
@@ -84,9 +87,9 @@ def test_images_without_usable_boxes_or_too_small_are_left_out_of_training_only(
     assert "1 x image with a side under 32 pixels, not trained on: small.jpg" in train.problems.summary()
 
 
-def test_keep_crowd_marks_crowd_boxes_in_the_targets(tiny):
+def test_crowd_ignore_marks_crowd_boxes_in_the_targets(tiny):
     tiny.add(bbox=[5, 5, 20, 20], area=400, iscrowd=1)
-    dataset = CocoDataset(tiny.write(), "train", keep_crowd=True)
+    dataset = CocoDataset(tiny.write().model_copy(update={"crowd": "ignore"}), "train")
     target = target_of(dataset, 11)
     assert target["iscrowd"].tolist() == [False, False, True]
     assert target["iscrowd"].dtype == torch.bool
@@ -134,7 +137,8 @@ def test_reading_prints_nothing(tiny, capsys):
 
 
 def test_prepare_data_gives_both_splits_and_validation_alone_needs_no_training_files(tiny):
-    cfg = Config(data=tiny.write(), head={"num_classes": 3}, loss={"ignore_crowd": True})
+    data = tiny.write().model_copy(update={"crowd": "ignore"})
+    cfg = Config(data=data, head={"num_classes": 3})
     train, val = prepare_data(cfg)
     assert (train.training, val.training) == (True, False)
     assert "iscrowd" in train[0].target

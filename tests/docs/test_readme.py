@@ -133,7 +133,7 @@ def test_every_config_of_coco_has_its_command_and_its_memory_in_the_reproduction
     page = (ROOT / "docs" / "reproduce.md").read_text()
     for name in config_names():
         cfg = load_config(name)
-        if cfg.data.shapes is None:
+        if cfg.data.shapes is None and name != "small":  # which is for small data, not for COCO
             published = "-" if cfg.published_ap is None else f"{cfg.published_ap:.1f}"
             command = f"-m dwtriton.train --cfg {name} --data ~/coco --out runs/{name}`"
             assert f"{command} | {cfg.schedule.epochs} epochs | {published} |" in page

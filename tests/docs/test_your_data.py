@@ -78,7 +78,8 @@ def test_the_tutorial_works_as_written(folder, call):
         assert Path(name).exists(), name
     assert "no problems found" in outputs[1]
     assert outputs[1].splitlines()[-1] == (
-        "train on it: python -m dwtriton.train --cfg r50_1x --data my-data --set head.num_classes=2"
+        "train on it: python -m dwtriton.train --cfg small --data my-data --set data.batch_size=4 "
+        "--set schedule.epochs=100 --set head.num_classes=2"
     )
     assert "Average Precision" in outputs[2]
     assert len(list(Path("found").glob("*.jpg"))) == 8

@@ -1,10 +1,12 @@
 """Files, folders and patterns on a command line, and names for the pictures of them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from dwtriton.core.errors import UserError
+from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.predict.inputs import find_inputs, picture_names
 
 
@@ -59,3 +61,19 @@ def test_pictures_get_names_of_their_own():
         "b.tar.jpg",
     ]
     assert len(set(names.values())) == len(paths)
+
+
+def test_folders_name_what_cannot_be_read_and_pass_over_what_is_no_image(tmp_path):
+    for name in ("a.jpg", "b.bmp", "c.tif", "d.jfif", "e.HEIC", "._a.jpg", "notes.txt", "._v.mp4", "v.mp4"):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    images, videos = find_inputs([str(tmp_path)])
+    assert [path.name for path in images] == ["a.jpg", "b.bmp", "c.tif", "d.jfif", "e.HEIC"]
+    assert [path.name for path in videos] == ["v.mp4"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_ordinary_file_is_named_and_never_waited_for(make, tmp_path):
+    make(tmp_path / "a.jpg")
+    with pytest.raises(BrokenImageError, match=r"a\.jpg: is no ordinary file"):
+        read_image(tmp_path / "a.jpg")

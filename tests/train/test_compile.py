@@ -119,7 +119,7 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(
 
     Compiled before the first step, or each at its first batch.
     """
-    settings = ["train.compile=default", f"train.compile_ahead={str(ahead).lower()}", "loss.ignore_crowd=true"]
+    settings = ["train.compile=default", f"train.compile_ahead={str(ahead).lower()}", "data.crowd=ignore"]
     settings += ["train.accumulate=2", f"data.class_weights.hourglass={weight}"]
     trainer = run(tiny(*settings), tmp_path / "run", console)
     assert trainer.train_set.weighted == (weight != 1)

@@ -214,6 +214,42 @@ def test_for_other_classes_the_class_convolution_alone_starts_afresh(finished, t
     assert "except the class convolution (3 classes there, 8 here)" in trainer.summary()
 
 
+def test_rows_of_the_class_convolution_are_matched_by_name(finished, tiny, tmp_path, console):
+    """Names in another order, one that is new and one that the data lack: never a foreign row in silence."""
+    checkpoint = load_checkpoint(finished[0] / "last.pt")
+    known = checkpoint.class_names[::-1]
+    known[2] = "zeppelin"
+    source = tmp_path / "other.pt"
+    save_checkpoint(source, checkpoint._replace(class_names=known))
+    trainer = Trainer(tiny(f"train.weights={source}"), tmp_path / "run", console)
+    torch.manual_seed(trainer.cfg.train.seed)
+    fresh = build_detector(trainer.cfg).state_dict()
+    for key in ("head.class_conv.weight", "head.class_conv.bias"):
+        rows = trainer.detector.state_dict()[key]
+        for label, name in enumerate(checkpoint.class_names):
+            expected = checkpoint.model[key][known.index(name)] if name in known else fresh[key][label]
+            assert torch.equal(rows[label], expected), (key, name)
+    lost = checkpoint.class_names[::-1][2]
+    assert f"(7 classes matched by name; afresh: {lost}; not used: zeppelin)" in trainer.summary()
+
+
+def test_a_checkpoint_without_names_says_that_its_order_is_taken(finished, tiny, tmp_path, console):
+    source = tmp_path / "nameless.pt"
+    save_checkpoint(source, load_checkpoint(finished[0] / "last.pt")._replace(class_names=[]))
+    trainer = Trainer(tiny(f"train.weights={source}"), tmp_path / "run", console)
+    assert "nameless.pt, which has no class names: its 8 classes are taken in their order" in trainer.summary()
+
+
+def test_a_run_that_never_leaves_the_warm_up_is_an_error_before_it_starts(tiny, tmp_path, console):
+    total = Trainer(tiny(), tmp_path / "long", console).total
+    problem = f"warmup_iterations = {total}, and the run has {total} iterations: its learning rate would never leave"
+    with pytest.raises(UserError, match=problem):
+        Trainer(tiny(f"schedule.warmup_iterations={total}"), tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()
+    warning = f"schedule.warmup_iterations = {total - 1}, and the run has {total} iterations: a tenth is usual"
+    assert warning in Trainer(tiny(f"schedule.warmup_iterations={total - 1}"), tmp_path / "run", console).summary()
+
+
 def test_checkpoints_that_cannot_be_started_from_or_resumed_say_why(finished, tiny, tmp_path, console):
     checkpoint = load_checkpoint(finished[0] / "last.pt")
     with pytest.raises(UserError, match=r"missing: head\.offset_conv\.weight"):

@@ -271,15 +271,15 @@ def test_loss_factors_multiply_the_losses_of_the_run(finished, tiny, tmp_path, c
         assert weighted[name] == pytest.approx(factor * plain[name], rel=1e-6)
 
 
-def test_ignore_crowd_hands_crowd_regions_to_the_loss(tiny, tmp_path):
+def test_crowd_ignore_hands_crowd_regions_to_the_loss(tiny, tmp_path):
     """The data set passes crowd boxes, marked, only when the config asks for it."""
     crowds = {}
-    for setting in ("false", "true"):
-        cfg = tiny(f"loss.ignore_crowd={setting}", "data.shapes.train_images=100")
+    for setting in ("background", "ignore"):
+        cfg = tiny(f"data.crowd={setting}", "data.shapes.train_images=100")
         data, _ = prepare_data(override_config(cfg, data_root=tmp_path / "shapes"))
         crowds[setting] = sum(int(data[i].target.get("iscrowd", torch.zeros(0)).sum()) for i in range(len(data)))
-    assert crowds["false"] == 0
-    assert crowds["true"] > 0
+    assert crowds["background"] == 0
+    assert crowds["ignore"] > 0
 
 
 def test_live_display_on_a_terminal(tiny, tmp_path):
@@ -304,7 +304,7 @@ def test_a_broken_image_is_named_once_and_the_run_goes_on(split, shapes_root, fi
     assert trainer.iteration == trainer.total
     assert [line.split(":")[0] for line in trainer.broken] == [str(victim)]
     assert (tmp_path / "run" / "predictions.png").exists()
-    assert trainer.left_out() == 1 + trainer.train_set.problems.counts.total() + trainer.val_set.problems.counts.total()
+    assert trainer.left_out() == 1 + trainer.train_set.problems.left_out + trainer.val_set.problems.left_out
     assert console.file.getvalue().count(str(victim)) == 1
 
 

@@ -1,8 +1,12 @@
 """Looking at a data set in COCO format before training on it: figures, everything wrong with it, and sample images."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +16,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from dwtriton.config.schema import DataConfig
 from dwtriton.console.drawing import draw_boxes
 from dwtriton.console.progress import progress
-from dwtriton.data.annotations import Records
+from dwtriton.data.annotations import SIDES, Records
+from dwtriton.data.classes import match_classes
 from dwtriton.data.formats.splits import FoundSplit
-from dwtriton.data.images import BrokenImageError, read_image, upright_size
+from dwtriton.data.images import BrokenImageError, OtherSizeError, decode, is_nearly_black, read_image
 from dwtriton.data.problems import DataError, DataProblems
-from dwtriton.data.usable import annotation_name, choose_usable
+from dwtriton.data.usable import annotation_name, check_measurable, choose_usable
+from dwtriton.data.values import Id
 
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # pixels; COCO's borders between small, medium and large
 TINY_SIDE = 4  # pixels; shorter sides are reported
@@ -34,43 +41,83 @@ class Findings:
     split: FoundSplit
     fatal: list[str]
     problems: DataProblems
-    boxes: dict[int, list[dict]]  # usable ones by image id
+    boxes: dict[Id, list[dict]]  # usable ones by image id
     figures: dict[str, Any]  # see `measure`
+    cfg: DataConfig  # with `exif` as found
+
+    def files(self) -> list[Path]:
+        """Return the image files."""
+        return [self.split.images / image["file_name"] for image in self.split.records.images.values()]
 
 
-def check_split(split: FoundSplit, console: Console, training: bool = True) -> Findings:
-    """Look through a split as training would, or evaluation. Image files are opened for their size and not decoded."""
-    records, problems, fatal = split.records, DataProblems(), split.records.fatal
+def check_split(
+    split: FoundSplit,
+    console: Console,
+    training: bool = True,
+    cfg: DataConfig | None = None,
+    classes: Sequence[str] | None = None,
+) -> Findings:
+    """Look through a split as training would, or evaluation with the `classes` of training, and decode its images."""
+    cfg, records, problems, fatal = cfg or DataConfig(), split.records, DataProblems(), split.records.fatal
     try:
-        boxes = {} if fatal else choose_usable(records, split.images, training, problems).boxes
+        if classes is not None and not fatal:
+            records = match_classes(records, classes, problems)
+        usable = None if fatal else choose_usable(records, split.images, training, problems, cfg)
+        if usable and not training:
+            check_measurable(records.path, usable.annotations, problems)
     except DataError as error:
         fatal = [str(error)]
     if fatal:
-        return Findings(split, fatal, DataProblems(), {}, measure({}, Records(records.path, {}, {}, {}, {}, [])))
-    fate = "replaced by another in training" if training else "but its ground truth still counts"
-    with progress(console, f"opening images of {split.name}", len(records.images)) as advance:
-        for image in records.images.values():
-            path, size = split.images / image["file_name"], (image["width"], image["height"])
-            try:
-                found = upright_size(path) if path.is_file() else size  # `choose_usable` has reported missing files
-                if found != size:
-                    example = "{} ({}x{}, annotated {}x{})".format(path, *found, *size)
-                    problems.add(f"image of another size than annotated, {fate}", example)
-            except BrokenImageError as error:
-                problems.add(f"image file that cannot be used, {fate}", str(error))
-            advance()
+        return Findings(split, fatal, DataProblems(), {}, measure({}, Records(records.path, {}, {}, {}, {}, [])), cfg)
+    cfg = cfg.model_copy(update={"exif": usable.exif})
+    _check_images(usable.images, split, training, cfg, problems, console)
     for name, times in Counter(image["file_name"] for image in records.images.values()).items():
         if times > 1:
-            problems.add("file of several images", f"{name} ({times})")
-    _check_boxes(boxes, records, problems)
-    figures = measure(boxes, records)
+            problems.note("file of several images", f"{name} ({times})")
+    _check_boxes(usable.boxes, records, problems)
+    figures = measure(usable.boxes, records)
     for name, count in figures["classes"].items():
         if not count:
-            problems.add("category without a box", name)
-    return Findings(split, [], problems, boxes, figures)
+            problems.note("category without a box", name)
+    for name in records.groups:
+        problems.note("category that only groups others, no class", name)
+    return Findings(split._replace(records=records), [], problems, usable.boxes, figures, cfg)
 
 
-def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
+def _check_images(
+    images: Sequence[dict[str, Any]],
+    split: FoundSplit,
+    training: bool,
+    cfg: DataConfig,
+    problems: DataProblems,
+    console: Console,
+) -> None:
+    """Decode the images as training does, several at a time."""
+    fate = "replaced by another in training" if training else "but its ground truth still counts"
+    with (
+        ThreadPoolExecutor() as pool,  # decoders run outside of Python's lock
+        progress(console, f"decoding images of {split.name}", len(images)) as advance,
+    ):
+        for image, doubt in zip(images, pool.map(partial(_decode, split.images, cfg), images)):
+            if isinstance(doubt, OtherSizeError):
+                problems.add(f"image of another size than annotated, {fate}", str(doubt))
+            elif isinstance(doubt, BrokenImageError):
+                problems.add(f"image file that cannot be used, {fate}", str(doubt))
+            elif doubt:
+                problems.note("image of 16 bits that uses 12 at most, nearly black", image["file_name"])
+            advance()
+
+
+def _decode(folder: Path, cfg: DataConfig, image: dict[str, Any]) -> bool | BrokenImageError:
+    """Return whether an image is nearly black, or why it cannot be used."""
+    size = image["height"], image["width"]
+    try:
+        return is_nearly_black(decode(folder / image["file_name"], size, cfg.exif, cfg.max_pixels))
+    except BrokenImageError as error:
+        return error
+
+
+def measure(boxes: dict[Id, list[dict]], records: Records) -> dict[str, Any]:
     """Return counts and sizes of all images of a split and of its usable boxes by image id, crowd regions included.
 
     `weighted` boxes have a weight other than 1, for those that `choose_usable` chose to train on.
@@ -81,8 +128,8 @@ def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
     xywh = np.array([box["bbox"] for box in every], dtype=float).reshape(-1, 4)
     weights = np.array([box["weight"] for box in every], dtype=np.float32)
     images = [records.images[box["image_id"]] for box in every]
-    limits = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2)
-    sizes = np.minimum(xywh[:, :2] + xywh[:, 2:], limits) - np.maximum(xywh[:, :2], 0)  # [N, 2] inside the image
+    limits = np.array([[image[side] for side in SIDES] for image in images], dtype=float).reshape(-1, 2)  # NaN: unknown
+    sizes = np.fmin(xywh[:, :2] + xywh[:, 2:], limits) - np.maximum(xywh[:, :2], 0)  # [N, 2] inside the image
     areas = sizes.prod(1)
     small, large = areas < SMALL_AREA, areas > LARGE_AREA
     shares = {"small": small, "medium": ~(small | large), "large": large}
@@ -93,7 +140,7 @@ def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
         "weighted": int((weights != 1).sum()),
         "weight_0": int((weights == 0).sum()),
         "classes": {name: used[id_] for id_, name in records.class_names.items()},  # boxes of each
-        "image_sides": _range([image[side] for image in records.images.values() for side in ("width", "height")]),
+        "image_sides": _range([i[side] for i in records.images.values() for side in SIDES if i[side] is not None]),
         "boxes_per_image": _range(list(map(len, boxes.values())), np.mean),
         "box_sides": _range(np.sqrt(areas)),
         "box_aspects": _range(sizes[:, 0] / sizes[:, 1]),
@@ -101,19 +148,20 @@ def measure(boxes: dict[int, list[dict]], records: Records) -> dict[str, Any]:
     }
 
 
-def _check_boxes(boxes: dict[int, list[dict]], records: Records, problems: DataProblems) -> None:
+def _check_boxes(boxes: dict[Id, list[dict]], records: Records, problems: DataProblems) -> None:
     for image_id, of_image in boxes.items():
         image, seen = records.images[image_id], set()
         for box in of_image:
             name = annotation_name(box, records)
             x, y, width, height = box["bbox"]
-            if x < -1 or y < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-                problems.add("box reaches over the border of its image, clipped", name)
+            limits = [math.inf if image[side] is None else image[side] + 1 for side in SIDES]
+            if x < -1 or y < -1 or x + width > limits[0] or y + height > limits[1]:
+                problems.note("box reaches over the border of its image, clipped", name)
             if min(width, height) < TINY_SIDE:
-                problems.add(f"tiny box, a side under {TINY_SIDE} pixels, hard to learn", name)
+                problems.note(f"tiny box, a side under {TINY_SIDE} pixels, hard to learn", name)
             key = (box["category_id"], x, y, width, height)
             if key in seen:
-                problems.add("the same box of the same category twice", name)
+                problems.note("the same box of the same category twice", name)
             seen.add(key)
 
 
@@ -121,8 +169,9 @@ def _range(values: Sequence[float] | np.ndarray, middle: Callable = np.median) -
     return tuple(round(float(f(values)), 2) for f in (np.min, middle, np.max)) if len(values) else (0.0, 0.0, 0.0)
 
 
-def draw_sheet(split: FoundSplit, boxes: dict[int, list[dict]]) -> Figure:
-    """Draw images spread evenly over the split with their `boxes`, by image id; unreadable ones become a note."""
+def draw_sheet(found: Findings) -> Figure:
+    """Draw images spread evenly over a split with their usable boxes; unreadable ones become a note."""
+    split, boxes = found.split, found.boxes
     images, names = list(split.records.images.values()), split.records.class_names
     label_of = {category_id: label for label, category_id in enumerate(names)}
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int).tolist()
@@ -137,7 +186,8 @@ def draw_sheet(split: FoundSplit, boxes: dict[int, list[dict]]) -> Figure:
         title = file if len(file) <= MAX_FILE_LENGTH else f"...{file[3 - MAX_FILE_LENGTH :]}"
         axes.set_title(f"{title}: {len(shown)} {'box' if len(shown) == 1 else 'boxes'}", fontsize=7, parse_math=False)
         try:
-            pixels = read_image(split.images / file)
+            size = images[index]["height"], images[index]["width"]
+            pixels = read_image(split.images / file, None if None in size else size, found.cfg.exif)
         except BrokenImageError:
             axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", color="#e45756")
             continue

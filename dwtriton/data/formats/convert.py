@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,9 @@ from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.core.text import listed_lines
-from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, upright_size
+from dwtriton.data.buckets import Size
+from dwtriton.data.image_files import is_image_file
+from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_header
 from dwtriton.data.problems import DataError
 
 SPLITS = ("train", "val")
@@ -45,10 +48,12 @@ class Source(NamedTuple):
     names: list[str] | None  # of the classes in order; None: those that occur, in alphabetical order
     read: Callable[[Path, int, int, list[str]], list[Box]]
     problems: list[str]  # found in lists of images
+    notes: Sequence[str] = ()  # what is not converted, and what is taken for background
+    annotated_size: Callable[[Path], Size | None] = lambda image: None  # (h, w) that the labels of an image state
 
 
 class LabelledImage(NamedTuple):
-    """An image file with its upright size and its boxes."""
+    """An image file with the size that its boxes are for and these boxes."""
 
     path: Path
     height: int
@@ -64,11 +69,13 @@ class Converted(NamedTuple):
     background: int  # images without a box
     classes: list[str]
     left_out: list[str]  # "FILE:LINE: reason"
+    splits: list[str]
+    notes: list[str]
 
 
 def image_files(folder: Path) -> list[Path]:
     """Return the images in a folder and below. Raises DataError if there is none."""
-    images = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = list(filter(is_image_file, sorted(folder.rglob("*"))))
     if not images:
         raise DataError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
@@ -100,9 +107,9 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     Raises DataError for images that cannot be used and for broken lines, by file and line, unless `skip_broken` leaves
     them out.
     """
-    _check_vacant(out, force)
+    check_vacant(out, force)
     problems = list(source.problems)
-    found = {split: _read_labels(source, split, problems, console) for split in SPLITS}
+    found = {split: _read_labels(source, split, problems, console) for split in source.images}
     if problems and not skip_broken:
         raise DataError(
             f"nothing was written, errors in the labels: {counted(problems)}\n"
@@ -115,11 +122,16 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     names = sorted({box.name for of_image in boxes for box in of_image}) if source.names is None else source.names
     if not names:
         raise DataError("nothing was written: no box names a class")
+    for split, images in found.items():
+        if not any(image.boxes for image in images) and (problems or split == "train"):
+            raise DataError(f"nothing was written: no box of {split} is left. {counted(problems)}")
     try:
         _write(found, names, out.resolve(), console)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}") from None
-    return Converted(len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems)
+    return Converted(
+        len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), list(source.notes)
+    )
 
 
 def counted(problems: Sequence[str]) -> str:
@@ -127,7 +139,8 @@ def counted(problems: Sequence[str]) -> str:
     return "\n  ".join([str(len(problems)), *listed_lines(problems, MAX_LINES)])
 
 
-def _check_vacant(out: Path, force: bool) -> None:
+def check_vacant(out: Path, force: bool) -> None:
+    """Raise UserError unless `out` is absent or empty or, with `force`, holds an earlier conversion."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
     names = {path.name for path in out.iterdir()} if out.exists() else set()
@@ -135,8 +148,8 @@ def _check_vacant(out: Path, force: bool) -> None:
         raise UserError(f"{out} holds {min(names - WRITTEN)}, which no conversion wrote: choose another --out")
     if names and not force:
         raise UserError(f"{out} already holds a data set: add --force to replace it, or choose another --out")
-    files = [out / ANNOTATIONS.format(split) for split in SPLITS]
-    if names and not all(file.is_file() and file.read_bytes().startswith(BEGINNING) for file in files):
+    files = [path for path in (out / ANNOTATIONS.format(split) for split in SPLITS) if path.exists()]
+    if names and not (files and all(file.read_bytes().startswith(BEGINNING) for file in files)):
         raise UserError(f"{out} holds a data set that no conversion wrote: choose another --out")
 
 
@@ -145,7 +158,10 @@ def _read_labels(source: Source, split: str, problems: list[str], console: Conso
     with progress(console, f"reading labels of {split}", len(source.images[split])) as advance:
         for path in source.images[split]:
             try:
-                width, height = upright_size(path)
+                header = read_header(path)
+                height, width = header.upright_size
+                if source.annotated_size(path) == header.stored_size:  # labelled as it lies in the file
+                    height, width = header.stored_size
                 images.append(LabelledImage(path, height, width, source.read(path, height, width, problems)))
             except (BrokenImageError, DataError) as error:
                 problems.append(str(error))
@@ -154,22 +170,38 @@ def _read_labels(source: Source, split: str, problems: list[str], console: Conso
 
 
 def _write(found: dict[str, list[LabelledImage]], names: list[str], out: Path, console: Console) -> None:
+    splits = {}
+    for split, images in found.items():
+        splits[split] = [image.path for image in images], partial(_coco_content, images, names)
+    write_coco(splits, out, console)
+
+
+def write_coco(
+    splits: dict[str, tuple[list[Path], Callable[[list[str]], dict]]],
+    out: Path,
+    console: Console,
+    root: Path | None = None,
+) -> None:
+    """Write a data set beside `out` and rename it: by split its image files and `content(names in the split's folder)`.
+
+    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises OSError.
+    """
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, "new")
         (folder / "annotations").mkdir(parents=True)
-        for split, images in found.items():
-            files = _link_images([image.path for image in images], folder / f"{split}2017", console)
-            write_text(folder / ANNOTATIONS.format(split), json.dumps(_coco_content(images, files, names)))
+        for split, (images, content) in splits.items():
+            files = _link_images(images, root, folder / f"{split}2017", console)
+            write_text(folder / ANNOTATIONS.format(split), json.dumps(content(files)))
         if out.exists():
             os.replace(out, Path(temporary, "old"))
         os.replace(folder, out)
 
 
-def _link_images(paths: list[Path], folder: Path, console: Console) -> list[str]:
-    """Link or copy image files into `folder`, in subfolders as below their common folder; return their names in it."""
+def _link_images(paths: list[Path], root: Path | None, folder: Path, console: Console) -> list[str]:
+    """Link or copy image files into `folder`, in subfolders as below `root` or their common one; return the names."""
     absolute = [Path(os.path.abspath(path)) for path in paths]  # without "..", which would lead out of `folder`
-    common = os.path.commonpath([path.parent for path in absolute])
+    common = os.path.abspath(root) if root else os.path.commonpath([path.parent for path in absolute])
     names = [os.path.relpath(path, common) for path in absolute]
     with progress(console, f"linking images of {folder.name}", len(paths)) as advance:
         for path, name in zip(paths, names):
@@ -183,7 +215,7 @@ def _link_images(paths: list[Path], folder: Path, console: Console) -> list[str]
     return names
 
 
-def _coco_content(images: list[LabelledImage], files: list[str], names: list[str]) -> dict:
+def _coco_content(images: list[LabelledImage], names: list[str], files: list[str]) -> dict:
     """Return the content of a COCO file; categories are numbered from 1 in the order of `names`."""
     category_of = {name: number for number, name in enumerate(names, 1)}
     records, annotations = [], []

@@ -7,8 +7,13 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from dwtriton.config.fit import fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
+from dwtriton.data.formats.layouts import convert_hint
+from dwtriton.data.image_files import find_file, is_image_file
 from dwtriton.data.problems import DataError
 
 PATTERNS = ("annotations/*.json", "*.json", "*/*.json")  # where the JSON files are; the first that finds any is taken
@@ -29,7 +34,8 @@ def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
     The files are `annotations/*.json`, or else `*.json`, or else `*/*.json`. Raises DataError if there is none.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is no folder" if root.exists() else f"{root} does not exist")
+        problem = f"is no folder; pass the one that holds it, {root.parent}" if root.exists() else "does not exist"
+        raise DataError(f"{root} {problem}")
     others: list[str] = []
     for pattern in PATTERNS:
         found = {}
@@ -43,8 +49,9 @@ def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
         if found:
             named = zip(_names(list(found)), found.values())
             return [FoundSplit(name, _image_folder(root, name, records), records) for name, records in named], others
-    reason = f": {others[0]}" if others else ""
-    raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{reason}")
+    deeper = next(iter(sorted(root.glob("*/*/*.json"))), None)
+    hint = convert_hint(root) or (others[0] if others else f"{deeper} lies deeper, pass its folder" if deeper else "")
+    raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{hint and f': {hint}'}")
 
 
 def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]:
@@ -58,17 +65,32 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
     return train, val
 
 
-def training_command(train: FoundSplit, val: FoundSplit, root: Path) -> str:
-    """The shell command that trains on these splits of `root`, with `--set` for everything that is not a default."""
-    changed = []
+def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: Sequence[str] = ()) -> str:
+    """The shell command that trains on these splits of `root`, with a config that fits their size and this machine.
+
+    `--set` gives everything that is not a default of it; `settings` are further ones.
+    """
+    fit = fit_to_data(len(train.records.images), torch.cuda.is_available())
+    changed = [*fit.settings, *settings]
     for name, split in (("train", train), ("val", val)):
         for part, path in (("images", split.images), ("annotations", split.records.path)):
             text, default = path.relative_to(root).as_posix(), getattr(DataConfig(), f"{name}_{part}")
             changed += [f"data.{name}_{part}={_toml(text)}"] if text != default else []
     classes = len(train.records.categories)
     changed += [f"head.num_classes={classes}"] if classes != HeadConfig().num_classes else []
-    words = ["python", "-m", "dwtriton.train", "--cfg", "r50_1x", "--data", str(root)]
+    words = ["python", "-m", "dwtriton.train", "--cfg", fit.config, "--data", str(root)]
     return shlex.join([*words, *(word for setting in changed for word in ("--set", setting))])
+
+
+def check_command(root: Path) -> str:
+    """The shell command that looks through a data set."""
+    return shlex.join(["python", "-m", "dwtriton.data", "check", str(root)])
+
+
+def split_command(root: Path) -> str:
+    """The shell command that makes a validation split of a data set with one split."""
+    name = root.resolve().name
+    return shlex.join(["python", "-m", "dwtriton.data", "split", str(root), "--val", "0.1", "--out", f"{name}-split"])
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -82,19 +104,30 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _image_folder(root: Path, name: str, records: Records) -> Path:
-    """Find the folder that holds most of the first images: beside the annotations, in `root` or in `root/images`.
+    """Find the folder that holds most of the first images: beside the annotations or below, in `root` or `root/images`.
 
-    Splits may give their images the same names: among folders that hold at least half as many as the best, take the one
-    whose name is most like the split's.
+    Names are taken as they stand, or as `find_file` does if no folder has any of them. Splits may give their images
+    the same names: among folders that hold at least half as many as the best, take the one whose name is most like the
+    split's.
     """
-    subfolders = [path for path in (*root.iterdir(), *root.glob("images/*")) if path.is_dir()]
+    beside = records.path.parent
+    below = [path for path in (*root.iterdir(), *root.glob("images/*"), *beside.iterdir()) if path.is_dir()]
+    folders = sorted({root, beside, *below})
     files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
-    held = {
-        folder: sum((folder / file).is_file() for file in files)
-        for folder in sorted([root, records.path.parent, *subfolders])
-    }
+    held = {folder: sum((folder / file).is_file() for file in files) for folder in folders}
+    if not any(held.values()):
+        held = {folder: sum(find_file(folder, file) is not None for file in files) for folder in folders}
+    if not any(held.values()):  # the error will name the nearest file
+        held = {folder: sum(map(is_image_file, folder.iterdir())) for folder in folders}
     candidates = [folder for folder, count in held.items() if 2 * count >= max(held.values())]
-    return max(candidates, key=lambda folder: SequenceMatcher(None, folder.name, name).ratio())
+    return max(candidates, key=lambda folder: SequenceMatcher(None, _own_name(folder, root), name).ratio())
+
+
+def _own_name(folder: Path, root: Path) -> str:
+    """Return the name of a folder; `train/data` and `train/images` are named by what they lie in."""
+    if folder.name in ("data", "images") and folder.parent != root:
+        return folder.parent.name
+    return folder.name
 
 
 def _toml(text: str) -> str:

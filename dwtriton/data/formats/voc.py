@@ -5,16 +5,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dwtriton.core.text import listed
+from dwtriton.data.buckets import Size
 from dwtriton.data.formats.convert import Box, Source, clip, image_files, read_text
+from dwtriton.data.formats.folders import split_by_folder
+from dwtriton.data.image_files import HIDDEN
+from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
+from dwtriton.data.values import whole_number
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+FOLDERS = {"JPEGImages": "Annotations", "images": "annotations", "data": "labels"}  # of images and of their XML files
+FLAGS = ("-1", "0", "1")  # behind an image in a list of one class
 MAX_LISTS = 12  # named in an error
 
 
-def is_voc(root: Path) -> bool:
+def has_lists(root: Path) -> bool:
     """Whether a folder, or one in it, has the lists of Pascal VOC's layout."""
     return any(path.is_dir() for pattern in ("ImageSets", "*/ImageSets") for path in root.glob(pattern))
+
+
+def has_xml(root: Path) -> bool:
+    """Whether there is an XML file in a folder or below, as labelImg writes it beside an image."""
+    return any(not path.name.startswith(HIDDEN) for path in root.rglob("*.xml"))
 
 
 def read_voc(root: Path, train: Sequence[str] = ("train",), val: Sequence[str] = ("val",)) -> Source:
@@ -29,7 +41,40 @@ def read_voc(root: Path, train: Sequence[str] = ("train",), val: Sequence[str] =
         split: list(dict.fromkeys(image for name in lists for image in _listed_images(root, name, problems)))
         for split, lists in (("train", train), ("val", val))
     }
-    return Source(images, None, _read, problems)
+    return Source(images, None, _read, problems, annotated_size=_size)
+
+
+def read_voc_folders(root: Path) -> Source:
+    """Read images with XML files beside them, or in `Annotations`, without lists: splits are by the names of folders.
+
+    labelImg, labelme2voc, Roboflow and FiftyOne write so. An image without an XML file is background. Raises DataError.
+    """
+    images = image_files(root)
+    labels = {image: xml_file(image) for image in images}
+    known = set(labels.values())
+    orphans = [path for path in sorted(root.rglob("*.xml")) if path not in known and not path.name.startswith(HIDDEN)]
+    problems = [f"{path}: has no image ({READ_FORMATS}) of its name" for path in orphans]
+    splits, notes = split_by_folder(root, images)
+    background = [image for image, path in labels.items() if not path.is_file()]
+    if background:
+        notes.append(f"{len(background)} images without an XML file are background")
+
+    def read(image: Path, height: int, width: int, problems: list[str]) -> list[Box]:
+        return _read(image, height, width, problems) if labels[image].is_file() else []
+
+    return Source(splits, None, read, problems, notes, _size)
+
+
+def xml_file(image: Path) -> Path:
+    """`.../JPEGImages/site/a.jpg` -> `.../Annotations/site/a.xml`, or beside the image where that is no file."""
+    beside = image.with_suffix(".xml")
+    for images, labels in FOLDERS.items():
+        parts = list(image.parts)
+        if images in parts[:-1]:
+            parts[len(parts) - 1 - parts[::-1].index(images)] = labels
+            other = Path(*parts).with_suffix(".xml")
+            return beside if beside.is_file() and not other.is_file() else other
+    return beside
 
 
 def _listed_images(root: Path, name: str, problems: list[str]) -> list[Path]:
@@ -42,31 +87,53 @@ def _listed_images(root: Path, name: str, problems: list[str]) -> list[Path]:
             raise DataError(f"{folder} is not in Pascal VOC's layout: the folder {path} is missing{hint}")
     if not list_file.is_file():
         lists = sorted(path.stem for path in list_file.parent.glob("*.txt"))
-        raise DataError(f"{list_file} does not exist; there are {listed(lists, MAX_LISTS) or 'no lists'}")
-    files = {path.stem: path for path in image_files(folder / "JPEGImages")}
+        use = f"; --train {lists[0]} --val {lists[-1]} would take them" if lists else ""
+        raise DataError(f"{list_file} does not exist; there are {listed(lists, MAX_LISTS) or 'no lists'}{use}")
+    pictures = folder / "JPEGImages"
+    files = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in image_files(pictures)}
     images = []
     for number, line in enumerate(read_text(list_file).splitlines(), 1):
-        stem = (line.split() or [None])[0]  # in a list of one class, a flag follows
-        if stem in files:
-            images.append(files[stem])
-        elif stem is not None:
-            problems.append(f"{list_file}:{number}: {stem} is not in {folder / 'JPEGImages'}")
+        names = _names(line.strip())
+        image = next((files[name] for name in names if name in files), None)
+        if image is not None:
+            images.append(image)
+        elif names:
+            problems.append(f"{list_file}:{number}: {names[-1]} is not in {pictures}")
     return images
 
 
-def _read(image: Path, height: int, width: int, problems: list[str]) -> list[Box]:
-    """The objects of an image. ElementTree keeps no lines: problems name objects by their number in the file."""
-    path = image.parents[1] / "Annotations" / f"{image.stem}.xml"
+def _names(line: str) -> list[str]:
+    """Return what a line of a list may name: it may end in a flag, and the name in the suffix of an image."""
+    line = line.replace("\\", "/")
+    words = line.rsplit(maxsplit=1)
+    names = [line, words[0]] if len(words) == 2 and words[1] in FLAGS else [line] if line else []
+    return [text for name in names for text in (name, Path(name).with_suffix("").as_posix())]
+
+
+def _parse(path: Path) -> ElementTree.Element:
     try:
-        tree = ElementTree.fromstring(path.read_bytes())
+        return ElementTree.fromstring(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ElementTree.ParseError as error:
         raise DataError(f"{path}:{error.position[0]}: {error}") from None
     except (LookupError, ValueError) as error:  # an unknown encoding
         raise DataError(f"{path}: {error}") from None
-    boxes = []
-    for number, item in enumerate(tree.iter("object"), 1):
+
+
+def _size(image: Path) -> Size | None:
+    path = xml_file(image)
+    if not path.is_file():
+        return None
+    tree = _parse(path)
+    height, width = (whole_number(tree.findtext(f"size/{side}", "")) for side in ("height", "width"))
+    return (height, width) if height and width else None
+
+
+def _read(image: Path, height: int, width: int, problems: list[str]) -> list[Box]:
+    """The objects of an image. ElementTree keeps no lines: problems name objects by their number in the file."""
+    path, boxes = xml_file(image), []
+    for number, item in enumerate(_parse(path).iter("object"), 1):
         name = (item.findtext("name") or "").strip()
         try:
             boxes.append(_box(item, name, height, width))

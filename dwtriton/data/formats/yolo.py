@@ -9,39 +9,68 @@ from typing import Any
 
 import yaml
 
-from dwtriton.data.formats.convert import SPLITS, Box, Source, clip, image_files, read_text
+from dwtriton.data.formats.convert import Box, Source, clip, image_files, read_text
+from dwtriton.data.image_files import HIDDEN, find_file
+from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
+from dwtriton.data.values import whole_number
 
 BORDER_TOLERANCE = 0.01  # of the image: rounding may carry a coordinate this far past its border
 MAX_QUOTED = 60  # characters of a broken line in its error
+YAML_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # a class a line
+DARKNET_FILE = "obj.data"  # of darknet, as CVAT writes it: lines "train = FILE", "names = FILE"
+SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}  # of the YAML file and of folders
+
+
+def is_yolo(root: Path) -> bool:
+    """Whether a folder has a file that names the classes of YOLO's layout."""
+    return any((root / name).is_file() for name in (*YAML_FILES, *NAMES_FILES, DARKNET_FILE))
 
 
 def read_yolo(root: Path, names_file: Path | None = None) -> Source:
     """Read the data set of `root/data.yaml`, or of the YAML file `root`; without one `images/train`, `images/val`.
 
     `train` and `val` of the YAML file name a folder of images, a text file with an image a line, or several of them,
-    inside `path` or else beside the file. The labels of `.../images/a.jpg` are in `.../labels/a.txt`, or beside the
-    image if no folder is called `images`. Their lines are `class x y width height`, or `class` and a polygon, as
-    fractions of the image's sides. An image without a label file, or with an empty one, is background.
+    inside `path` or else beside the file. darknet's `obj.data` is read as a YAML file is. Without `val` and its folder
+    all is for training, and without `train` too all images of `root/images`, or of `root`.
+    The labels of `.../images/a.jpg` are in `.../labels/a.txt`, or beside the image if no folder is called `images`.
+    Their lines are `class x y width height`, or `class` and a polygon, as fractions of the image's sides. An image
+    without a label file, or with an empty one, is background.
     The classes are those of `names`, a list or a dict, or of `names_file`, one a line. Raises DataError.
     """
     settings, folder = _settings(root)
-    names = _names(settings, root, names_file)
+    names = _names(settings, root, folder, names_file)
     base = folder / str(settings.get("path", ""))
     base = base if base.is_dir() else folder  # the data set was moved
     problems: list[str] = []
     images = {}
-    for split in SPLITS:
-        entries = settings.get(split) or f"images/{split}"
-        entries = entries if isinstance(entries, list) else [entries]
+    for split, keys in SPLIT_KEYS.items():
+        entries = _entries(settings, base, split, keys)
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{root}: {split} is neither a path nor a list of paths")
-        images[split] = list(dict.fromkeys(image for entry in entries for image in _find(base, entry, problems)))
-        labels = [label_file(image) for image in images[split]]
+        if entries:
+            images[split] = list(dict.fromkeys(image for entry in entries for image in _find(base, entry, problems)))
+    for split, files in images.items():
+        labels = [label_file(image) for image in files]
         if labels and not any(map(Path.is_file, labels)):
-            raise DataError(f"no image of {split} has a label file; that of {images[split][0]} would be {labels[0]}")
+            raise DataError(f"no image of {split} has a label file; that of {files[0]} would be {labels[0]}")
     fields = 5 if "kpt_shape" in settings else None  # key points follow the box
-    return Source(images, names, partial(_read_labels, names, fields), problems)
+    others = [key for key in ("test", "minival") if settings.get(key)]
+    notes = [f"the split {key} of {root} is not converted" for key in others]
+    return Source(images, names, partial(_read_labels, names, fields), problems, notes)
+
+
+def _entries(settings: dict[str, Any], base: Path, split: str, keys: Sequence[str]) -> list[str]:
+    """Return what the YAML file names for a split, or the folders that are called like it; none if it has none."""
+    given = next((settings[key] for key in keys if settings.get(key)), None)
+    if given is not None:
+        return given if isinstance(given, list) else [given]
+    folders = [f"{parent}{key}{child}" for key in keys for parent in ("images/", "") for child in ("/images", "")]
+    found = [folder for folder in folders if (base / folder).is_dir()][:1]
+    if found or split == "val":
+        return found
+    return ["images" if (base / "images").is_dir() else "."]
 
 
 def label_file(image: Path) -> Path:
@@ -56,9 +85,13 @@ def _settings(root: Path) -> tuple[dict[str, Any], Path]:
     """Return the content of the YAML file, empty if there is none, and its folder."""
     if not root.exists():
         raise DataError(f"{root} does not exist")
-    path = root / "data.yaml" if root.is_dir() else root
-    if not path.is_file():
+    candidates = [root / name for name in (*YAML_FILES, DARKNET_FILE)] if root.is_dir() else [root]
+    path = next(filter(Path.is_file, candidates), None)
+    if path is None:
         return {}, root
+    if path.suffix == ".data":
+        lines = [line.partition("=") for line in read_text(path).splitlines()]
+        return {key.strip(): value.strip() for key, _, value in lines}, path.parent
     if path.suffix not in (".yaml", ".yml"):
         raise DataError(f"{path} is neither a folder nor a YAML file")
     try:
@@ -70,8 +103,12 @@ def _settings(root: Path) -> tuple[dict[str, Any], Path]:
     return content, path.parent
 
 
-def _names(settings: dict[str, Any], root: Path, names_file: Path | None) -> list[str]:
+def _names(settings: dict[str, Any], root: Path, folder: Path, names_file: Path | None) -> list[str]:
     names = settings.get("names")
+    if names_file is None and not isinstance(names, list | dict):
+        candidates = [*([names] if isinstance(names, str) else []), *NAMES_FILES]
+        found = (find_file(folder, name) for name in candidates)
+        names_file = next((folder / name for name in found if name is not None), None)
     if names_file is not None:
         names = [line.strip() for line in read_text(names_file).splitlines() if line.strip()]
     elif isinstance(names, dict):
@@ -80,8 +117,8 @@ def _names(settings: dict[str, Any], root: Path, names_file: Path | None) -> lis
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
-            f"{root} has no data.yaml with the names of the classes (nor ImageSets, as Pascal VOC has): pass the YAML "
-            "file itself, or a file with a class a line as --names FILE"
+            f"{root} has no data.yaml with the names of the classes: pass the YAML file itself, or a file with a class "
+            "a line as --names FILE"
         )
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -99,12 +136,19 @@ def _find(base: Path, entry: str, problems: list[str]) -> list[Path]:
         images, labels = image_files(path), label_file(path / "any").parent
         if labels != path:  # a label file without an image: its format cannot be read, or it has another name
             known = {label_file(image) for image in images}
-            orphans = [file for file in sorted(set(labels.rglob("*.txt")) - known) if file.name != "classes.txt"]
-            problems += [f"{file}: has no image (JPEG, PNG, WebP or GIF) of its name in {path}" for file in orphans]
+            orphans = [file for file in sorted(set(labels.rglob("*.txt")) - known) if not _is_other(file)]
+            problems += [f"{file}: has no image ({READ_FORMATS}) of its name in {path}" for file in orphans]
         return images
     if path.suffix == ".txt" and path.is_file():
         return _read_list(path, base, problems)
+    if found := find_file(base, entry):  # a list that lies beside, as of CVAT
+        return _read_list(base / found, base, problems)
     raise DataError(f"{path} does not exist; data.yaml may name another folder of images, or a list of them, as .txt")
+
+
+def _is_other(file: Path) -> bool:
+    """Whether a text file holds no labels: a list of classes, or what macOS writes beside each file."""
+    return file.name in NAMES_FILES or file.name.startswith(HIDDEN)
 
 
 def _read_list(path: Path, base: Path, problems: list[str]) -> list[Path]:
@@ -112,6 +156,8 @@ def _read_list(path: Path, base: Path, problems: list[str]) -> list[Path]:
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
         candidates = [Path(os.path.abspath(folder / line)) for folder in (path.parent, base, Path())]
         image = next(filter(Path.is_file, candidates), None)
+        if image is None and line and (found := find_file(base, line)):  # a path of another machine
+            image = Path(os.path.abspath(base / found))
         if image:
             images.append(image)
         elif line:
@@ -137,8 +183,10 @@ def _read_labels(
 def _box(fields: Sequence[str], names: list[str], height: int, width: int) -> Box:
     """Raises ValueError, saying what is wrong with the line."""
     try:
-        label, *values = int(fields[0]), *map(float, fields[1:])
+        label, *values = whole_number(fields[0]), *map(float, fields[1:])
     except ValueError:
+        label, values = None, []
+    if label is None:
         raise ValueError(f"{' '.join(fields)[:MAX_QUOTED]!r} is not a class number and numbers") from None
     if not 0 <= label < len(names):
         raise ValueError(f"class {label} is outside 0..{len(names) - 1}")

@@ -5,9 +5,12 @@ import shlex
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dwtriton.config.fit import fit_to_data
+from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config
 from dwtriton.console.drawing import COLOURS
 from dwtriton.data import __main__ as command
@@ -16,6 +19,7 @@ from dwtriton.data.formats.splits import choose_splits, find_splits, training_co
 from dwtriton.data.images import BrokenImageError, read_image, upright_size
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
+from dwtriton.train.optimizer import check_warmup
 
 FAILS_ON_NAN = {"parse_constant": lambda name: pytest.fail(f"{name} in JSON")}
 
@@ -23,7 +27,7 @@ FAILS_ON_NAN = {"parse_constant": lambda name: pytest.fail(f"{name} in JSON")}
 @pytest.fixture
 def check(call, monkeypatch):
     """Run the command for its figures, with nothing in its sheets: (exit code, JSON, standard error)."""
-    monkeypatch.setattr(command, "draw_sheet", lambda split, boxes: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(command, "draw_sheet", lambda found: Figure(figsize=(1, 1)))
 
     def run(root, *options):
         code, printed, error = call(command, "check", root, "--out", root.parent / "sheets", "--json", *options)
@@ -104,7 +108,7 @@ def test_every_problem_is_counted_and_named(tiny, check):
     tiny.add(bbox=[1, 1, 9, 9], image_id=[11])
     tiny.add(bbox=[4, 6, 20, 30], category_id=33)
     tiny.add(bbox=[1, 1, 30, 30], iscrowd=1)
-    tiny.add(bbox=[1, 1, 30, 30], area=0)
+    tiny.add(bbox=[1, 1, 31, 30], area=0)
     tiny.content["categories"] += [{"id": 3, "name": "unicorn"}]
     tiny.content["images"] += [
         {"id": 30, "file_name": "gone.jpg", "width": 64, "height": 48},
@@ -128,9 +132,11 @@ def test_every_problem_is_counted_and_named(tiny, check):
         "box reaches over the border of its image, clipped": (1, [f"annotation 106 {wide}"]),
         "tiny box, a side under 4 pixels, hard to learn": (1, [f"annotation 107 {wide}"]),
         "box without area or under 1 pixel, not used as a target": (
-            3,
-            [f"annotation {n} {wide}" for n in (108, 109, 119)],
+            2,
+            [f"annotation {n} {wide}" for n in (108, 109)],
         ),
+        "area of 0 though the box has one, that of the box is used": (1, [f"annotation 119 {wide}"]),
+        "crowd region, not learned: trained as background": (1, [f"annotation 118 {wide}"]),
         "box is not four finite numbers, annotation skipped": (3, [f"annotation {n} {wide}" for n in (110, 111, 112)]),
         "unknown category, annotation skipped": (
             2,
@@ -146,14 +152,17 @@ def test_every_problem_is_counted_and_named(tiny, check):
         ),
         "image of another size than annotated, replaced by another in training": (
             1,
-            [f"{folder}/turned.jpg (48x64, annotated 64x48)"],
+            [f"{folder}/turned.jpg: is 48x64 when upright, its annotations say 64x48"],
         ),
         "file of several images": (1, ["wide.jpg (2)"]),
-        "image without a usable box, not trained on": (1, ["wide.jpg"]),
+        "image without an annotation, not trained on (data.background = true trains on it as background)": (
+            1,
+            ["wide.jpg"],
+        ),
         "image with a side under 32 pixels, not trained on": (1, ["little.jpg"]),
     }
     split = result["splits"][0]
-    assert (split["boxes"], split["crowds"]) == (5 + 4 + 4, 1)
+    assert (split["boxes"], split["crowds"]) == (5 + 5 + 4, 1)
     assert split["box_sides"][2] == 48.99  # the part outside the image does not count
 
 
@@ -185,7 +194,7 @@ def test_a_bad_weight_makes_a_set_unusable(tiny, check):
         ("annotations", {"id": 2}, "two entries of annotations have the id 2"),
         ("categories", {"id": 7}, "two entries of categories have the id 7"),
         ("categories", {"name": "train"}, "two categories have the name 'train'"),
-        ("images", {"width": 64.5}, "width and height must be positive whole numbers"),
+        ("images", {"file_name": 7}, "image 20: file_name must be a string"),
     ],
 )
 def test_duplicate_ids_and_their_like_make_a_set_unusable(tiny, check, section, change, message):
@@ -198,7 +207,7 @@ def test_duplicate_ids_and_their_like_make_a_set_unusable(tiny, check, section, 
     assert f"{tiny.root} cannot be trained on as it is: " in error
     assert message in error
     assert result["splits"][1]["images"] == 4  # the other split is looked through all the same
-    assert [path.name for path in (tiny.root.parent / "sheets").iterdir()] == ["val2017.png"]
+    assert {path.name for path in (tiny.root.parent / "sheets").iterdir()} == {"problems.txt", "val2017.png"}
 
 
 def test_all_reasons_are_shown_and_too_many_are_counted(tiny, call, tmp_path):
@@ -233,7 +242,7 @@ def test_images_that_are_nowhere_make_a_set_unusable(tiny, check):
 def test_validation_needs_no_usable_box_as_in_training(tiny, check):
     cfg = tiny.write()
     for annotation in tiny.content["annotations"]:
-        annotation["area"] = 0
+        annotation["bbox"][2] = 0.5
     tiny.write_json("val", json.dumps(tiny.content))
     code, result, error = check(tiny.root)
     assert (code, result["usable"], error) == (0, True, "")
@@ -245,6 +254,8 @@ def test_validation_needs_no_usable_box_as_in_training(tiny, check):
 
 
 def test_files_that_cannot_be_used_have_another_fate_in_validation(tiny, check):
+    tiny.content["images"].append({"id": 30, "file_name": "tall_two.jpg", "width": 40, "height": 60})
+    tiny.add(image_id=30, bbox=[1, 1, 30, 30])
     tiny.write()
     for name in ("train", "val"):
         tiny.image_path(name, "tall.jpg").write_text("no image")
@@ -368,9 +379,27 @@ def test_settings_that_are_defaults_are_not_suggested(tiny):
     tiny.write()
     splits, others = find_splits(tiny.root)
     assert others == []
+    fitting = "--set data.batch_size=4 --set schedule.epochs=100 --set schedule.warmup_iterations=10"
     assert training_command(*splits, tiny.root) == (
-        f"python -m dwtriton.train --cfg r50_1x --data {tiny.root} --set head.num_classes=3"
+        f"python -m dwtriton.train --cfg small --data {tiny.root} {fitting} --set head.num_classes=3"
     )
+
+
+def test_the_suggested_config_fits_the_machine_and_the_size_of_the_data():
+    """On a GPU it is the recipe, as it stands for data as large as COCO."""
+    assert fit_to_data(118_000, on_gpu=True) == ("r50_1x", [])
+    assert fit_to_data(118_000, on_gpu=False) == ("small", [])
+    config, settings = fit_to_data(120, on_gpu=True)
+    assert (config, settings[0]) == ("r50_1x", "data.batch_size=8")
+    for images in (1, 5, 30, 120, 700, 3000, 20_000):
+        for on_gpu in (False, True):
+            cfg = load_config(*fit_to_data(images, on_gpu))
+            iterations = cfg.schedule.epochs * -(-images // cfg.data.batch_size)
+            assert cfg.schedule.warmup_iterations <= iterations / 10
+            assert check_warmup(cfg.schedule, iterations) is None
+            assert cfg.schedule.epochs == 100 or iterations >= 600
+            assert on_gpu or cfg.backbone.weights == "none"
+            assert all(milestone < cfg.schedule.epochs for milestone in cfg.schedule.milestones) or not on_gpu
 
 
 def test_splits_with_images_of_the_same_names_keep_their_own_folders(tiny):
@@ -386,7 +415,7 @@ def test_splits_with_images_of_the_same_names_keep_their_own_folders(tiny):
 def sheet_of(root, console):
     """The sheet of the first split."""
     split = find_splits(root)[0][0]
-    return draw_sheet(split, check_split(split, console).boxes)
+    return draw_sheet(check_split(split, console))
 
 
 def coloured(figure, colour):
@@ -446,8 +475,8 @@ def test_files_that_cannot_be_decoded_have_no_size(tmp_path):
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(BrokenImageError, match=r"image.jpg: has 2 frames"):
         upright_size(path)
-    frames[0].save(path, "TIFF")
-    with pytest.raises(BrokenImageError, match=r"image.jpg: is a TIFF file"):
+    frames[0].save(path, "PPM")
+    with pytest.raises(BrokenImageError, match=r"image.jpg: is a PPM file"):
         upright_size(path)
     for content in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(50)):
         path.write_bytes(content)
@@ -461,16 +490,22 @@ def test_progress_goes_to_standard_error_alone(tiny, call, check, monkeypatch, t
     monkeypatch.setattr("dwtriton.console.progress.SECONDS_BETWEEN_LINES", 0.0)
     tiny.write()
     _, printed, error = call(command, "check", tiny.root, "--out", tmp_path / "sheets")
-    assert "opening images of val2017  4/4" in error
-    assert "opening" not in printed
+    assert "decoding images of val2017  4/4" in error
+    assert "decoding" not in printed
     assert check(tiny.root, "--force")[2] == ""
 
 
-def test_each_image_is_opened_once_and_none_is_decoded(tiny, monkeypatch, console):
-    """Time grows with the number of images, not with their size."""
+def test_each_image_is_decoded_once_and_one_more_time_to_find_a_usable_one(tiny, monkeypatch, console):
+    """Time grows with the number of images alone: one of each orientation is read before the others are looked at."""
     opened = []
-    monkeypatch.setattr("dwtriton.data.formats.check.upright_size", lambda path: opened.append(path) or (64, 48))
-    monkeypatch.setattr("dwtriton.data.images.decode_image", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("dwtriton.data.images.decode_image", lambda path, *_, **__: opened.append(path) or fake(path))
+
+    def fake(path):
+        with Image.open(path) as image:
+            return torch.zeros(3, image.height, image.width, dtype=torch.uint8)
+
     tiny.write()
     check_split(find_splits(tiny.root)[0][0], console)
-    assert sorted(path.name for path in opened) == sorted(image["file_name"] for image in tiny.content["images"])
+    files = [str(tiny.image_path("train", image["file_name"])) for image in tiny.content["images"]]
+    assert set(opened) == set(files)
+    assert len(opened) == len(files) + 2

@@ -305,21 +305,21 @@ def test_broken_files_are_named_and_their_images_left_out(tmp_path, call):
     files = {
         "images/train/garbage.jpg": "no image",
         "images/train/latin.jpg": None,
-        "images/train/other.bmp": None,
+        "images/train/other.ppm": "P3",
         "labels/train/other.txt": "0 .5 .5 .5 .5",
         "labels/train/classes.txt": "cat\ndog\n",
     }
     root = yolo(tmp_path / "yolo", files=files)
-    Image.new("RGB", (9, 9)).save(root / "images/train/bmp.jpg", "BMP")
+    Image.new("RGB", (9, 9)).save(root / "images/train/ppm.jpg", "PPM")
     (root / "labels/train/latin.txt").write_bytes(b"0 .5 .5 .5 .5 \xe9")
     code, _, error, out = convert_yolo(call, root)
     lines = [line.strip().removeprefix(f"{root}/") for line in error.splitlines()[1:-1]]
     assert code == 2
     assert [line.split(": ")[0] for line in lines] == [
-        *("labels/train/other.txt", "images/train/bmp.jpg", "images/train/garbage.jpg", "labels/train/latin.txt")
+        *("labels/train/other.txt", "images/train/garbage.jpg", "labels/train/latin.txt", "images/train/ppm.jpg")
     ]
-    assert "has no image (JPEG, PNG, WebP or GIF) of its name" in lines[0]
-    assert "is a BMP file; save it as JPEG or PNG" in lines[1]
+    assert "has no image (JPEG, PNG, WebP, GIF, BMP or TIFF) of its name" in lines[0]
+    assert "is a PPM file; save it as JPEG or PNG" in lines[3]
     assert convert_yolo(call, root, "--skip-broken")[0] == 0
     assert [image["file_name"] for image in content(out, "train")["images"]] == ["a.jpg"]
     assert [path.name for path in (out / "train2017").iterdir()] == ["a.jpg"]
@@ -328,7 +328,10 @@ def test_broken_files_are_named_and_their_images_left_out(tmp_path, call):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"without": ["images/val/b.jpg"]}, "yolo/images/val has no images (.gif, .jpeg, .jpg, .png, .webp)"),
+        (
+            {"without": ["images/val/b.jpg"]},
+            "yolo/images/val has no images (.bmp, .gif, .jfif, .jpeg, ",
+        ),
         ({"without": ["labels/train/a.txt"]}, "no image of train has a label file; that of"),
         ({"files": {"data.yaml": "names: {1: a, 2: b}"}}, "the classes have the numbers 1, 2, not 0..1"),
         ({"files": {"data.yaml": "names: [a, a]"}}, "two classes have the name 'a'"),

@@ -1,0 +1,66 @@
+"""Which layout the labels of a folder have, and their reading as one `Source`."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from dwtriton.core.text import listed
+from dwtriton.data.formats.convert import Source
+from dwtriton.data.formats.labelme import is_labelme, read_labelme
+from dwtriton.data.formats.voc import has_lists, has_xml, read_voc, read_voc_folders
+from dwtriton.data.formats.yolo import is_yolo, read_yolo
+from dwtriton.data.problems import DataError
+
+MAX_NAMES = 12  # of files in an error
+
+
+def find_layout(root: Path) -> str | None:
+    """Return "voc" (with lists of images), "voc-folders", "yolo" or "labelme"; None for a folder that holds none."""
+    if not root.is_dir():
+        return "yolo" if root.suffix in (".yaml", ".yml", ".data") and root.is_file() else None
+    kinds = {"voc": has_lists, "yolo": is_yolo, "voc-folders": has_xml, "labelme": is_labelme}
+    return next((kind for kind, holds in kinds.items() if holds(root)), None)
+
+
+def convert_hint(root: Path) -> str:
+    """Return where to go with a folder whose labels have another layout, or the empty string."""
+    if find_layout(root) is None:
+        return ""
+    command = ["python", "-m", "dwtriton.data", "convert", str(root), "--out", f"{root.resolve().name}-coco"]
+    return f"its labels are in another layout, convert them first: {shlex.join(command)}"
+
+
+def read_source(
+    root: Path, names_file: Path | None = None, train: Sequence[str] | None = None, val: Sequence[str] | None = None
+) -> Source:
+    """Read the data set of a folder in the layout that it has.
+
+    `names_file` holds the classes for YOLO; `train` and `val` name lists for Pascal VOC. Raises DataError, for options
+    of another layout too.
+    """
+    if not root.exists():
+        raise DataError(f"{root} does not exist")
+    layout = find_layout(root)
+    if layout == "voc" and names_file:
+        raise DataError(f"--names is for YOLO's layout; {root} holds Pascal VOC's, whose classes are those that occur")
+    if layout != "voc" and (train or val):
+        raise DataError(f"--train and --val name lists of Pascal VOC's layout, but {root} holds no ImageSets")
+    if layout == "voc":
+        return read_voc(root, train or ["train"], val or ["val"])
+    if layout == "voc-folders" and not names_file:
+        return read_voc_folders(root)
+    if layout == "labelme" and not names_file:
+        return read_labelme(root)
+    if layout is None and names_file is None:
+        if any(next(root.glob(pattern), None) for pattern in ("*.json", "*/*.json")):
+            raise DataError(
+                f"{root} holds JSON files, as COCO's layout does; if it is that, nothing is to be converted: "
+                f"python -m dwtriton.data check {root}"
+            )
+        found = listed(sorted(path.name for path in root.iterdir()), MAX_NAMES) if root.is_dir() else root.name
+        raise DataError(
+            f"{root} has no data.yaml with the names of the classes, nor XML files as Pascal VOC has, nor labelme's "
+            f"JSON; it holds {found}. If its labels are YOLO's, pass the YAML file itself, or a file with a class a "
+            "line as --names FILE"
+        )
+    return read_yolo(root, names_file)

@@ -1,0 +1,90 @@
+"""Numbers, ids and boxes as exporters write them: as strings, as floats that are whole, as null."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+Id = int | str
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number, also from a string that holds one; None for everything else. Integers stay integers."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return value if is_finite(value) else None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a whole number, also from "7", 7.0 and "7.0"; None for everything else."""
+    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return int(value)  # exact, however long
+    value = number(value)
+    return int(value) if value is not None and value == int(value) else None
+
+
+def id_text(value: Any) -> str | None:
+    """Return the text by which ids are compared: 7, 7.0 and "7" are the same; None for what is no id."""
+    whole = whole_number(value)
+    if whole is not None:
+        return str(whole)
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def box_of(annotation: dict[str, Any]) -> list[float] | None:
+    """Return the box [x, y, width, height] of an annotation, from its polygons where it has none; None without both."""
+    box = annotation.get("bbox")
+    if isinstance(box, list) and any(number(value) != 0 for value in box):
+        numbers = [number(value) for value in box]
+        return numbers if len(numbers) == 4 and None not in numbers else None
+    return polygon_box(annotation.get("segmentation")) or (box if isinstance(box, list) and len(box) == 4 else None)
+
+
+def polygon_box(polygons: Any) -> list[float] | None:
+    """Return the box around COCO's polygons, lists x1, y1, x2, y2, ...; None for everything else, such as RLE."""
+    if isinstance(polygons, list) and polygons and not isinstance(polygons[0], list):
+        polygons = [polygons]  # a single one, without the outer list
+    if not isinstance(polygons, list) or not all(map(_is_polygon, polygons)):
+        return None
+    x = [number(value) for polygon in polygons for value in polygon[::2]]
+    y = [number(value) for polygon in polygons for value in polygon[1::2]]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)] if x else None
+
+
+def _is_polygon(values: Any) -> bool:
+    is_list = isinstance(values, list) and len(values) >= 6 and len(values) % 2 == 0
+    return is_list and all(number(value) is not None for value in values)
+
+
+def are_shares(boxes: Sequence[Sequence[float]]) -> bool:
+    """Whether boxes are in shares of the image's sides, not in pixels: none reaches over 1 and some have an area."""
+    some = any(box[2] > 0 and box[3] > 0 for box in boxes)
+    return some and all(0 <= value <= 1 for box in boxes for value in box)
+
+
+def are_corners(boxes: Sequence[Sequence[float]], limits: Sequence[tuple[float, float]]) -> bool:
+    """Whether boxes are probably corners x1, y1, x2, y2: all can be, and as x, y, width, height many leave the image.
+
+    `limits` are the (width, height) of the image of each box.
+    """
+    leaving = 0
+    for (x, y, third, fourth), (width, height) in zip(boxes, limits):
+        if not (x < third <= width + 1 and y < fourth <= height + 1):
+            return False
+        leaving += x + third > width + 1 or y + fourth > height + 1
+    return len(boxes) > 1 and leaving > len(boxes) / 4
+
+
+def is_rotated(annotation: dict[str, Any]) -> bool:
+    """Whether an exporter says that the box is rotated, as CVAT does in `attributes.rotation`, in degrees."""
+    attributes = annotation.get("attributes")
+    values = [annotation.get("rotation"), attributes.get("rotation") if isinstance(attributes, dict) else None]
+    return any(math.fmod(number(value) or 0, 360) != 0 for value in values)

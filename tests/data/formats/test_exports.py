@@ -1,0 +1,295 @@
+"""Layouts of labels as exporters write them: each is converted, and what is printed next leads to a run's data."""
+
+import json
+import shlex
+
+import pytest
+
+from dwtriton.data import __main__ as command
+from dwtriton.data.formats.split import GROUPS
+from tests.support.real_data import (
+    NAMES,
+    coco_content,
+    labelme_json,
+    pictures,
+    voc_xml,
+    write_coco,
+    write_files,
+    yolo_lines,
+)
+
+YAML = "names: [box, disc]\n"
+
+
+def images(split, pattern):
+    return {pattern.format(f"{n:04}"): picture.image for n, picture in enumerate(pictures(split), 1)}
+
+
+def labels(split, pattern, write=yolo_lines):
+    return {pattern.format(f"{n:04}"): write(picture) for n, picture in enumerate(pictures(split), 1)}
+
+
+def xml(split, pattern):
+    return {pattern.format(f"{n:04}"): voc_xml(picture, "x.jpg") for n, picture in enumerate(pictures(split), 1)}
+
+
+def decimal_class(picture):
+    return yolo_lines(picture, label=lambda number: f"{number:.18e}")
+
+
+def listed(split, folder):
+    return "".join(f"{folder}/{number:04}.jpg\n" for number in range(1, len(pictures(split)) + 1))
+
+
+TWO = {  # layouts with both splits
+    "YOLO of numpy": {
+        "data.yaml": YAML,
+        **images("train", "images/train/{}.jpg"),
+        **labels("train", "labels/train/{}.txt", decimal_class),
+        **images("val", "images/val/{}.jpg"),
+        **labels("val", "labels/val/{}.txt", decimal_class),
+    },
+    "YOLO of Roboflow": {
+        "data.yaml": YAML + "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n",
+        **images("train", "train/images/{}.jpg"),
+        **labels("train", "train/labels/{}.txt"),
+        **images("val", "valid/images/{}.jpg"),
+        **labels("val", "valid/labels/{}.txt"),
+    },
+    "VOC of Roboflow": {
+        **images("train", "train/{}.jpg"),
+        **xml("train", "train/{}.xml"),
+        **images("val", "valid/{}.jpg"),
+        **xml("val", "valid/{}.xml"),
+    },
+    "VOC with .jpg in its lists": {
+        "ImageSets/Main/train.txt": listed("train", "").replace("/", "").replace("\n", "\r\n"),
+        "ImageSets/Main/val.txt": "site/0001.jpg 1\nsite\\0002\n",
+        **images("train", "JPEGImages/{}.jpg"),
+        **xml("train", "Annotations/{}.xml"),
+        **images("val", "JPEGImages/site/{}.jpg"),
+        **xml("val", "Annotations/site/{}.xml"),
+    },
+    "VOC with BMP": {
+        "ImageSets/Main/train.txt": listed("train", "").replace("/", ""),
+        "ImageSets/Main/val.txt": "a0001\na0002\n",
+        **images("train", "JPEGImages/{}.bmp"),
+        **xml("train", "Annotations/{}.xml"),
+        **images("val", "JPEGImages/a{}.tif"),
+        **xml("val", "Annotations/a{}.xml"),
+    },
+}
+ONE = {  # layouts with one split
+    "YOLO without val": {
+        "data.yaml": YAML,
+        **images("train", "images/train/{}.jpg"),
+        **labels("train", "labels/train/{}.txt"),
+    },
+    "YOLO of CVAT, Ultralytics": {
+        "data.yaml": YAML + "path: .\ntrain: train.txt\n",
+        "train.txt": listed("train", "data/images/train"),
+        **images("train", "images/train/{}.jpg"),
+        **labels("train", "labels/train/{}.txt"),
+    },
+    "YOLO 1.1 of CVAT": {
+        "obj.data": "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n",
+        "obj.names": "box\ndisc\n",
+        "train.txt": listed("train", "data/obj_train_data"),
+        **images("train", "obj_train_data/{}.jpg"),
+        **labels("train", "obj_train_data/{}.txt"),
+    },
+    "YOLO of Label Studio": {
+        "classes.txt": "box\ndisc\n",
+        "notes.json": {"categories": []},
+        **images("train", "images/{}.jpg"),
+        **labels("train", "labels/{}.txt"),
+    },
+    "YOLO of labelImg": {
+        "classes.txt": "box\ndisc\n",
+        **images("train", "{}.jpg"),
+        **labels("train", "{}.txt"),
+        "._0001.txt": "\0",
+        "._0001.jpg": "\0",
+    },
+    "VOC of labelImg": {**images("train", "{}.jpg"), **xml("train", "{}.xml"), "._0001.xml": "\0"},
+    "VOC of labelme2voc": {**images("train", "JPEGImages/{}.jpg"), **xml("train", "Annotations/{}.xml")},
+    "VOC of FiftyOne": {**images("train", "data/{}.jpg"), **xml("train", "labels/{}.xml")},
+    "labelme": {
+        **images("train", "{}.jpg"),
+        **{f"{n:04}.json": labelme_json(p, f"{n:04}.jpg") for n, p in enumerate(pictures("train"), 1)},
+    },
+}
+
+
+def content(out, split):
+    return json.loads((out / "annotations" / f"instances_{split}2017.json").read_text())
+
+
+def drawn(split):
+    """Class names and boxes of the pictures of a split, sorted."""
+    return sorted((NAMES[c], box) for picture in pictures(split) for c, *box in picture.objects)
+
+
+def written(out, split):
+    data = content(out, split)
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    return sorted((names[a["category_id"]], [round(v) for v in a["bbox"]]) for a in data["annotations"])
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_layouts_with_both_splits_are_converted(name, tmp_path, call):
+    root, out = write_files(tmp_path / "export", TWO[name]), tmp_path / "coco"
+    code, printed, error = call(command, "convert", root, "--out", out)
+    assert (code, error) == (0, "")
+    assert printed.splitlines()[-1] == f"look at it: python -m dwtriton.data check {out}"
+    assert "left out" not in printed
+    assert ("the split test of" in printed) == (name == "YOLO of Roboflow")
+    for split in ("train", "val"):
+        assert written(out, split) == drawn(split)
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_layouts_with_one_split_lead_to_two_by_the_commands_that_are_printed(name, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "export", ONE[name])
+    code, printed, error = call(command, "convert", "export", "--out", "coco")
+    assert (code, error) == (0, "")
+    assert written(tmp_path / "coco", "train") == drawn("train")
+    for _ in range(2):  # split, check
+        _, _, line = printed.splitlines()[-1].partition(": ")
+        program, _, module, *arguments = shlex.split(line)
+        assert (program, module) == ("python", "dwtriton.data")
+        code, printed, error = call(command, *arguments)
+        assert code == 0, error
+    assert printed.splitlines()[-1].startswith("train on it: python -m dwtriton.train --cfg ")
+    both = written(tmp_path / "coco-split", "train") + written(tmp_path / "coco-split", "val")
+    assert sorted(both) == drawn("train")
+
+
+def test_no_advice_leads_to_data_without_boxes(tmp_path, call):
+    files = TWO["YOLO of numpy"] | labels("train", "labels/train/{}.txt", lambda picture: "box 1 2 3 4\n")
+    root = write_files(tmp_path / "export", files)
+    for options in ([], ["--skip-broken"]):
+        code, _, error = call(command, "convert", root, "--out", tmp_path / "coco", *options)
+        assert (code, "nothing was written" in error) == (2, True)
+        assert not (tmp_path / "coco").exists()
+    assert "no box of train is left. 4\n" in error
+
+
+def test_what_has_no_box_or_no_image_is_named(tmp_path, call):
+    content = labelme_json(pictures("train")[0], "0001.jpg")
+    content["shapes"] += [
+        {"label": "dot", "points": [[1, 2]], "shape_type": "point"},
+        {"label": "", "points": [[1, 2], [3, 4]], "shape_type": "rectangle"},
+        {"label": "ring", "points": [[40, 40], [45, 40]], "shape_type": "circle"},
+        {"label": "bad", "points": [[1, "x"], [3, 4]], "shape_type": "rectangle"},
+    ]
+    files = {"0001.jpg": pictures("train")[0].image, "0001.json": content}
+    files |= {"0009.json": labelme_json(pictures("train")[1], "gone.jpg"), "free.jpg": pictures("train")[2].image}
+    root = write_files(tmp_path / "export", files)
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "coco")
+    assert code == 2
+    for line in (
+        "0009.json: its image",
+        "0001.json: shape 3: a point has no box",
+        "0001.json: shape 4: it has no label",
+        "0001.json: shape 6: its points are not two or more pairs of numbers",
+    ):
+        assert line in error
+    code, printed, _ = call(command, "convert", root, "--out", tmp_path / "coco", "--skip-broken")
+    assert code == 0
+    assert ("ring", [35, 35, 10, 10]) in written(tmp_path / "coco", "train")
+    assert "1 images without a JSON file are background" in printed
+
+
+def test_boxes_of_an_image_that_labelimg_did_not_turn_keep_their_places(tmp_path, call):
+    """The XML file tells by its size that the boxes are for the file as it lies."""
+    picture = pictures("train")[0]
+    root = write_files(tmp_path / "export", {"a.xml": voc_xml(picture, "a.jpg")})
+    exif = picture.image.getexif()
+    exif[0x0112] = 6
+    picture.image.save(root / "a.jpg", exif=exif)
+    assert call(command, "convert", root, "--out", tmp_path / "coco")[0] == 0
+    (image,) = content(tmp_path / "coco", "train")["images"]
+    assert (image["width"], image["height"]) == picture.image.size
+    assert written(tmp_path / "coco", "train") == sorted((NAMES[c], box) for c, *box in picture.objects)
+
+
+def test_coco_needs_no_conversion_and_other_folders_are_named_by_what_they_hold(tmp_path, call):
+    root = write_coco(tmp_path / "coco")
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "out")
+    assert (code, f"python -m dwtriton.data check {root}" in error) == (2, True)
+    other = write_files(tmp_path / "other", {"a.jpg": pictures("val")[0].image})
+    code, _, error = call(command, "convert", other, "--out", tmp_path / "out")
+    assert (code, "it holds a.jpg" in error) == (2, True)
+
+
+# --- split
+
+
+def one_split(root, names):
+    """A data set whose images have these names, each with an annotation that has keys of its own."""
+    drawn_images = [pictures("train")[n % 4] for n in range(len(names))]
+    data = coco_content(drawn_images)
+    for image, name in zip(data["images"], names):
+        image["file_name"] = name
+    for annotation in data["annotations"]:
+        annotation["weight"] = 0.5
+    data["licenses"] = [{"id": 1}]
+    files = {f"images/{name}": picture.image for name, picture in zip(names, drawn_images)}
+    return write_files(root, files | {"labels.json": data})
+
+
+def parts(out):
+    return [[image["file_name"] for image in content(out, split)["images"]] for split in ("train", "val")]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_split_keeps_groups_together_and_everything_that_annotations_hold(group, tmp_path, call):
+    names = [f"{folder}/{clip}_{n:02}.png" for folder in "ab" for clip in ("x", "y") for n in range(5)]
+    root, out = one_split(tmp_path / "data", names), tmp_path / "split"
+    code, printed, error = call(command, "split", root, "--val", "0.25", "--group", group, "--out", out)
+    assert (code, error) == (0, "")
+    train, val = parts(out)
+    assert sorted(train + val) == names
+    assert len(val) == {"image": 5, "folder": 10, "prefix": 5}[group]
+    key = GROUPS[group]
+    assert not {key(name) for name in train} & {key(name) for name in val}
+    assert ("--group prefix keeps each together" in printed) == (group == "image")
+    for split in ("train", "val"):
+        data = content(out, split)
+        assert {a["image_id"] for a in data["annotations"]} == {image["id"] for image in data["images"]}
+        assert {a["weight"] for a in data["annotations"]} == {0.5}
+        assert data["licenses"] == [{"id": 1}]
+        assert all((out / f"{split}2017" / image["file_name"]).is_file() for image in data["images"])
+    again = tmp_path / "again"
+    call(command, "split", root, "--val", "0.25", "--group", group, "--out", again)
+    assert parts(again) == [train, val]
+    others = []
+    for seed in (1, 2, 3, 4):
+        call(command, "split", root, "--val", "0.25", "--group", group, "--out", again, "--seed", seed, "--force")
+        others.append(parts(again))
+    assert any(other != [train, val] for other in others)
+
+
+def test_a_split_warns_of_files_that_are_in_both_parts(tmp_path, call):
+    names = [f"{letter}.png" for letter in "abcdefgh"]  # every picture is there twice
+    out = tmp_path / "split"
+    _, printed, _ = call(command, "split", one_split(tmp_path / "data", names), "--val", "0.3", "--out", out)
+    twice = [name for name in parts(out)[1] if any(ord(name[0]) - ord(t[0]) in (4, -4) for t in parts(out)[0])]
+    assert len(twice) > 0
+    assert f"{len(twice)} images of val are in train too, under other names" in printed
+
+
+def test_what_cannot_be_split_is_one_clear_error(tmp_path, call):
+    root = write_coco(tmp_path / "coco")
+    one = one_split(tmp_path / "one", ["a.png"])
+    for where, options, message in (
+        (root, [], "has the splits train2017, val2017 already; check it: python -m dwtriton.data check"),
+        (one, [], "there is nothing to split"),
+        (one, ["--val", "10"], "--val is a share of the images between 0 and 1, such as 0.1, not 10"),
+        (tmp_path / "none", [], "does not exist"),
+    ):
+        code, _, error = call(command, "split", where, "--out", tmp_path / "out", *options)
+        assert (code, message in error) == (2, True), error
+    assert not (tmp_path / "out").exists()

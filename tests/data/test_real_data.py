@@ -1,0 +1,507 @@
+"""What exporters write, used or named: `check` says usable exactly when a run takes a step and an evaluation."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dwtriton.config.load import load_config
+from dwtriton.core.errors import UserError
+from dwtriton.data import __main__ as command
+from dwtriton.data.loaders import eval_loader, train_loader
+from dwtriton.data.prepare import prepare_data
+from dwtriton.train import __main__ as train_command
+from tests.support.real_data import COUNTS, change_all, coco_content, drop, pictures, write_coco, write_files
+
+SMALL = ["data.short_side=[64,64]", "data.long_side=96", "data.workers=0", "data.batch_size=2", "data.buckets=0"]
+SMALL += ["inference.short_side=64", "inference.long_side=96"]
+
+
+@pytest.fixture
+def look(call, tmp_path, monkeypatch):
+    """Check a folder, with a sheet of nothing: (exit code, result, error); training must agree."""
+    monkeypatch.setattr(command, "draw_sheet", lambda found: Figure(figsize=(1, 1)))
+
+    def run(root, *settings):
+        options = [word for setting in settings for word in ("--set", setting)]
+        code, printed, error = call(command, "check", root, "--out", tmp_path / "sheets", "--json", *options)
+        result = json.loads(printed)
+        assert (code == 0) == result["usable"]
+        if result["usable"]:
+            assert_a_run_begins_and_ends(result["command"])
+        else:
+            assert_no_run_begins(root, settings)
+        return code, result, error
+
+    return run
+
+
+def assert_a_run_begins_and_ends(text):
+    """By the data that the printed command reads: a batch to train on, and one to evaluate."""
+    arguments = train_command.build_parser().parse_args(
+        [*shlex.split(text)[3:], *[w for s in SMALL for w in ("--set", s)]]
+    )
+    cfg = train_command.read_config(arguments)
+    train, val = prepare_data(cfg)
+    assert all(len(batch) for batch in train_loader(train, cfg))
+    assert any(len(batch) for batch in eval_loader(val, cfg))
+    assert any(not box["iscrowd"] for box in val.coco.anns.values())
+
+
+def assert_no_run_begins(root, settings):
+    cfg = load_config("r50_1x", [*SMALL, "head.num_classes=2", *settings], root)
+    with pytest.raises(UserError):
+        prepare_data(cfg)
+
+
+def boxes(root, *settings):
+    """Boxes by label and file of the training and the validation set, as a run reads them."""
+    cfg = load_config("r50_1x", [*SMALL, "head.num_classes=2", "data.flip=0", *settings], root)
+    found = []
+    for dataset in prepare_data(cfg):
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            scale = torch.tensor([*sample.scale_factor] * 2)
+            corners = (sample.target["boxes"] / scale).round().int().tolist()
+            found.append(sorted(zip(sample.target["labels"].tolist(), corners)))
+    return found
+
+
+def drawn_boxes():
+    """What `boxes` gives for data without a fault."""
+    return [
+        sorted((c, [x, y, x + w, y + h]) for c, x, y, w, h in picture.objects)
+        for split in COUNTS
+        for picture in pictures(split)
+    ]
+
+
+def rle(content):
+    for annotation in content["annotations"][::2]:
+        annotation.update(iscrowd=1, segmentation={"counts": [0, 9], "size": [72, 96]})
+
+
+def each(function):
+    return lambda split, content, folder: function(content)
+
+
+def name_by(pattern):
+    """File names that another machine or a browser knows."""
+    return change_all("images", file_name=lambda image: pattern.format(image["file_name"]))
+
+
+def as_polygon(annotation):
+    x, y, w, h = annotation["bbox"]
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def without_boxes(content):
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = as_polygon(annotation)
+        annotation.pop("bbox")
+
+
+def rename_ids(content):
+    names = {image["id"]: f"clip_{image['id']:03}" for image in content["images"]}
+    for image in content["images"]:
+        image["id"] = names[image["id"]]
+    for annotation in content["annotations"]:
+        annotation["image_id"] = names[annotation["image_id"]]
+
+
+def add_group(content):
+    content["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
+    for category in content["categories"][1:]:
+        category["supercategory"] = "shapes"
+
+
+def start_at_0(content):
+    for image in content["images"]:
+        image["id"] -= 1
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"] - 1)
+
+
+READ_RIGHTLY = {  # by what is in the file
+    "iscrowd null": change_all("annotations", iscrowd=None),
+    "iscrowd a string": change_all("annotations", iscrowd="0"),
+    "iscrowd false": change_all("annotations", iscrowd=False),
+    "no iscrowd, no area": drop("annotations", "iscrowd", "area"),
+    "area 0": change_all("annotations", area=0),
+    "area null": change_all("annotations", area=None),
+    "numbers as strings": change_all("annotations", bbox=lambda a: [str(v) for v in a["bbox"]], area=lambda a: "9"),
+    "ids as floats": change_all("annotations", image_id=lambda a: float(a["image_id"]), id=lambda a: float(a["id"])),
+    "category id a string": change_all("annotations", category_id=lambda a: str(a["category_id"])),
+    "all category ids strings": each(
+        lambda content: (
+            [r.update(id=str(r["id"])) for r in content["categories"]]
+            + [r.update(category_id=f"{r['category_id']}.0") for r in content["annotations"]]
+        )
+    ),
+    "image ids from 0, named by strings": each(start_at_0),
+    "image ids that are names": each(rename_ids),
+    "no width and height": drop("images", "width", "height"),
+    "width and height -1": change_all("images", width=-1, height=-1),
+    "width and height null": change_all("images", width=None, height=None),
+    "width and height strings": change_all(
+        "images", width=lambda image: str(image["width"]), height=lambda image: f"{image['height']}.0"
+    ),
+    "polygons without boxes": each(without_boxes),
+    "empty boxes with polygons": change_all("annotations", segmentation=as_polygon, bbox=lambda a: []),
+    "a category that only groups": each(add_group),
+    "backslashes": name_by("images\\{}"),
+    "backslashes of another folder": name_by("..\\..\\label-studio\\media\\upload\\4\\{}"),
+    "a folder too many": name_by("images/1/{}"),
+    "a URL": name_by("https://host:8080/data/upload/{}?token=a/b"),
+    "an absolute path of another machine": name_by("/home/someone/pictures/{}"),
+    "a quoted name": name_by("my%20pictures/{}"),
+    "a URL under another key": each(
+        lambda content: [
+            image.update(coco_url=f"http://images.org/train2017/{image.pop('file_name')}")
+            for image in content["images"]
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_RIGHTLY)
+def test_what_can_be_read_is_read_rightly(name, tmp_path, look):
+    root = write_coco(tmp_path / "data", READ_RIGHTLY[name])
+    code, result, error = look(root)
+    assert (code, error) == (0, "")
+    assert "num_classes=2" in result["command"]
+    assert boxes(root) == drawn_boxes()
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png", ".webp", ".jfif"])
+def test_kinds_of_files(suffix, tmp_path, look):
+    root = write_coco(tmp_path / "data", suffix=suffix, **({"format": "JPEG"} if suffix == ".jfif" else {}))
+    assert look(root)[0] == 0
+    assert boxes(root) == drawn_boxes()
+
+
+# --- nothing labelled is left unused in silence
+
+
+def kinds(result, split=0):
+    return {kind: problem["count"] for kind, problem in result["splits"][split]["problems"].items()}
+
+
+def test_half_of_the_boxes_as_crowd_is_a_warning_with_cause_and_remedy(tmp_path, look):
+    root = write_coco(tmp_path / "data", each(rle))
+    code, result, _ = look(root)
+    assert code == 0
+    assert kinds(result) == {"crowd region, not learned: trained as background": 4}
+    (warning,) = result["splits"][0]["warnings"]
+    assert warning.startswith("4 of 8 boxes are marked as crowd (iscrowd = 1), as CVAT marks every mask: they are not")
+    assert "--set data.crowd=train" in warning
+    assert kinds(result, 1) == {"crowd region, neither right nor wrong in the evaluation": 2}
+    _, result, _ = look(root, "data.crowd=train")
+    assert result["splits"][0]["warnings"] == []
+    assert "--set data.crowd=train" in result["command"]
+    assert boxes(root, "data.crowd=train") == drawn_boxes()
+
+
+def test_crowd_alone_is_refused_with_the_same_remedy(tmp_path, look):
+    root = write_coco(tmp_path / "data", change_all("annotations", iscrowd=1))
+    code, result, error = look(root)
+    assert code == 2
+    assert "8 of 8 boxes are marked as crowd" in error
+    assert "--set data.crowd=train uses them" in error
+    assert "there is no object to measure a detector by; 4 of 4 boxes are marked as crowd" in result["fatal"][1]
+    assert look(root, "data.crowd=train")[0] == 0
+
+
+def test_rotated_boxes_and_a_broken_area_are_named(tmp_path, look):
+    root = write_coco(tmp_path / "data", change_all("annotations", attributes={"rotation": 35.0}, area=-1))
+    _, result, _ = look(root)
+    assert kinds(result) == {
+        "area of 0 though the box has one, that of the box is used": 8,
+        "rotated box, used as if it were upright": 8,
+    }
+    upright = write_coco(tmp_path / "upright", change_all("annotations", attributes={"rotation": 0.0}))
+    assert kinds(look(upright)[1]) == {}
+
+
+def test_all_problems_go_to_a_file_and_into_the_json(tmp_path, look):
+    root = write_coco(tmp_path / "data", change_all("annotations", area=0))
+    _, result, _ = look(root)
+    assert (
+        len(result["splits"][0]["problems"]["area of 0 though the box has one, that of the box is used"]["examples"])
+        == 8
+    )
+    lines = (tmp_path / "sheets" / "problems.txt").read_text().splitlines()
+    assert len(lines) == 1 + 8 + 4
+    assert (
+        lines[1]
+        == "train2017: area of 0 though the box has one, that of the box is used: annotation 1 of image 1 (0001.jpg)"
+    )
+
+
+def test_a_check_replaces_its_own_output_and_removes_what_is_mended(tmp_path, call):
+    root, out = write_coco(tmp_path / "data", change_all("annotations", area=0)), tmp_path / "sheets"
+    assert call(command, "check", root, "--out", out)[0] == 0
+    assert (out / "problems.txt").exists()
+    shutil.rmtree(root)
+    write_coco(root)
+    code, printed, error = call(command, "check", root, "--out", out)
+    assert (code, error) == (0, "")
+    assert printed.count("no problems found") == 2
+    assert not (out / "problems.txt").exists()
+    (out / "problems.txt").write_text("mine")
+    code, _, error = call(command, "check", root, "--out", out)
+    assert (code, "problems.txt already exists" in error) == (2, True)
+
+
+# --- named, where the data cannot be used
+
+
+def shares(annotation):
+    x, y, w, h = annotation["bbox"]
+    return [x / 96, y / 96, w / 96, h / 96]
+
+
+def corners(annotation):
+    x, y, w, h = annotation["bbox"]
+    return [x, y, x + w, y + h]
+
+
+def test_boxes_in_shares_and_boxes_as_corners_are_recognised(tmp_path, look):
+    code, _, error = look(write_coco(tmp_path / "shares", change_all("annotations", bbox=shares)))
+    assert (code, "its boxes are shares of the images' sides" in error) == (2, True)
+    code, result, _ = look(write_coco(tmp_path / "corners", change_all("annotations", bbox=corners)))
+    assert code == 0
+    assert any(
+        line.startswith("the boxes look like corners x1, y1, x2, y2") for line in result["splits"][0]["warnings"]
+    )
+
+
+def test_an_image_that_is_nowhere_is_named_with_its_path_and_the_nearest_file(tmp_path, look):
+    root = write_coco(tmp_path / "data", name_by("shot_{}"))
+    code, _, error = look(root)
+    assert code == 2
+    assert f"looked for {root}/train2017/shot_0001.jpg; the nearest file is {root}/train2017/0001.jpg" in error
+
+
+def broken(*splits):
+    def change(split, content, folder):
+        for path in folder.iterdir():
+            if split in splits:
+                path.write_text("no image")
+
+    return change
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_readable_image_is_refused_by_check_and_by_training(split, tmp_path, look):
+    code, _, error = look(write_coco(tmp_path / "data", broken(split)))
+    assert code == 2
+    assert f"none of the {COUNTS[split]} images can be read; the first: " in error
+    assert "cannot be identified as an image" in error
+
+
+def test_validation_without_objects_is_refused_by_check_and_by_training(tmp_path, look):
+    def change(split, content, folder):
+        content["annotations"] = content["annotations"] if split == "train" else []
+
+    code, _, error = look(write_coco(tmp_path / "data", change))
+    assert (code, "instances_val2017.json: there is no object to measure a detector by" in error) == (2, True)
+
+
+def test_an_orientation_of_wrong_sizes_is_left_out_and_the_other_one_trained_on(tmp_path, look):
+    def change(split, content, folder):
+        for image in content["images"][::2]:  # the landscape ones
+            image.update(width=192, height=144)
+
+    code, result, _ = look(write_coco(tmp_path / "data", change))
+    assert code == 0
+    kind = "image file that cannot be used, nor any other of its orientation, left out"
+    assert result["splits"][0]["problems"][kind]["count"] == 2
+    assert "is 96x72 when upright, its annotations say 192x144" in result["splits"][0]["problems"][kind]["examples"][0]
+
+
+def test_the_same_files_in_both_splits_are_a_leak(tmp_path, look):
+    root = write_coco(tmp_path / "data")
+    shutil.copy(root / "train2017" / "0001.jpg", root / "val2017" / "0001.jpg")
+    _, result, _ = look(root)
+    assert result["leaks"] == [[f"{root}/val2017/0001.jpg", f"{root}/train2017/0001.jpg"]]
+    assert look(write_coco(tmp_path / "other"))[1]["leaks"] == []
+
+
+def test_very_many_objects_in_an_image_are_a_warning(tmp_path, look):
+    def change(split, content, folder):
+        box = {"image_id": 1, "category_id": 1, "iscrowd": 0, "area": 25}
+        content["annotations"] += [
+            {"id": 100 + n, "bbox": [n % 80, n % 60, 5, 5], **box} for n in range(101 if split == "val" else 0)
+        ]
+
+    _, result, _ = look(write_coco(tmp_path / "data", change))
+    (warning,) = result["splits"][1]["warnings"]
+    assert warning.startswith("1 images hold more than 100 objects, the fullest 103: an evaluation counts 100")
+
+
+def test_background_images_are_counted_and_can_be_trained_on(tmp_path, look):
+    def change(split, content, folder):
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] <= 2]
+
+    root = write_coco(tmp_path / "data", change)
+    _, result, _ = look(root)
+    kind = "image without an annotation, not trained on (data.background = true trains on it as background)"
+    assert kinds(result) == {kind: 2}
+    _, result, _ = look(root, "data.background=true")
+    assert kinds(result) == {}
+    assert [len(found) for found in boxes(root, "data.background=true")[:4]] == [2, 2, 0, 0]
+
+
+# --- classes by name
+
+
+def test_validation_may_lack_categories_and_number_them_otherwise(tmp_path, look):
+    def fewer(split, content, folder):
+        if split == "val":
+            content["categories"] = content["categories"][1:]
+            content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 2]
+
+    def swapped(split, content, folder):
+        if split == "val":
+            content["categories"] = [{"id": 1, "name": "disc"}, {"id": 2, "name": "box"}]
+            for annotation in content["annotations"]:
+                annotation["category_id"] = 3 - annotation["category_id"]
+
+    root = write_coco(tmp_path / "fewer", fewer)
+    code, result, _ = look(root)
+    assert code == 0
+    assert result["splits"][1]["warnings"] == [
+        f"classes without a category in {root}/annotations/instances_val2017.json, not measured: box"
+    ]
+    assert boxes(root)[4:] == [[box for box in found if box[0] == 1] for found in drawn_boxes()[4:]]
+    root = write_coco(tmp_path / "swapped", swapped)
+    code, result, _ = look(root)
+    assert "another order" in result["splits"][1]["warnings"][0]
+    assert boxes(root) == drawn_boxes()
+
+
+# --- orientation
+
+
+def turn(path, orientation):
+    """Give a picture an orientation of EXIF and leave its pixels as they lie."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.copy().save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientations", [(6, 6), (6, 3), (8, 2)])
+def test_annotations_of_the_file_as_it_lies_are_recognised(orientations, tmp_path, look):
+    """Two of the four images tell by their sizes, and the others are read in the same way."""
+
+    def change(split, content, folder):
+        for path, orientation in zip(sorted(folder.iterdir()), [orientations[0], orientations[0], *orientations]):
+            turn(path, orientation)
+
+    root = write_coco(tmp_path / "data", change)
+    code, result, _ = look(root)
+    assert code == 0
+    assert "as they lie in their files" in result["splits"][0]["warnings"][0]
+    assert boxes(root) == drawn_boxes()
+    assert_pictures_are_as_drawn(root)
+
+
+def assert_pictures_are_as_drawn(root):
+    train, _ = prepare_data(load_config("r50_1x", [*SMALL, "head.num_classes=2"], root))
+    for index, picture in enumerate(pictures("train")):
+        assert np.abs(train.read(index).permute(1, 2, 0).numpy().astype(int) - np.asarray(picture.image)).mean() < 4
+
+
+def test_exif_can_be_settled_by_hand(tmp_path, look):
+    def change(split, content, folder):
+        for path in folder.iterdir():
+            turn(path, 6)
+
+    root = write_coco(tmp_path / "data", change)
+    code, _, error = look(root, "data.exif=apply")
+    assert code == 2
+    assert "is 72x96 when upright, its annotations say 96x72; data.exif = ignore takes it so" in error
+    assert look(root, "data.exif=ignore")[0] == 0
+
+
+# --- images
+
+
+def test_images_with_too_many_pixels_are_left_aside_before_they_are_decoded(tmp_path, look):
+    root = write_coco(tmp_path / "data")
+    code, _, error = look(root, "data.max_pixels=6000")
+    assert (code, "has 96x72 pixels, more than data.max_pixels = 6000; cut it into tiles" in error) == (2, True)
+
+
+def test_12_bits_in_16_are_named(tmp_path, look):
+    def change(split, content, folder):
+        for path, image in zip(sorted(folder.iterdir()), content["images"]):
+            ramp = np.linspace(0, 4095, image["width"] * image["height"]).astype(np.uint16)
+            Image.fromarray(ramp.reshape(image["height"], image["width"])).save(path)
+
+    _, result, _ = look(write_coco(tmp_path / "data", change, suffix=".png"))
+    assert kinds(result) == {"image of 16 bits that uses 12 at most, nearly black": 4}
+
+
+def test_special_files_and_foreign_formats_are_named(tmp_path, look):
+    def change(split, content, folder):
+        files = sorted(folder.iterdir())
+        files[0].write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+        if split == "train":
+            files[2].unlink()
+            os.mkfifo(files[2])
+
+    _, result, _ = look(write_coco(tmp_path / "data", change))
+    text = json.dumps(result["splits"][0]["problems"])
+    assert "0001.jpg: is a HEIC file; save it as JPEG or PNG" in text
+    assert "image file missing" in text
+
+
+def test_names_in_any_script(tmp_path, call):
+    root = tmp_path / "data"
+    content = coco_content(pictures("train"))
+    for image, name in zip(content["images"], ("日本 語/фото.jpg", 'it\'s "q".jpg', "Größe [1].jpg", "a#b?c%20.jpg")):
+        image["file_name"] = name
+    files = {f"images/{image['file_name']}": p.image for image, p in zip(content["images"], pictures("train"))}
+    write_files(root, files | {"labels.json": content})
+    code, printed, error = call(command, "check", root, "--out", tmp_path / "sheets")
+    assert (code, error) == (0, "")
+    assert "no problems found" in printed
+
+
+# --- layouts
+
+
+def test_fiftyone_has_a_folder_for_each_split(tmp_path, look):
+    root = tmp_path / "data"
+    for split, folder in (("train", "train"), ("val", "validation")):
+        drawn = pictures(split)
+        images = {f"{folder}/data/{n:04}.jpg": picture.image for n, picture in enumerate(drawn, 1)}
+        write_files(root, images | {f"{folder}/labels.json": coco_content(drawn)})
+    code, result, _ = look(root)
+    assert code == 0
+    assert [Path(split["image_folder"]).relative_to(root).as_posix() for split in result["splits"]] == [
+        "train/data",
+        "validation/data",
+    ]
+
+
+def test_folders_of_other_layouts_are_pointed_to_convert(tmp_path, call):
+    root = write_files(
+        tmp_path / "yolo", {"data.yaml": "names: [box, disc]", "images/train/a.jpg": pictures("val")[0].image}
+    )
+    expected = re.escape(f"python -m dwtriton.data convert {root} --out yolo-coco")
+    for arguments in ((command, "check", root), (train_command, "--cfg", "r50_1x", "--data", root)):
+        code, _, error = call(*arguments)
+        assert code == 2
+        assert re.search(expected, error), error
