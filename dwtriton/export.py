@@ -27,7 +27,7 @@ from dwtriton.data.buckets import padded_size
 from dwtriton.inference.ready import load_detector
 from dwtriton.model.detector import SIZE_DIVISOR
 from dwtriton.model.pixels import PixelDetector
-from dwtriton.model.postprocess import Candidates, best_candidates
+from dwtriton.model.postprocess import Candidates, best_candidates, class_scores
 
 SCORE_TOLERANCE = 5e-5
 BOX_TOLERANCE = 1e-4  # of the longer side of the image
@@ -141,7 +141,8 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     """
     maps = model.network.head_outputs(images)
     count = model.network.detector.inference_cfg.candidates_per_level
-    expected = best_candidates(*maps, STRIDES, count)
+    score = model.network.detector.score
+    expected = best_candidates(*maps, STRIDES, count, score)
     for name, own, other in zip(OUTPUTS, found, expected):
         if (own.shape, own.dtype) != (other.shape, other.dtype):
             return f"{name} are {own.dtype} {tuple(own.shape)}, not {other.dtype} {tuple(other.shape)}"
@@ -157,7 +158,7 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
         points = level_points(*classes.shape[2:], stride)  # [P, 2]
         left_top, right_bottom = distances.flatten(2).mT.chunk(2, -1)  # [B, P, 2]
         all_boxes = torch.cat([points - left_top, points + right_bottom], -1)  # [B, P, 4]
-        all_scores = (classes.sigmoid() * objectness.sigmoid()).flatten(2)  # [B, C, P]
+        all_scores = class_scores(classes, objectness, score).flatten(2)  # [B, C, P]
         end = begin + min(count, all_scores[0].numel())
         boxes, scores, labels = (values[:, begin:end] for values in found)  # [B, K, ...]
         near = torch.cdist(boxes, all_boxes, p=math.inf) <= tolerance  # [B, K, P]

@@ -132,14 +132,57 @@ class HeadConfig(Section):
     deformable: bool = Field(False, description="DCNv2 in the last convolution of both towers")
 
 
-class LossConfig(Section):
-    """Dual Weighting. Losses are multiplied by their weights before they are summed and reported."""
+class FCOSConfig(Section):
+    """Settings of `losses.FCOSLoss`."""
 
+    center_radius: PositiveFloat = Field(1.5, description="strides from the centre of a box to its positive points")
+
+
+class ATSSConfig(Section):
+    """Settings of `losses.ATSSLoss`."""
+
+    topk: PositiveInt = Field(9, description="nearest points of each level that are candidates of a box")
+    anchor_scale: PositiveFloat = Field(8.0, description="side of a point's anchor in strides")
+    box_weight: NonNegativeFloat = Field(2.0, description="factor of loss_bbox")
+
+
+class SimOTAConfig(Section):
+    """Settings of `losses.SimOTALoss`."""
+
+    center_radius: PositiveFloat = Field(2.5, description="strides from the centre of a box to its candidates")
+    candidate_topk: PositiveInt = Field(10, description="IoUs whose sum is the number of a box's points")
+    iou_weight: NonNegativeFloat = Field(3.0, description="factor of -ln IoU in the cost")
+    cls_weight: NonNegativeFloat = Field(1.0, description="factor of the cross entropy in the cost")
+    box_weight: NonNegativeFloat = Field(5.0, description="factor of loss_bbox")
+
+
+class TaskAlignedConfig(Section):
+    """Settings of `losses.TaskAlignedLoss`. YOLOv8 has alpha 0.5, beta 6 and topk 10."""
+
+    alpha: PositiveFloat = Field(1.0, description="exponent of the score")
+    beta: PositiveFloat = Field(6.0, description="exponent of the IoU")
+    topk: PositiveInt = Field(13, description="best aligned points of a box")
+    box_weight: NonNegativeFloat = Field(2.0, description="factor of loss_bbox")
+
+
+class LossConfig(Section):
+    """The assigner and its loss. `backend`, `soft_prior` and the three weights belong to dual_weight.
+
+    Its losses are multiplied by their weights before they are summed and reported.
+    """
+
+    assigner: Literal["dual_weight", "fcos", "atss", "simota", "tal"] = Field(
+        "dual_weight", description="who gives points to boxes (docs/assigners.md); all but the first have a section"
+    )
     backend: Literal["auto", "triton", "torch"] = Field("auto", description="auto: triton on a GPU, torch on a CPU")
     soft_prior: bool = Field(True, description="Gaussian centre prior; false: the prior thresholded at 0.3")
     weight_cls_pos: NonNegativeFloat = Field(1.0, description="of the positive classification loss")
     weight_loc: NonNegativeFloat = Field(1.0, description="of the localisation loss")
     weight_cls_neg: NonNegativeFloat = Field(1.0, description="of the negative classification loss")
+    fcos: FCOSConfig = FCOSConfig()
+    atss: ATSSConfig = ATSSConfig()
+    simota: SimOTAConfig = SimOTAConfig()
+    tal: TaskAlignedConfig = TaskAlignedConfig()
 
 
 class OptimizerConfig(Section):

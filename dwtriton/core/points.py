@@ -49,6 +49,19 @@ def inside_rectangles(boxes: Tensor, height: int | Tensor, width: int | Tensor, 
     return torch.stack((columns[0], rows[0], torch.maximum(*columns), torch.maximum(*rows)))
 
 
+def points_in_rectangles(rectangles: Tensor, image: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """Return which cells of a level lie in any rectangle of their image, [B, H, W] bool.
+
+    `rectangles` is (4, N) as from `inside_rectangles`, `image` (N,) int64; those of image B or above count nowhere.
+    """
+    left, top, right, bottom = rectangles
+    counts = image.new_zeros(batch + 1, height + 1, width + 1)  # differences first, then their sums along both axes
+    image = image.clamp(max=batch)
+    for row, column, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
+        counts.index_put_((image, row, column), counts.new_full((), sign), accumulate=True)
+    return counts.cumsum(1).cumsum(2)[:batch, :height, :width] > 0
+
+
 def _first(
     before: Callable[[Tensor, Tensor], Tensor], edge: Tensor, count: int | Tensor, stride: float | Tensor
 ) -> Tensor:

@@ -1,6 +1,6 @@
-"""The Dual Weighting loss and label assigner as modules: input checks, choice of backend, normalisers across ranks."""
+"""The Dual Weighting loss and label assigner as modules: choice of backend, normalisers across ranks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from dwtriton import reference
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
-from dwtriton.core.head_outputs import HeadOutputs, Levels, check_levels
+from dwtriton.core.head_outputs import HeadOutputs, Levels
 from dwtriton.core.points import STRIDES
-from dwtriton.core.targets import PackedTargets, check_packed, check_values, concatenate_targets
+from dwtriton.core.targets import PackedTargets
+from dwtriton.losses.inputs import Targets, check_inputs, check_strides
 from dwtriton.reference.dense_weights import DualWeights
 
 ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'
 SATURATED_LOGIT = 1000.0  # its sigmoid is 1, while everything that is computed from it stays finite
-Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 
 
 class _DualWeighting(nn.Module):
@@ -25,9 +25,7 @@ class _DualWeighting(nn.Module):
 
     def __init__(self, strides: Sequence[int] = STRIDES, soft_prior: bool = True, backend: str = "auto") -> None:
         super().__init__()
-        self.strides = tuple(strides)
-        if not self.strides or not all(stride > 0 for stride in self.strides):
-            raise ValueError(f"strides must be positive pixels, one for each level, not {self.strides}")
+        self.strides = check_strides(strides)
         self.soft_prior, self.backend = soft_prior, backend
         self._may_use_kernels = _has_kernels(backend)
 
@@ -38,19 +36,9 @@ class _DualWeighting(nn.Module):
         self, cls_logits: Levels, box_distances: Levels, objectness: Levels | None, targets: Targets
     ) -> tuple[HeadOutputs, PackedTargets]:
         """Check the arguments of `forward`; return them with objectness filled in and targets on the logits' device."""
-        check_levels(self.strides, cls_logits, box_distances, objectness)
-        batch, num_classes = cls_logits[0].shape[:2]
-        device = cls_logits[0].device
-        packed = targets if isinstance(targets, PackedTargets) else concatenate_targets(targets)
-        check_packed(packed)
-        if packed.batch_size != batch:
-            raise ValueError(f"targets of {packed.batch_size} images for logits of {batch}")
-        if packed.boxes.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_values(packed, num_classes)
-        if isinstance(targets, PackedTargets) and packed.boxes.device != device:
-            raise ValueError(f"packed targets lie on {packed.boxes.device}, logits on {device}: pack them on {device}")
+        packed = check_inputs(self.strides, cls_logits, box_distances, objectness, targets)
         objectness = constant_objectness(cls_logits) if objectness is None else objectness
-        return HeadOutputs(cls_logits, box_distances, objectness), packed.to(device)
+        return HeadOutputs(cls_logits, box_distances, objectness), packed
 
     def _backend_for(self, outputs: HeadOutputs) -> ModuleType:
         """Return `dwtriton.kernels` or `dwtriton.reference`. Raises UserError if the kernels cannot run here."""

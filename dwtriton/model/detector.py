@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from dwtriton.config.schema import Config
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
-from dwtriton.losses.dual_weight import DualWeightLoss
 from dwtriton.model.backbone import ResNet
 from dwtriton.model.fpn import build_fpn
 from dwtriton.model.head import DenseHead
+from dwtriton.model.losses import SCORES, build_loss
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
 from dwtriton.model.postprocess import Candidates, Pairs, best_candidates, select
 
@@ -30,7 +30,7 @@ def build_detector(cfg: Config) -> "DualWeightDetector":
 
 
 class DualWeightDetector(nn.Module):
-    """FCOS-like detector trained by Dual Weighting (Li et al., arXiv 2203.09730).
+    """FCOS-like detector trained by Dual Weighting (Li et al., arXiv 2203.09730), or by another `loss.assigner`.
 
     Images are float [B, 3, H, W], RGB, normalised, zero-padded so that H and W are multiples of 32.
     """
@@ -40,7 +40,10 @@ class DualWeightDetector(nn.Module):
         self.backbone = ResNet(cfg.backbone, cfg.train.activation_checkpointing)
         self.fpn = build_fpn(self.backbone.out_channels, cfg.head.channels)
         self.head = DenseHead(cfg.head, STRIDES, cfg.train.activation_checkpointing)
-        self.loss = DualWeightLoss(strides=STRIDES, soft_prior=cfg.loss.soft_prior, backend=cfg.loss.backend)
+        self.loss = build_loss(cfg.loss)
+        self.score = SCORES[cfg.loss.assigner]
+        if self.score == "class":  # the loss does not reach the objectness: the branch keeps its first weights
+            self.head.objectness_conv.requires_grad_(False)
         self.loss_weights = {
             "loss_cls_pos": cfg.loss.weight_cls_pos,
             "loss_loc": cfg.loss.weight_loc,
@@ -52,13 +55,13 @@ class DualWeightDetector(nn.Module):
         """Return the losses of a batch, or, in evaluation mode without targets, its detections.
 
         targets: for each image {"boxes": [G, 4] float xyxy pixels, "labels": [G] int64 in 0..C-1}, or PackedTargets.
-        Returns {"loss_cls_pos", "loss_loc", "loss_cls_neg"}, scalars times the weights of the config: training
-        minimises their sum. Without targets it returns what `predict` does for images without padding.
+        Returns the scalar losses by name, those of Dual Weighting times the weights of the config: training minimises
+        their sum. Without targets it returns what `predict` does for images without padding.
         Raises ValueError for images or targets of a wrong shape or dtype, and in training mode without targets.
         """
         if targets is not None:
             losses = self.loss(*self.head_outputs(images), targets)
-            return {name: losses[name] * weight for name, weight in self.loss_weights.items()}
+            return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}
         if self.training:
             raise ValueError("training mode needs targets: detector(images, targets); for detections use predict")
         return self.predict(images, image_sizes=[tuple(images.shape[-2:])] * len(images))
@@ -70,7 +73,7 @@ class DualWeightDetector(nn.Module):
 
     def candidates(self, images: Tensor) -> Candidates:
         """Return the best candidates of each image, from which `select` takes the detections. Compiles as one graph."""
-        return best_candidates(*self.head_outputs(images), STRIDES, self.inference_cfg.candidates_per_level)
+        return best_candidates(*self.head_outputs(images), STRIDES, self.inference_cfg.candidates_per_level, self.score)
 
     @torch.inference_mode()
     def predict(

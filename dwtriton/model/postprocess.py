@@ -1,7 +1,7 @@
 """From head outputs to detections: candidates of each level, boxes, non-maximum suppression per class."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from dwtriton.core.head_outputs import Levels, check_levels
 from dwtriton.core.points import STRIDES, level_points
 
 Pairs = Sequence[tuple[float, float]] | Tensor  # one pair for each image, [B, 2]
+Score = Literal["product", "root", "class"]  # of a class at a point: see `class_scores`
 
 
 class Candidates(NamedTuple):
@@ -32,20 +33,21 @@ def postprocess(
     candidates_per_level: int = 1000,
     nms_iou: float = 0.6,
     max_detections: int = 100,
+    score: Score = "product",
 ) -> list[dict[str, Tensor]]:
     """Return the detections of each image, highest-scoring first (docs/recipe.md#testing).
 
     cls_logits[l] [B, C, H_l, W_l], box_distances[l] [B, 4, H_l, W_l] ltrb in pixels, objectness[l] [B, 1, H_l, W_l] for
     the levels of `strides`; image_sizes[b] = (height, width) of the image before padding; scale_factors[b] = (sx, sy),
     network pixels per original pixel: boxes are divided by them before NMS.
-    A (point, class) pair scores the product of its two sigmoids; with `objectness=None`, for heads without that branch,
-    sigmoid(cls_logits) alone. Candidates are the best `candidates_per_level` pairs of each level that score above
-    `score_threshold`; their boxes are clipped to the image.
+    A (point, class) pair scores the product of its two sigmoids, or as `score` says (`class_scores`). Candidates are
+    the best `candidates_per_level` pairs of each level that score above `score_threshold`; their boxes are clipped to
+    the image.
     Returns for each image {"boxes": [N, 4] xyxy in pixels, "scores": [N], "labels": [N] int64}, N <= max_detections;
     boxes and scores are float32, or float64 for distances in float64.
     Raises ValueError for shapes, lengths or sizes that do not fit together.
     """
-    candidates = best_candidates(cls_logits, box_distances, objectness, strides, candidates_per_level)
+    candidates = best_candidates(cls_logits, box_distances, objectness, strides, candidates_per_level, score)
     padded = tuple(side * strides[0] for side in cls_logits[0].shape[-2:])
     return select(candidates, padded, image_sizes, scale_factors, score_threshold, nms_iou, max_detections)
 
@@ -56,6 +58,7 @@ def best_candidates(
     objectness: Levels | None,
     strides: Sequence[int] = STRIDES,
     candidates_per_level: int = 1000,
+    score: Score = "product",
 ) -> Candidates:
     """Return the best `candidates_per_level` pairs of each level; inputs and errors are those of `postprocess`.
 
@@ -63,7 +66,7 @@ def best_candidates(
     """
     check_levels(strides, cls_logits, box_distances, objectness)
     levels = [
-        _level_candidates(*maps, stride, candidates_per_level)
+        _level_candidates(*maps, stride, candidates_per_level, score)
         for *maps, stride in zip(cls_logits, box_distances, objectness or [None] * len(strides), strides)
     ]
     return Candidates(*(torch.cat(parts, 1) for parts in zip(*levels)))
@@ -99,16 +102,27 @@ def select(
     return detections
 
 
+def class_scores(cls_logits: Tensor, objectness: Tensor | None, score: Score) -> Tensor:
+    """Return the scores of classes, in the shape of their logits.
+
+    `score`: "product" of the sigmoids of class and objectness logits, its square "root", or that of the "class" alone;
+    the last also where `objectness` is None, for heads without that branch.
+    """
+    scores = cls_logits.sigmoid()
+    if objectness is None or score == "class":
+        return scores
+    scores = scores * objectness.sigmoid()
+    return scores.sqrt() if score == "root" else scores
+
+
 def _level_candidates(
-    cls_logits: Tensor, distances: Tensor, objectness: Tensor | None, stride: int, count: int
+    cls_logits: Tensor, distances: Tensor, objectness: Tensor | None, stride: int, count: int, score: Score
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the `count` best pairs of one level: boxes [B, K, 4] unclipped, scores [B, K], labels [B, K]."""
     height, width = cls_logits.shape[-2:]
     dtype = torch.promote_types(distances.dtype, torch.float32)
-    scores = cls_logits.to(dtype).sigmoid()  # [B, C, H, W]
-    if objectness is not None:
-        scores = scores * objectness.to(dtype).sigmoid()
-    scores = scores.flatten(1)  # [B, C*H*W]
+    objectness = None if objectness is None else objectness.to(dtype)
+    scores = class_scores(cls_logits.to(dtype), objectness, score).flatten(1)  # [B, C*H*W]
     smaller = min if torch.compiler.is_dynamo_compiling() else torch.sym_min  # sym_min exports for any size
     scores, index = scores.topk(smaller(count, scores.shape[1]), 1)  # [B, K]
     labels, point = index // (height * width), index % (height * width)

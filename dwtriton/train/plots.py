@@ -26,7 +26,8 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, rate, precision = figure.subplots(1, 3)
     iterations = [row["iteration"] for row in steps]
-    for name, colour in zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), COLOURS):
+    names = [name for name in steps[0] if name.startswith("loss_")] if steps else []
+    for name, colour in zip(names, COLOURS):
         values = np.array([row[name] for row in steps])
         losses.plot(iterations, values, color=colour, alpha=0.2, linewidth=0.7)
         losses.plot(iterations, _smooth(values), color=colour, label=name)
