@@ -28,8 +28,8 @@ class OtherFormatError(DataError):
 class Records(NamedTuple):
     """Contents of a COCO detection file, indexed by id, with numbers where exporters write strings.
 
-    Ids are whole numbers where all of a section are, else strings. An image's width and height are None where the file
-    has no positive whole numbers, an annotation's bbox is None unless it is four finite numbers, and its iscrowd and
+    Ids are whole numbers where all of a section are, else strings. An image's width and height are None unless both
+    are positive whole numbers, an annotation's bbox is None unless it is four finite numbers, and its iscrowd and
     area are None where they are absent or no numbers.
     `fatal` lists the reasons for which a training refuses the file; if there are any, records may be missing.
     """
@@ -76,9 +76,9 @@ def read_records(path: Path) -> Records:
     for image in images.values():
         if not isinstance(image["file_name"], str):
             fatal.append(f"image {image['id']}: file_name must be a string")
-        for side in SIDES:
-            size = whole_number(image.get(side))
-            image[side] = size if size is not None and size > 0 else None
+        sizes = [whole_number(image.get(side)) for side in SIDES]
+        known = all(size is not None and size > 0 for size in sizes)
+        image.update(zip(SIDES, sizes if known else (None, None)))
     image_ids, category_ids = ({str(id_): id_ for id_ in section} for section in (images, categories))
     for annotation in annotations.values():
         annotation["bbox"] = box_of(annotation)

@@ -13,7 +13,6 @@ from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core import elastic, ranks
-from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder, write_text
 from dwtriton.data.batch import Batch
 from dwtriton.data.loaders import eval_loader
@@ -77,8 +76,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if gathered is None:
         return 0
     results, broken = gathered
-    if len(broken) == len(data):
-        raise UserError(f"none of the {len(data)} images can be read; the first: {min(broken)}")
     write_text(out / "detections.json", json.dumps(results))
     print_line(console, f"{len(results)} detections in {out / 'detections.json'}")
     evaluation = evaluate(data.coco, results)

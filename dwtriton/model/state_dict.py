@@ -1,5 +1,6 @@
 """Read files of tensors and check that they fit a module, with everything that is wrong in one error."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different type for every way a file can be damaged
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to execute what the file holds
+            reason = "not a file of tensors"
         raise UserError(f"{what} {path} cannot be read, it is damaged or something else ({reason}){remedy}") from error
 
 

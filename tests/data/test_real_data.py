@@ -150,6 +150,7 @@ READ_RIGHTLY = {  # by what is in the file
     "image ids that are names": each(rename_ids),
     "no width and height": drop("images", "width", "height"),
     "width and height -1": change_all("images", width=-1, height=-1),
+    "a height alone missing": drop("images", "height"),
     "width and height null": change_all("images", width=None, height=None),
     "width and height strings": change_all(
         "images", width=lambda image: str(image["width"]), height=lambda image: f"{image['height']}.0"
@@ -334,6 +335,15 @@ def test_the_same_files_in_both_splits_are_a_leak(tmp_path, look):
     _, result, _ = look(root)
     assert result["leaks"] == [[f"{root}/val2017/0001.jpg", f"{root}/train2017/0001.jpg"]]
     assert look(write_coco(tmp_path / "other"))[1]["leaks"] == []
+
+
+def test_a_missing_file_of_a_missing_size_is_left_out_alone(tmp_path, look):
+    def change(split, content, folder):
+        (folder / "0001.jpg").unlink()
+        content["images"][0].pop("height")
+
+    code, result, _ = look(write_coco(tmp_path / "data", change))
+    assert (code, kinds(result)) == (0, {"image file missing, image skipped": 1})
 
 
 def test_very_many_objects_in_an_image_are_a_warning(tmp_path, look):
