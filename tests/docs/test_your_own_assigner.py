@@ -17,7 +17,7 @@ def test_the_page_trains_draws_and_equals_its_oracle():
     boxes = torch.cat((corner, corner + 5 + 40 * torch.rand(9, 2, generator=generator)), 1)
     targets = [{"boxes": boxes, "labels": torch.arange(9) % 8}, {"boxes": boxes[:0], "labels": torch.arange(0)}]
     names = {"images": images, "targets": targets}
-    for code in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    for code in re.findall(r"^```py(?:thon)?\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         exec(compile(code, str(PAGE), "exec"), names)
     assert all(loss.isfinite() and loss > 0 for loss in names["losses"].values())
     assert names["detector"].head.box_conv.weight.grad.abs().sum() > 0

@@ -36,7 +36,7 @@ def test_a_run_is_resumed_and_exported(assigner, tiny, tmp_path, console, call):
     assert len(rows) == trainer.total
     assert {"loss_cls", "loss_bbox", NAMES[assigner]} <= rows[0].keys()
     assert load_checkpoint(tmp_path / "run" / "last.pt").config.loss.assigner == assigner
-    if assigner not in ("fcos", "tal"):  # scores of simota are the product, as those of Dual Weighting
+    if assigner != "fcos":  # one export takes as long as all four runs
         return
     out = tmp_path / "detector.pt2"
     code, _, error = call(export, "--weights", tmp_path / "run" / "last.pt", "--out", out, "--size", "64x64")
