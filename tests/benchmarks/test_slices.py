@@ -15,6 +15,7 @@ from benchmarks import (
     detectors,
     loss,
     loss_cases,
+    machine,
     methods,
     predict,
     rates,
