@@ -127,9 +127,12 @@ def correctness(args: argparse.Namespace, device: torch.device) -> list[Check]:
     if device.type == "cuda" and "triton" in args.methods:
         size = Size(args.height, args.width, args.classes)
         for dtype in args.dtypes:
-            step = make_step("triton", make_case(size, max(args.batches), 7, DTYPES[dtype], device))
-            checks.append({"name": f"{dtype}: no host syncs", "passed": runs_without_syncs(step)})
-            checks.append({"name": f"{dtype}: graph replays the same bits", "passed": replays_the_same_bits(step)})
+            try:
+                step = make_step("triton", make_case(size, max(args.batches), 7, DTYPES[dtype], device))
+                checks.append({"name": f"{dtype}: no host syncs", "passed": runs_without_syncs(step)})
+                checks.append({"name": f"{dtype}: graph replays the same bits", "passed": replays_the_same_bits(step)})
+            except torch.OutOfMemoryError:
+                print(f"{dtype}, {max(args.batches)} images: {TOO_LARGE}; syncs and graphs are not checked", flush=True)
     return checks
 
 

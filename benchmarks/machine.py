@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from datetime import date
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@cache
 def code_hash() -> str:
     """Return a hash of all code that figures depend on, whether or not it is committed."""
     files = sorted(file for pattern in CODE for file in ROOT.glob(pattern))

@@ -9,6 +9,7 @@ redraws the plots.
 import json
 import re
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -35,13 +36,13 @@ COLORS = {
 def filled(page: str) -> str:
     """Return the text of a page in which every block shows what its file holds."""
 
-    def fill(block: re.Match) -> str:
+    def with_table(block: re.Match) -> str:
         results = json.loads((HERE / block[2]).read_text(encoding="utf-8"))
         table, _ = VIEWS[Path(block[2]).parent.name]
         return f"{block[1]}{caption(results)}:\n\n{table(results)}\n\n{block[3]}"
 
     page = GPU_BLOCK.sub(lambda block: f"{block[1]}{gpu_table(important='important' in block[1])}\n\n{block[2]}", page)
-    return BLOCK.sub(fill, page)
+    return BLOCK.sub(with_table, page)
 
 
 def markdown_table(results: dict) -> str:
@@ -66,6 +67,7 @@ def draw(results: dict, path: Path) -> None:
     groups = _groups(results)
     figure = Figure(figsize=(10, 0.8 + 3.4 * len(groups)), layout="constrained")
     axes = figure.subplots(len(groups), 2, squeeze=False, sharex=True)
+    counts = sorted({r["boxes"] for r in results["rows"] if "ms" in r})
     for (dtype, batch), (time_panel, memory_panel) in zip(groups, axes):
         rows = [r for r in results["rows"] if (r["dtype"], r["batch"]) == (dtype, batch) and "ms" in r]
         for method in _methods(results):
@@ -80,16 +82,18 @@ def draw(results: dict, path: Path) -> None:
         time_panel.axhline(rows[0]["floor_ms"], color="black", linestyle="--", linewidth=1, label=floor)
         time_panel.set_title(f"Loss and gradient of {batch} images, {dtype}: ms", fontsize=10)
         memory_panel.set_title("Memory beyond inputs and gradients: MB", fontsize=10)
-        counts = sorted({r["boxes"] for r in rows})
         for panel in (time_panel, memory_panel):
             panel.set(xscale="log", yscale="log" if panel.lines else "linear", xticks=counts, xticklabels=counts)
             panel.minorticks_off()
             panel.yaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
+            panel.set_visible(bool(panel.lines))
     for panel in axes[-1]:
         panel.set_xlabel("boxes an image")
     case = results["case"]
-    figure.suptitle(f"{case['height']}x{case['width']}, {case['classes']} classes\n{caption(results)}", fontsize=9)
+    figure.suptitle(
+        f"{case['height']}x{case['width']}, {case['classes']} classes\n{fill(caption(results), 150)}", fontsize=9
+    )
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
     )

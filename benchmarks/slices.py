@@ -44,11 +44,12 @@ class Part(NamedTuple):
     def words(self) -> list[str]:
         return shlex.split(self.arguments)
 
-    def open(self) -> tuple[Results, list[dict]]:
-        """Return the file of results and the rows that this part adds to it."""
+    def missing(self) -> tuple[Results, list[dict]]:
+        """Return the file of results and the rows that this part still has to add to it."""
         module = import_module(self.module)
         args = module.read_arguments(self.words())
-        return module.open_results(args), module.planned(args)
+        results = module.open_results(args)
+        return results, results.missing(module.planned(args))
 
 
 LOSS = "--resume --seconds 0.4"
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * args.minutes
     failed = False
     for part in SLICES[args.slice]:
-        failed |= run_part(part, deadline) == 1
+        failed |= run_part(part, deadline) in (1, 2)  # an error in one line is one, too
     skipped, missing = state(SLICES[args.slice])
     print(f"cannot be measured here: {'; '.join(skipped) or 'nothing'}")
     print(f"missing: {'; '.join(missing) or 'nothing'}" + (f" (make gpu-{args.slice} goes on)" if missing else ""))
@@ -124,27 +125,28 @@ def look_at_gpu(name: str) -> None:
 
 
 def run_part(part: Part, deadline: float) -> int:
-    """Run a benchmark until none of its rows is missing, or the time is up; return its exit code, 0 if none ran.
+    """Run a benchmark until none of its rows is missing, or the time is up; return its exit code, 1 if ours failed.
 
     A row in which the process crashes, or which alone takes longer than the part may, is recorded as skipped.
     """
     if part.module == "dwtriton.tune":
         return 0 if is_tuned() else run_command(part, min(part.cap, deadline - time.monotonic())) or 0
-    while missing := (opened := part.open())[0].missing(opened[1]):
+    failed = False
+    while part.missing()[1]:
         left = min(part.cap, deadline - time.monotonic())
         if left < LEAST:
-            return 0
+            break
         code = run_command(part, left)
-        results, planned = part.open()
-        missing = results.missing(planned)
-        if code in (0, 1, 2) or not missing:
-            return code or 0
-        if code is None and (left < part.cap or len(missing) > 1):
-            return 0
+        results, missing = part.missing()
+        if code in (0, 1, 2):
+            return code or int(failed)
+        if not missing or (code is None and (left < part.cap or len(missing) > 1)):
+            break
         problem = f"not finished within {left:.0f} s" if code is None else f"its process ended with code {code}"
         results.add(missing[0] | {"skipped": problem})
         print(f"{name_of(results, missing[0])}: {problem}", flush=True)
-    return 0
+        failed |= "kernel_configs" in missing[0]  # a row of ours
+    return int(failed)
 
 
 def run_command(part: Part, seconds: float) -> int | None:
@@ -167,7 +169,7 @@ def run_command(part: Part, seconds: float) -> int | None:
 
 def is_tuned() -> bool:
     """Return whether the loss was measured with the table that is there, by the code that is there."""
-    results, _ = Part("benchmarks.loss", LOSS, 0).open()
+    results, _ = Part("benchmarks.loss", LOSS, 0).missing()
     configs = kernel_configs(torch.device("cuda"))
     return configs != "defaults" and any(row.get("kernel_configs") == configs for row in results.content["rows"])
 
@@ -178,8 +180,7 @@ def state(parts: list[Part]) -> tuple[list[str], list[str]]:
     for part in parts:
         if part.module == "dwtriton.tune":
             continue
-        results, planned = part.open()
-        absent = results.missing(planned)
+        results, absent = part.missing()
         missing += [name_of(results, row) for row in absent]
         for row in results.content["rows"]:
             if "skipped" in row and row not in absent:

@@ -1,6 +1,7 @@
 """Table and plot of recorded training steps."""
 
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -71,6 +72,7 @@ def draw(results: dict, path: Path) -> None:
         parts.barh([names[id(row)] for row in ours], widths, left=left, label=part)
         left = [begin + width for begin, width in zip(left, widths)]
     parts.set_title("ms of each part of a step", fontsize=10)
+    parts.set_visible(bool(ours))
     if ours:
         figure.legend(loc="outside lower right", fontsize=8, ncols=len(PARTS), frameon=False)
     for panel in (rates, parts):
@@ -78,5 +80,5 @@ def draw(results: dict, path: Path) -> None:
         panel.grid(axis="x", alpha=0.3)
     case = results["case"]
     what = "; ".join([*dict.fromkeys(map(_case, rows)), case["precision"]])
-    figure.suptitle(f"{what}\n{caption(results)}", fontsize=9)
+    figure.suptitle(f"{what}\n{fill(caption(results), 170)}", fontsize=9)
     save_figure(figure, path)

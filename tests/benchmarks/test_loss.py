@@ -1,6 +1,7 @@
 """The benchmark of the loss: each method computes what it should, and a wrong result is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,6 +146,21 @@ def test_baselines_are_skipped_when_out_of_time_or_failing_and_ours_never(tmp_pa
     monkeypatch.setattr(loss, "make_step", lambda method, case: fail(case))
     assert loss.main([*TINY_ARGUMENTS, "--methods", "eager", "--boxes", "3", "--out", str(tmp_path / "own.json")]) == 1
     assert json.loads((tmp_path / "own.json").read_text())["rows"][0]["skipped"] == "RuntimeError: no such luck"
+
+
+def test_too_little_memory_for_the_checks_and_for_a_row_is_one_line(monkeypatch, capsys):
+    def too_large(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    args = loss.read_arguments([*TINY_ARGUMENTS, "--methods", "triton", "--boxes", "3"])
+    monkeypatch.setattr(loss, "worst_error", lambda *_: 0.5)
+    monkeypatch.setattr(loss, "make_case", too_large)
+    [check] = loss.correctness(args, SimpleNamespace(type="cuda"))
+    assert check["passed"]
+    assert capsys.readouterr().out.count("too little memory on this GPU; syncs and graphs are not checked") == 1
+    row = {"method": "triton", "batch": 2, "boxes": 3, "dtype": "float32"}
+    assert loss.measure_row(row, TINY, CPU, 1e9, 0, False) == {"skipped": loss.TOO_LARGE}
+    assert not capsys.readouterr().err
 
 
 def gpu_row(method, boxes, ms, extra_mb=0.5):

@@ -15,6 +15,7 @@ from benchmarks import (
     detectors,
     loss,
     loss_cases,
+    machine,
     methods,
     predict,
     rates,
@@ -66,6 +67,7 @@ def rehearsed(monkeypatch, tmp_path):
     monkeypatch.setattr(
         train_step, "make_train_step", lambda method, *a, **k: step(method.replace("triton", "eager"), *a, **k)
     )
+    monkeypatch.setattr(machine, "_output", lambda *_: None)
     monkeypatch.setattr(timing, "FLUSHED", 2**10)
     monkeypatch.setattr(timing, "COPIED", 2**10)
     monkeypatch.setattr(timing, "RUNS", 2)
@@ -126,6 +128,7 @@ def test_the_slice_of_everything_else_is_rehearsed(rehearsed, monkeypatch):
         monkeypatch.setattr(module, "measure_steps", lambda *_: figures)
     monkeypatch.setattr(train_step, "measure_parts", lambda *_: dict.fromkeys(train_report.PARTS, 1.0))
     monkeypatch.setattr(train_step, "loss_share", lambda *_: None)
+    monkeypatch.setattr(train_step, "torchvision_step", lambda *_, **__: None)  # rehearsed above
     monkeypatch.setattr(train_step, "varied_steps", lambda *_: dict.fromkeys(counts, 0))
     assert rehearsed("more") == 0
     steps = rows(rehearsed.results / "benchmarks.train_step.json")
@@ -215,3 +218,26 @@ def test_what_this_machine_cannot_do_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(slices, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="Triton is not installed"):
         slices.look_at_gpu("steps")
+
+
+def test_rows_of_other_launch_configs_and_of_other_code_are_measured_again(tmp_path):
+    file, head = tmp_path / "rows.json", {"machine": {"name": "A GPU", "code": "1"}, "case": {"classes": 80}}
+    row = {"method": "triton", "kernel_configs": "a-gpu.json 12"}
+    Results(file, head, ("method",), None, resume=True).add(row | {"ms": 1.0})
+    results = Results(file, head, ("method",), None, resume=True)
+    other = row | {"kernel_configs": "a-gpu.json 13"}
+    assert (results.missing([row]), results.missing([other])) == ([], [other])
+    results.add(other | {"skipped": "out of time"})
+    assert results.missing([other]) == [other]
+    assert len(results.content["rows"]) == 1
+    changed = head | {"machine": {"name": "A GPU", "code": "2"}}
+    assert Results(file, changed, ("method",), None, resume=True).content["rows"] == []
+    assert Results(file, head, ("method",), None, resume=False).content["rows"] == []
+
+
+def test_a_row_of_ours_that_crashes_is_a_failure(made, monkeypatch):
+    add = Results.missing
+    monkeypatch.setattr(
+        Results, "missing", lambda self, planned: [row | {"kernel_configs": "defaults"} for row in add(self, planned)]
+    )
+    assert made("crashes")[0] == [1]
