@@ -92,7 +92,7 @@ def ours(cfg: Config) -> Pipeline:
     """Return the pipeline of this package."""
     data, dataset = cfg.data, CocoDataset(cfg.data, "train")
     steps = {
-        "decode": lambda path: (read_image(path), BOXES),
+        "decode": lambda path: (read_image(Path(path)), BOXES),
         "resize": lambda image, boxes: resize(image, boxes, data.short_side[0], data.long_side)[:2],
         "flip": flip,
     }

@@ -32,7 +32,8 @@ from dwtriton.kernels.walk import first_block, following_block, listed_square
 BLOCK = 32  # boxes taken at once where there are many
 # Programs that take squares in turn: as many as an H100 holds at once, by their registers; the interpreter likes one
 MOST_PROGRAMS = 1 if INTERPRETED else 132 * 16
-MAX_REGISTERS = {NEAR: 128, BLOCK: 144}  # of a thread, by the boxes of a tile
+# Of a thread, by the boxes of a tile: 16 and 14 warps on a multiprocessor; nothing spills, at 1 to 7 levels
+MAX_REGISTERS = {NEAR: 128, BLOCK: 146}
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity", "num_classes"])

@@ -131,7 +131,11 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(
 
 
 def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console):
-    """Batch norms train here; compiling ahead must leave no trace in their statistics."""
+    """Batch norms train here; compiling ahead must leave no trace in their statistics.
+
+    Losses are compared as parts of their sum: gradients are added up in another order in a graph, and N divides by the
+    spread of a bag's IoUs, which may be small.
+    """
     run(tiny("train.compile=default"), tmp_path / "run", console)
     rows, ours = (
         [row for row in read_metrics(out / "metrics.jsonl") if row.pop("kind") == "step"]
@@ -139,7 +143,7 @@ def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console
     )
     assert len(ours) == len(rows)
     for own, row in zip(ours, rows):
-        assert own == pytest.approx(row, rel=1e-4)
+        assert own == pytest.approx(row, rel=1e-4, abs=1e-6 * row["loss"])
 
 
 def test_an_unexpected_recompile_is_reported_once_with_its_reason(traced, shallow, tiny, tmp_path, console):
