@@ -95,7 +95,7 @@ def backward_pass(grad_sums: Tensor, outputs: HeadOutputs, saved: Sequence[Tenso
 
 
 # A new name wherever shapes of results change: compiled code that torch.compile has on disk knows operators by name.
-@torch.library.custom_op("dwtriton::reference_sums", mutates_args=())
+@torch.library.custom_op("dwtriton::dual_weight_reference_sums", mutates_args=())
 def sums_operator(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],
@@ -124,7 +124,7 @@ def _(cls_logits, box_distances, objectness, boxes, labels, offsets, iscrowd, we
     return sums, counts, [sums.new_empty(shape) for shape in ((), *shapes)]
 
 
-@torch.library.custom_op("dwtriton::reference_gradients", mutates_args=())
+@torch.library.custom_op("dwtriton::dual_weight_reference_gradients", mutates_args=())
 def gradients_operator(
     grad_sums: Tensor,
     cls_logits: Sequence[Tensor],
