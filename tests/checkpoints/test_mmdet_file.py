@@ -153,7 +153,7 @@ def test_files_that_are_no_checkpoints_say_so(tmp_path):
 
 def test_released_models_fit_their_configs_and_no_others(released_names):
     fitting = {
-        "r50_1x": {"r50_1x"},
+        "r50_1x": {"r50_1x", "fcos_r50_1x", "atss_r50_1x", "simota_r50_1x", "tal_r50_1x"},  # one network
         "r50_refine_1x": {"r50_refine_1x", "r50_refine_ms_2x"},
         "r50_dcn_refine_ms_2x": {"r50_dcn_refine_ms_2x"},
     }

@@ -120,6 +120,7 @@ def test_the_training_command_takes_its_steps_through_the_kernels(tmp_path):
     settings = ["data.shapes={train_images=4, val_images=1, seed=0}", "data.batch_size=2", "data.short_side=[64, 64]"]
     settings += ["data.long_side=96", "inference.short_side=64", "inference.long_side=96", "data.workers=0"]
     settings += ["head.channels=16", "head.convs=1", "head.groups=4", "schedule.epochs=1", "train.precision=float32"]
+    settings += ["schedule.warmup_iterations=1"]
     losses = {}
     for backend in ("torch", "triton"):
         out = tmp_path / backend

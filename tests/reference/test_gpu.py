@@ -45,7 +45,7 @@ def test_the_way_of_a_gpu_gives_the_same_bits_again(as_on_a_gpu):
 def cost_of(boxes: int, dtype: torch.dtype, monkeypatch) -> tuple[GpuCost, int]:
     """Count a call for 16 images of 800x1344 with 80 classes, and how often the host asks for numbers of pairs."""
     size, batch = Size(), 16
-    targets = pack_targets(make_targets(size, batch, boxes), "cpu")
+    targets = pack_targets(make_targets(size, [boxes] * batch), "cpu")
     rectangles = [inside_rectangles(targets.boxes.T, *level, stride) for level, stride in zip(size.levels(), STRIDES)]
     totals = [int(((right - left) * (bottom - top)).sum()) for left, top, right, bottom in rectangles]
     asked = 0
