@@ -133,8 +133,9 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(
 def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console):
     """Batch norms train here; compiling ahead must leave no trace in their statistics.
 
-    Later than the first steps the sum alone is compared: in a graph gradients are added up in another order, and N,
-    which divides by the spread of a bag's IoUs, lets the smallest of the losses differ by more than their sum.
+    Later than the first steps the sum alone is compared. The loss gives equal bits for equal inputs, but gradients of
+    the network may differ in the last; N, which divides by the spread of a bag's IoUs, then lets the smallest of the
+    losses differ by more than their sum.
     """
     run(tiny("train.compile=default"), tmp_path / "run", console)
     rows, ours = (
