@@ -66,7 +66,7 @@ def draw_predictions(
         found = [result for result in results if result["image_id"] == image_id and result["score"] > threshold]
         found.sort(key=lambda result: -result["score"])  # the highest-scoring on top
         panels.append((column, 0, f"image {image_id}: ground truth", _draw(pixels, truth.imgToAnns[image_id], truth)))
-        panels.append((column, 1, f"{len(found)} detections", _draw(pixels, found, truth)))
+        panels.append((column, 1, f"detections: {len(found)}", _draw(pixels, found, truth)))
     cell = PANEL_SIDE + GAP
     height = TITLE + max(picture.height for *_, picture in panels) + GAP
     sheet = Image.new("RGB", (cell * len(shown), height * 2), "white")
