@@ -206,5 +206,6 @@ def box_bags(pyramid: Pyramid, boxes: Boxes, soft_prior: bool, config: BagsConfi
             SOFT=soft_prior,
             BLOCK=config.points,
             num_warps=config.warps,
+            maxnreg=128 if config.points <= 64 * config.warps else 255,  # without a limit, sm_75 takes 80 and spills
         )
     return bags, extremes
