@@ -78,6 +78,7 @@ SLICES = {  # ours first
         Part("benchmarks.train_step", f"{STEPS} compiled --cfg r50_refine_ms_2x --height 960 --width 1344", 130),
         *(Part("benchmarks.train_step", f"{STEPS} {name} --images 2", 130) for name in ("compiled", "'CUDA graphs'")),
         *(Part("benchmarks.train_step", f"{STEPS} {name} --images 2", 50) for name in ("triton", "torchvision")),
+        Part("benchmarks.frozen", "--resume --seconds 0.3", 60),
         Part("benchmarks.predict", f"{PREDICT} compiled", 130),
         *(Part("benchmarks.predict", f"{PREDICT} {name}", 50) for name in ("eager", "torchvision")),
         Part("benchmarks.train_step", f"{STEPS} 'tried convolutions'", 130),

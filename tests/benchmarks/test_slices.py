@@ -38,6 +38,7 @@ TINY = {
     "benchmarks.loss_cases": "--seconds 0",
     "benchmarks.train_step": f"{SMALL} --cfg shapes --varied-seconds 0 --images 2",
     "benchmarks.predict": f"{SMALL} --cfg shapes --batches 1 2",
+    "benchmarks.frozen": f"{SMALL} --images 1",
 }
 
 
@@ -78,6 +79,8 @@ def rehearsed(monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "SMALL", Size(96, 128, 4))
     monkeypatch.setattr(loss, "replays_the_same_bits", lambda step: step() is not None)  # its graph is a stand-in
     monkeypatch.setattr(Results, "plot", lambda self: None)
+    for name, given in (("cudnn_convolution_relu", 3), ("cudnn_convolution_add_relu", 5)):  # before their geometry
+        monkeypatch.setattr(torch, name, lambda *args, given=given: torch.conv2d(*args[:2], None, *args[given:]))
     tiny = {name: case._replace(size=Size(64, 96, 3, (8, 16)), batch=1) for name, case in loss_cases.CASES.items()}
     tiny = {name: case._replace(boxes=7) for name, case in tiny.items()}
     monkeypatch.setattr(loss_cases, "CASES", tiny)
@@ -136,6 +139,7 @@ def test_the_slice_of_everything_else_is_rehearsed(rehearsed, monkeypatch):
     assert expected | {"torchvision", "torchvision compiled"} == {row["method"] for row in steps}
     assert "parts_ms" in next(row for row in steps if row["method"] == "compiled")
     assert {row["method"] for row in rows(rehearsed.results / "benchmarks.predict.json")} == set(predict.METHODS)
+    assert ["ms" in row for row in rows(rehearsed.results / "benchmarks.frozen.json")] == [True] * 8
 
 
 MODULE = """

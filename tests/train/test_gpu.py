@@ -4,6 +4,8 @@ Compiling takes most of the time: the smallest detector, of one size of image an
 several, so that tests find in PyTorch's cache what others have compiled.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -198,6 +200,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(settings, tin
     assert first.iteration == second.iteration > 3
     assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
     torch.testing.assert_close(first.optimizer["state"], second.optimizer["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "repeats"),
+    [("backbone.depth=50", True), ("head.refine=true", False), ("head.deformable=true", False)],
+)
+def test_pytorch_calls_no_step_nondeterministic_but_those_that_the_page_names(setting, repeats, make):
+    """docs/performance.md; eager, where every operation is asked."""
+    train_step, steps = make("train.compile=off", "backbone.frozen_stages=1", "train.precision=bfloat16", setting)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train_step(steps[0], 1.0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    told = [str(warning.message) for warning in caught if "deterministic implementation" in str(warning.message)]
+    assert (not told) == repeats, told
 
 
 def test_values_are_copied_as_they_were_when_the_copy_was_queued():
