@@ -4,10 +4,10 @@ import math
 
 import torch
 from torch import nn
-from torch._dynamo.callback import CallbackArgs, CallbackTrigger
 
 SPARE_GRAPHS = 16  # recompilations beyond the expected graphs that torch.compile allows before it raises
 RECORDS_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that do, on a GPU
+PARTS_OF_A_PASS = 3  # forward pass, in two parts if the loss reads values on the host between them, and backward pass
 
 
 def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
@@ -25,10 +25,10 @@ def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
 def cuda_graphs(mode: str, batch_sizes: int, micro_batches: int) -> int:
     """Return how many CUDA graphs a run records at most on a GPU.
 
-    For each size of batch, the forward and the backward pass of each micro-batch of a step: a later one has another
-    place in memory, since the gradients of the earlier ones are still there.
+    For each size of batch, those of each micro-batch of a step: a later one has another place in memory, since the
+    gradients of the earlier ones are still there.
     """
-    return 2 * batch_sizes * micro_batches if mode in RECORDS_CUDA_GRAPHS else 0
+    return PARTS_OF_A_PASS * batch_sizes * micro_batches if mode in RECORDS_CUDA_GRAPHS else 0
 
 
 class GraphWatch:
@@ -51,8 +51,8 @@ class GraphWatch:
         self.graphs += torch._dynamo.utils.counters["stats"]["unique_graphs"]
         torch._dynamo.callback_handler.remove_start_callback(self._count_recording)
 
-    def _count_recording(self, event: CallbackArgs) -> None:
-        self.recorded += event.callback_trigger == CallbackTrigger.CUDAGRAPH_RECORDING
+    def _count_recording(self, event: "torch._dynamo.callback.CallbackArgs") -> None:
+        self.recorded += event.callback_trigger.name == "CUDAGRAPH_RECORDING"
 
     def unexpected_recordings(self) -> bool:
         """Return whether more CUDA graphs were recorded than expected; it is told once."""

@@ -194,9 +194,9 @@ def record_cuda_graph():
 
 
 def test_a_run_records_a_bounded_number_of_cuda_graphs():
-    """Forward and backward, of each size of batch and micro-batch; numbers of boxes do not matter."""
-    assert compile_module.cuda_graphs("reduce-overhead", batch_sizes=4, micro_batches=1) == 8
-    assert compile_module.cuda_graphs("max-autotune", batch_sizes=4, micro_batches=3) == 24
+    """For each size of batch and each micro-batch of a step; numbers of boxes do not matter."""
+    assert compile_module.cuda_graphs("reduce-overhead", batch_sizes=4, micro_batches=1) == 12
+    assert compile_module.cuda_graphs("max-autotune", batch_sizes=4, micro_batches=3) == 36
     assert compile_module.cuda_graphs("default", batch_sizes=4, micro_batches=3) == 0
     watch = compile_module.GraphWatch(expected=1, expected_recordings=2)
     told = []
