@@ -23,7 +23,7 @@ def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
 
 
 def cuda_graphs(mode: str, batch_sizes: int, micro_batches: int) -> int:
-    """Return how many CUDA graphs a run records at most on a GPU.
+    """Return how many CUDA graphs a run on a GPU records at most.
 
     For each size of batch, those of each micro-batch of a step: a later one has another place in memory, since the
     gradients of the earlier ones are still there.

@@ -93,7 +93,8 @@ class Trainer:
         self.broken: set[str] = set()  # "PATH: reason" of images that could not be read
         self.stop_requested = False  # by a signal
         sizes = 0 if cfg.train.compile == "off" else len(cfg.data.buckets)
-        self.watch = GraphWatch(sizes, cuda_graphs(cfg.train.compile, sizes, cfg.train.accumulate))
+        recordings = cuda_graphs(cfg.train.compile, sizes, cfg.train.accumulate) if on_gpu else 0
+        self.watch = GraphWatch(sizes, recordings)
         self.speed = Speed(ranks.world_size())
         self.display = ProgressDisplay(
             console, "training", self.total, done=self.iteration, steps_between_lines=cfg.train.log_every

@@ -266,20 +266,23 @@ def test_compiling_ahead_runs_all_micro_batches_of_a_step_and_then_records_them(
     assert seen == list(zip(shapes, [False, True] * 4))  # the second adds to the gradients of the first
 
 
-def test_more_cuda_graphs_than_expected_are_reported_once(untraced, tiny, tmp_path, console):
-    trainer = Trainer(tiny("train.compile=default", "schedule.epochs=1"), tmp_path / "run", console)
-    compute = trainer.train_step._losses
+def test_cuda_graphs_are_counted_and_more_than_expected_are_reported_once(untraced, tiny, tmp_path, console):
+    trainer = Trainer(tiny("train.compile=default", *ONE_BUCKET), tmp_path / "run", console)
+    trainer.watch = compile_module.GraphWatch(expected=1, expected_recordings=3)
+    compute, calls = trainer.train_step._losses, []
 
     def losses(batch):
-        if trainer.iteration in (2, 3):
+        calls.append(batch)
+        if len(calls) in (2, 5, 6, 7):  # the second while compiling, then in iterations 3, 4 and 5
             record_cuda_graph()
         return compute(batch)
 
     trainer.train_step._losses = losses
     trainer.fit()
     told = [line for line in console.file.getvalue().splitlines() if "CUDA graphs" in line]
-    assert [line.partition(":")[0] for line in told] == ["recorded more CUDA graphs in iteration 3"]
-    assert "TORCH_LOGS=cudagraphs" in told[0]
+    assert told[0].endswith("one for each batch size; recorded 1 CUDA graphs")
+    assert [line.partition(":")[0] for line in told[1:]] == ["recorded more CUDA graphs in iteration 5"]
+    assert "TORCH_LOGS=cudagraphs" in told[1]
 
 
 def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tmp_path, console):
