@@ -14,7 +14,8 @@ OF_LOSS = (  # kernels of dwtriton/kernels
 )
 COPIES = ("memcpy", "memset", "copy_kernel", "copyfunctor", "catarray", "fillfunctor", "nchwtonhwc", "nhwctonchw")
 OPTIMISER = ("multi_tensor_apply",)  # also the EMA and the loss scale: whatever visits all weights at once
-NORM = ("norm", "var_mean", "addcmul", "rsqrt", "rowwisemoments", "gammabeta", "internalgradients", "::bn_")
+NORM = ("norm", "rowwisemoments", "gammabeta", "internalgradients", "::bn_")
+INDUCTORS_NORM = ("norm", "mean", "addcmul", "rsqrt")  # operations of model/group_norm.py, and of folded batch norms
 CONVOLUTION = (
     "conv",
     "gemm",
@@ -38,15 +39,15 @@ DIRECT_COPY = "direct_copy_kernel"  # PyTorch's copy to another layout or dtype
 def part_of(name: str) -> str:
     """Return which of PARTS a kernel belongs to.
 
-    "norm" are those that say so, and Inductor's with the operations of group norm; "fused" are all others of Inductor:
-    activations, additions, casts, and the sums in the backward pass of norms, whose names do not tell. Copies inside of
-    convolutions, from one layout to another, are copies. Matrix products are convolutions: those of one pixel.
+    "norm" are those that say so, and Inductor's with the operations of norms; "fused" are all others of Inductor:
+    activations, additions, casts. Copies from one layout to another that cuDNN makes are copies. Matrix products are
+    convolutions: those of one pixel.
     """
     lower = name.lower()
     if name in OF_LOSS:
         return "loss"
     if lower.startswith(INDUCTOR):
-        return "norm" if _has(lower, NORM) else "fused"
+        return "norm" if _has(lower, INDUCTORS_NORM) else "fused"
     for part, words in (("copies", COPIES), ("optimiser", OPTIMISER), ("norm", NORM), ("convolution", CONVOLUTION)):
         if _has(lower, words):
             return part

@@ -90,9 +90,18 @@ NAMES = {  # as profilers print them
     "void at::native::batch_norm_transform_input_channels_last_kernel<c10::BFloat16, float, float, 4>": "norm",
     "void cudnn::bn_fw_tr_1C11_kernel_NCHW<__half, float, 512, true, 1>": "norm",
     "triton_red_fused_native_group_norm_backward_2": "norm",
-    "triton_red_fused__to_copy_var_mean_17": "norm",
-    "triton_poi_fused__to_copy_add_addcmul_mul_relu_rsqrt_sub_4": "norm",
-    "triton_per_fused__to_copy_mul_sum_where_9": "fused",
+    **dict.fromkeys(
+        (  # Inductor of torch 2.11 for an H100: group norm and its ReLU in bfloat16, the passes over all activations
+            "triton_red_fused__to_copy_var_mean_0",
+            "triton_poi_fused__to_copy__unsafe_view_add_addcmul_clone_expand_mean_mul_pow_relu_rsqrt_sub_unsqueeze_"
+            "var_mean_view_3",
+            "triton_red_fused__unsafe_view_clone_expand_gt_mean_mul_scalar_tensor_sub_sum_unsqueeze_view_where_4",
+            "triton_poi_fused__to_copy__unsafe_view_add_addcmul_clone_div_expand_gt_mean_mul_neg_pow_rsqrt_"
+            "scalar_tensor_sub_unsqueeze_var_mean_view_where_9",
+        ),
+        "norm",
+    ),
+    "triton_per_fused_gt_scalar_tensor_sum_where_5": "fused",
     "triton_poi_fused__unsafe_index_add_convolution_relu_11": "fused",
     "dense_backward_kernel": "loss",
     "void at::native::(anonymous namespace)::max_pool_forward_nhwc<c10::BFloat16, int>": "other",
