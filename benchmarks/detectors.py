@@ -38,13 +38,16 @@ Step = Callable[[], object]
 
 TRAIN_METHODS = {
     "compiled": "compiled, with the Triton loss (on a CPU the reference)",
+    "CUDA graphs": "the same, recorded as CUDA graphs",
+    "tried convolutions": "compiled, with the convolutions that are fastest in a trial",
     "triton": "eager, with the Triton loss",
     "eager": "eager, with the PyTorch reference",
     "released": "eager, with the released algorithm",
     "torchvision": "torchvision's FCOS, eager",
     "torchvision compiled": "torchvision's FCOS under torch.compile",
 }
-OUR_DETECTOR = ("compiled", "triton", "eager", "released")  # with the loss of each
+COMPILED = ("compiled", "CUDA graphs", "tried convolutions")
+OUR_DETECTOR = (*COMPILED, "triton", "eager", "released")  # with the loss of each
 
 
 def benchmark_config(name: str, buckets: Sequence[tuple[int, int]], images: int, precision: str, mode: str) -> Config:
@@ -102,12 +105,13 @@ class ReleasedLoss(nn.Module):
 
 def make_train_step(method: str, cfg: Config, device: torch.device, capacity: int) -> TrainStep:
     """Return the training step of a method in OUR_DETECTOR."""
-    backend = {"compiled": "auto", "triton": "triton", "eager": "torch", "released": "torch"}[method]
-    mode = cfg.train.compile if method == "compiled" else "off"
+    backend = "auto" if method in COMPILED else "triton" if method == "triton" else "torch"
+    mode = "reduce-overhead" if method == "CUDA graphs" else cfg.train.compile if method in COMPILED else "off"
+    train = {"compile": mode, "deterministic": method != "tried convolutions"}
     cfg = cfg.model_copy(
         update={
             "loss": cfg.loss.model_copy(update={"backend": backend}),
-            "train": cfg.train.model_copy(update={"compile": mode}),
+            "train": cfg.train.model_copy(update=train),
         }
     )
     torch.manual_seed(0)

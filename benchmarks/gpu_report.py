@@ -3,6 +3,7 @@
 import json
 from typing import NamedTuple
 
+from benchmarks.frozen import AS_TRAINED, IN_CONVOLUTION, LAYERS, PADDED
 from benchmarks.recording import RESULTS, caption
 
 OWED = "owed"
@@ -44,6 +45,10 @@ def _step(name: str, slice_name: str, important: bool = False, **row) -> Figure:
     return Figure(f"training, {name}", slice_name, "train_step", STEP | row, "images_s", "images/s", important)
 
 
+def _frozen(layer: str, way: str) -> Figure:
+    return Figure(f"frozen {layer}, {way}", "more", "frozen", {"layer": layer, "way": way}, "ms", "ms")
+
+
 def _detect(name: str, **row) -> Figure:
     return Figure(f"inference, {name}", "more", "predict", row, "images_s", "images/s")
 
@@ -63,13 +68,26 @@ FIGURES = (
     _loss("torchvision's FCOS, 7 boxes", True, method="fcos", boxes=7),
     _loss("released algorithm, 7 boxes", True, method="released", boxes=7),
     _step("ours, compiled", "steps", True, method="compiled"),
+    Figure(
+        "copies to another layout, ours, compiled",
+        "steps",
+        "train_step",
+        STEP | {"method": "compiled"},
+        "direct_copies",
+        "a step",
+    ),
     _step("ours, eager", "steps", True, method="triton"),
     _step("torchvision's FCOS, eager", "steps", True, method="torchvision"),
     _step("ours, eager, released algorithm", "steps", True, method="released"),
     _step("torchvision's FCOS, compiled", "more", method="torchvision compiled"),
     _step("ours, compiled, box refinement", "more", method="compiled", config="r50_refine_1x"),
     _step("ours, compiled, 960x1344", "more", method="compiled", config="r50_refine_ms_2x"),
+    _step("ours, compiled, convolutions by trial", "more", method="tried convolutions"),
     _step("ours, compiled, 2 images", "more", method="compiled", images=2),
+    _step("ours, in CUDA graphs, 2 images", "more", method="CUDA graphs", images=2),
+    _step("ours, eager, 2 images", "more", method="triton", images=2),
+    *(_frozen("stem", way) for way in (AS_TRAINED, IN_CONVOLUTION, *PADDED)),
+    *(_frozen(layer, way) for layer in list(LAYERS)[1:] for way in (AS_TRAINED, IN_CONVOLUTION)),
     _detect("ours, compiled, 16 images", method="compiled", batch=16),
     _detect("ours, compiled, 1 image", method="compiled", batch=1),
     _detect("torchvision's FCOS, 16 images", method="torchvision", batch=16),

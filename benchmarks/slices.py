@@ -76,10 +76,12 @@ SLICES = {  # ours first
         Part("benchmarks.train_step", f"{STEPS} compiled --cfg r50_refine_1x", 130),
         Part("benchmarks.train_step", f"{STEPS} triton --cfg r50_refine_1x", 50),
         Part("benchmarks.train_step", f"{STEPS} compiled --cfg r50_refine_ms_2x --height 960 --width 1344", 130),
-        Part("benchmarks.train_step", f"{STEPS} compiled --images 2", 130),
+        *(Part("benchmarks.train_step", f"{STEPS} {name} --images 2", 130) for name in ("compiled", "'CUDA graphs'")),
         *(Part("benchmarks.train_step", f"{STEPS} {name} --images 2", 50) for name in ("triton", "torchvision")),
+        Part("benchmarks.frozen", "--resume --seconds 0.3", 60),
         Part("benchmarks.predict", f"{PREDICT} compiled", 130),
         *(Part("benchmarks.predict", f"{PREDICT} {name}", 50) for name in ("eager", "torchvision")),
+        Part("benchmarks.train_step", f"{STEPS} 'tried convolutions'", 130),
         Part("benchmarks.train_step", f"{STEPS} eager", 50),
         Part("benchmarks.train_step", f"{STEPS} compiled triton --parts", 200),
         Part("benchmarks.train_step", "--resume --methods compiled --varied 2000 --varied-seconds 120", 200),
@@ -117,11 +119,21 @@ def look_at_gpu(name: str) -> None:
         raise UserError(f"gpu-{name}: PyTorch finds no GPU of NVIDIA or AMD; nothing can be measured")
     if find_spec("triton") is None:
         raise UserError(f"gpu-{name}: Triton is not installed; install it to run the kernels")
-    gpu = torch.cuda.get_device_name()
+    if missing := left_out(name, torch.cuda.get_device_name()):
+        print(f"{torch.cuda.get_device_name()}, left out: {'; '.join(missing)}. Everything else is measured")
+
+
+def left_out(name: str, gpu: str) -> list[str]:
+    """Return what a slice cannot measure on this GPU."""
+    missing = []
     if not torch.cuda.is_bf16_supported():
-        print(f"{gpu} has no bfloat16: such rows of the loss fail, and steps are measured in float16")
-    if peak_flops(gpu) is None:
-        print(f"{gpu} is not in benchmarks/flops.py: shares of its peak rate are left out")
+        instead = {"kernels": "rows of the loss fail", "steps": "steps run in float16"}
+        missing.append(f"bfloat16, which it lacks ({instead.get(name, ', '.join(instead.values()))})")
+    if name != "kernels" and peak_flops(gpu) is None:
+        missing.append("shares of its peak rate and the roofline, as it is not in benchmarks/flops.py")
+    if torch.version.hip is not None:
+        missing.append("the driver's version, for which only NVIDIA's is asked")
+    return missing
 
 
 def run_part(part: Part, deadline: float) -> int:

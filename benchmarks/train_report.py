@@ -5,33 +5,53 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
+from benchmarks import kernel_names
 from benchmarks.recording import caption, save_figure
 
 TABLE_HEAD = "| config, images | method | images/s | times the first | ms a step |"
 PARTS = ("data", "backbone", "fpn", "head", "loss", "backward", "optimiser")
 
 
+SHARES = {"mfu": 0, "roofline": 0, "loss_share": 1}  # with the digits of the percentage
+
+
 def markdown_table(results: dict) -> str:
-    """Return a table of rates, memory and parts of a step, with lines on failures and on varied batches below it."""
+    """Return tables of rates, memory and parts of steps and of their kernels, with lines on failures below them."""
     lines = [
-        f"{TABLE_HEAD} peak GB | model FLOPs of the peak | loss, share of a step | "
+        f"{TABLE_HEAD} peak GB | warm-up s | model FLOPs of the peak | roofline of the step | loss, share of a step | "
         + " | ".join(f"{part} ms" for part in PARTS)
         + " |",
-        "|---" * (8 + len(PARTS)) + "|",
+        "|---" * (10 + len(PARTS)) + "|",
     ]
     rows = [row for row in results["rows"] if row["method"] != "varied"]
     first: dict[tuple, float] = {}  # rate of the first method of a config and size of batch
     for row in rows:
         case = _case(row)
         if "images_s" not in row:
-            lines.append(f"| {case} | {row['method']} | {row['skipped']} |" + " |" * (5 + len(PARTS)))
+            lines.append(f"| {case} | {row['method']} | {row['skipped']} |" + " |" * (7 + len(PARTS)))
             continue
-        shares = [f"{row[name]:.{digits}%}" if name in row else "" for name, digits in (("mfu", 0), ("loss_share", 1))]
+        shares = [f"{row[name]:.{digits}%}" if name in row else "" for name, digits in SHARES.items()]
         parts = [f"{row['parts_ms'][part]:g}" if "parts_ms" in row else "" for part in PARTS]
         ratio = f"{row['images_s'] / first.setdefault(case, row['images_s']):.2f}"
-        figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}", *shares, *parts]
+        figures = [f"{row['images_s']:g}", ratio, f"{row['ms']:g}", f"{row['peak_gb']:g}"]
+        figures += [f"{row['warm_up_s']:g}" if "warm_up_s" in row else "", *shares, *parts]
         lines.append(f"| {case} | {row['method']} | {' | '.join(figures)} |")
-    return "\n".join([*lines, "", *failure_lines(results), *varied_lines(results)])
+    return "\n".join([*lines, "", *kernel_lines(rows), *failure_lines(results), *varied_lines(results)])
+
+
+def kernel_lines(rows: list[dict]) -> list[str]:
+    """Return a table of the device's time by what kernels are for, if it was measured."""
+    rows = [row for row in rows if "kernels_ms" in row]
+    if not rows:
+        return []
+    parts = kernel_names.PARTS
+    head = f"| config, images | method | kernels ms | {' | '.join(f'{part} ms' for part in parts)} | direct copies |"
+    lines = [head, "|---" * (4 + len(parts)) + "|"]
+    for row in rows:
+        times = [row["kernels_ms"][part] for part in parts]
+        figures = [f"{sum(times):.3g}", *(f"{time:g}" for time in times), f"{row['direct_copies']:g}"]
+        lines.append(f"| {_case(row)} | {row['method']} | {' | '.join(figures)} |")
+    return [*lines, ""]
 
 
 def _case(row: dict) -> str:

@@ -221,7 +221,9 @@ class TrainConfig(Section):
         description="autocast of backbone, pyramid and towers; auto: bfloat16 if the hardware has it, or float32",
     )
     compile: MayChange[Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH]] = Field(
-        "auto", description="mode of torch.compile; true: default; auto: default on a GPU, off on a CPU"
+        "auto",
+        description="mode of torch.compile; true: default; auto: default on a GPU, off on a CPU; reduce-overhead: with "
+        "CUDA graphs, for few images",
     )
     compile_ahead: MayChange[bool] = Field(True, description="compile for every bucket before the first step")
     deterministic: MayChange[bool] = Field(

@@ -95,7 +95,7 @@ def backward_pass(grad_sums: Tensor, outputs: HeadOutputs, saved: Sequence[Tenso
 
 
 # A new name wherever shapes of results change: compiled code that torch.compile has on disk knows operators by name.
-@torch.library.custom_op("dwtriton::dual_weight_reference_sums", mutates_args=())
+@torch.library.custom_op("dwtriton::dual_weight_reference_sums", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def sums_operator(
     cls_logits: Sequence[Tensor],
     box_distances: Sequence[Tensor],

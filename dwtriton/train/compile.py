@@ -1,9 +1,13 @@
-"""torch.compile in training: one graph for each batch size, and a watch for recompilations."""
+"""torch.compile in training: one graph for each batch size, and a watch for recompilations and new CUDA graphs."""
+
+import math
 
 import torch
 from torch import nn
 
 SPARE_GRAPHS = 16  # recompilations beyond the expected graphs that torch.compile allows before it raises
+RECORDS_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that do, on a GPU
+PARTS_OF_A_PASS = 3  # forward pass, in two parts if the loss reads values on the host between them, and backward pass
 
 
 def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
@@ -18,21 +22,44 @@ def compile_network(network: nn.Module, mode: str, graphs: int) -> nn.Module:
     return torch.compile(network, fullgraph=True, dynamic=False, mode=mode)
 
 
+def cuda_graphs(mode: str, batch_sizes: int, micro_batches: int) -> int:
+    """Return how many CUDA graphs a run on a GPU records at most.
+
+    For each size of batch, those of each micro-batch of a step: a later one has another place in memory, since the
+    gradients of the earlier ones are still there.
+    """
+    return PARTS_OF_A_PASS * batch_sizes * micro_batches if mode in RECORDS_CUDA_GRAPHS else 0
+
+
 class GraphWatch:
     """Counts the graphs that torch.compile makes inside `with watch:`, and explains those beyond the expected ones.
 
-    The counters are private to torch 2.11: PyTorch has no public ones.
+    Graphs of PyTorch operations are in `graphs`, CUDA graphs in `recorded`. The counters are private to torch 2.11:
+    PyTorch has no public ones.
     """
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int, expected_recordings: int = 0) -> None:
         self.expected, self.graphs = expected, 0
+        self.expected_recordings, self.recorded = expected_recordings, 0
         self._reasons: set[str] = set()  # reported so far
 
     def __enter__(self) -> None:
         self.graphs -= torch._dynamo.utils.counters["stats"]["unique_graphs"]  # of this process so far
+        torch._dynamo.callback_handler.register_start_callback(self._count_recording)
 
     def __exit__(self, *error: object) -> None:
         self.graphs += torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch._dynamo.callback_handler.remove_start_callback(self._count_recording)
+
+    def _count_recording(self, event: "torch._dynamo.callback.CallbackArgs") -> None:
+        self.recorded += event.callback_trigger.name == "CUDAGRAPH_RECORDING"
+
+    def unexpected_recordings(self) -> bool:
+        """Return whether more CUDA graphs were recorded than expected; it is told once."""
+        if self.recorded <= self.expected_recordings:
+            return False
+        self.expected_recordings = math.inf
+        return True
 
     def unexpected_recompile(self) -> str | None:
         """Return the reason for an unexpected recompilation, or None if there was none or it has been reported."""

@@ -12,7 +12,8 @@ from dwtriton.data.loaders import training_buckets
 def settle_for_device(cfg: Config, device: torch.device) -> Config:
     """Return the config with `train.precision` and `train.compile` for this device instead of auto.
 
-    Raises UserError if the network is to be compiled for an unknown number of batch sizes.
+    Raises UserError if the network is to be compiled for an unknown number of batch sizes, and for CUDA graphs without
+    a GPU.
     """
     precision, mode, on_gpu = cfg.train.precision, cfg.train.compile, device.type == "cuda"
     if precision == "auto":
@@ -25,6 +26,11 @@ def settle_for_device(cfg: Config, device: torch.device) -> Config:
         raise UserError(
             "data.buckets = 0 lets a batch have any size, and torch.compile makes a graph for each: set data.buckets "
             "to a number, or train.compile = off"
+        )
+    if mode == "reduce-overhead" and not on_gpu:
+        raise UserError(
+            "train.compile = reduce-overhead records CUDA graphs, and PyTorch finds no GPU: set train.compile = "
+            "default, which compiles the same network, or off"
         )
     return override_config(cfg, [f"train.precision={precision}", f"train.compile={mode}"])
 

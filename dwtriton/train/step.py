@@ -78,15 +78,7 @@ class TrainStep:
         unchanged weights in.
         """
         lr = set_learning_rate(self.optimizer, lr_factor)
-        self._zero_grad()
-        own = []
-        for batch in micro_batches:
-            only_add_up = ranks.world_size() > 1 and batch is not micro_batches[-1]  # ranks exchange the last sum
-            with self.network.no_sync() if only_add_up else nullcontext():
-                losses = self._losses(batch.images, batch.image_sizes, batch.targets)
-                total = sum(losses.values())
-                self.scaler.scale(total / len(micro_batches)).backward()
-            own.append(torch.stack([total, *losses.values()]).detach())
+        names, own = self._accumulate(micro_batches)
         if self.cfg.optimizer.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.cfg.optimizer.clip_norm)
@@ -94,28 +86,39 @@ class TrainStep:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.detector)
-        own = torch.stack(own)  # [micro-batches, losses]
-        return lr, StepLosses(["loss", *losses], AsyncHostCopy(ranks.all_reduce_mean(own.mean(0))), AsyncHostCopy(own))
+        return lr, StepLosses(names, AsyncHostCopy(ranks.all_reduce_mean(own.mean(0))), AsyncHostCopy(own))
 
-    def _losses(
-        self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return the losses of one micro-batch; the arguments are fields of `Batch`."""
-        images = images.to(self.device, non_blocking=True)
-        sizes = to_device(torch.tensor(image_sizes), self.device)
-        packed = pack_targets(targets, self.device, self.capacity)
+    def _accumulate(self, micro_batches: list[Batch]) -> tuple[list[str], Tensor]:
+        """Compute the gradients of a step; return the names of its losses and their values [micro-batches, losses].
+
+        CUDA graphs may write over what those of the last step returned, its gradients among them, but not over what
+        those of an earlier micro-batch did: a step begins once.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.cfg.train.compile != "off":
+            torch.compiler.cudagraph_mark_step_begin()
+        own = []
+        for index, batch in enumerate(micro_batches, 1):
+            only_add_up = ranks.world_size() > 1 and index < len(micro_batches)  # ranks exchange the last sum
+            with self.network.no_sync() if only_add_up else nullcontext():
+                losses = self._losses(batch)
+                total = sum(losses.values())
+                self.scaler.scale(total / len(micro_batches)).backward()
+            own.append(torch.stack([total, *losses.values()]).detach())
+        return ["loss", *losses], torch.stack(own)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        images = batch.images.to(self.device, non_blocking=True)
+        sizes = to_device(torch.tensor(batch.image_sizes), self.device)
+        packed = pack_targets(batch.targets, self.device, self.capacity)
         dtype = AUTOCAST.get(self.cfg.train.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return self.network(images, sizes, packed)
 
-    def _zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.cfg.train.compile != "off":
-            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the gradients of the last step
-
     def compile_ahead(self, images: int, weighted: bool = False) -> Iterator[None]:
         """Compile for micro-batches of `images` images, one bucket at a time; `weighted`: their targets have weights.
 
+        Everything runs that a step is made of, but for the update, so that its CUDA graphs are recorded, too.
         At every yield, and after an error, everything that a step depends on is unchanged: buffers (batch-norm
         statistics), gradients and random numbers.
         """
@@ -124,13 +127,19 @@ class TrainStep:
             no_boxes["weights"] = torch.zeros(0)
         buffers = [buffer.clone() for buffer in self.detector.buffers()]
         for height, width in self.cfg.data.buckets:
-            black = torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # channels_last
+            black = Batch(
+                images=torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2),  # channels_last
+                targets=[no_boxes] * images,
+                image_ids=[],
+                image_sizes=[(height, width)] * images,
+                scale_factors=[],
+                paths=[],
+                broken=[],
+            )
             try:
                 with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                     for _ in range(2):  # CUDA graphs are recorded in the second
-                        self._zero_grad()
-                        losses = self._losses(black, [(height, width)] * images, [no_boxes] * images)
-                        self.scaler.scale(sum(losses.values())).backward()
+                        self._accumulate([black] * self.cfg.train.accumulate)
             finally:
                 self.optimizer.zero_grad(set_to_none=True)
                 for buffer, before in zip(self.detector.buffers(), buffers):

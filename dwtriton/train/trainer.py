@@ -25,7 +25,7 @@ from dwtriton.inference.detect import detect
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.pixels import PixelDetector, compile_predict
-from dwtriton.train.compile import GraphWatch
+from dwtriton.train.compile import GraphWatch, cuda_graphs
 from dwtriton.train.failures import explain_failures
 from dwtriton.train.finite import PendingStep, check_weights
 from dwtriton.train.metrics import Speed, losses_line
@@ -92,7 +92,9 @@ class Trainer:
         self.pending: PendingStep | None = None  # the latest step
         self.broken: set[str] = set()  # "PATH: reason" of images that could not be read
         self.stop_requested = False  # by a signal
-        self.watch = GraphWatch(expected=0 if cfg.train.compile == "off" else len(cfg.data.buckets))
+        sizes = 0 if cfg.train.compile == "off" else len(cfg.data.buckets)
+        recordings = cuda_graphs(cfg.train.compile, sizes, cfg.train.accumulate) if on_gpu else 0
+        self.watch = GraphWatch(sizes, recordings)
         self.speed = Speed(ranks.world_size())
         self.display = ProgressDisplay(
             console, "training", self.total, done=self.iteration, steps_between_lines=cfg.train.log_every
@@ -161,7 +163,9 @@ class Trainer:
                 advance()
                 self._stop_if_requested()
         seconds = time.perf_counter() - began
-        print_line(self.console, f"compiled {self.watch.graphs} graphs in {seconds:.0f} s, one for each batch size")
+        recorded = f"; recorded {self.watch.recorded} CUDA graphs" if self.watch.expected_recordings else ""
+        compiled = f"compiled {self.watch.graphs} graphs in {seconds:.0f} s, one for each batch size"
+        print_line(self.console, compiled + recorded)
 
     def train_epoch(self) -> None:
         """Do the remaining iterations of the current epoch, then write a checkpoint."""
@@ -194,6 +198,9 @@ class Trainer:
         self.pending = PendingStep(self.iteration, epoch + 1, lr, losses, micro_batches)
         if reason := self.watch.unexpected_recompile():
             print_line(self.console, f"recompiled in iteration {self.iteration}: {reason}", "yellow")
+        if self.watch.unexpected_recordings():
+            why = "TORCH_LOGS=cudagraphs tells why, --set train.compile=default does without them"
+            print_line(self.console, f"recorded more CUDA graphs in iteration {self.iteration}: {why}", "yellow")
 
     def record_pending(self) -> None:
         """Read, check and record the losses of the pending step, if there is one."""

@@ -2,9 +2,7 @@
 
 import json
 from collections import Counter
-from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +10,11 @@ import torch
 from benchmarks import (
     detectors,
     flops,
-    loss_share,
-    methods,
     predict,
     predict_report,
     train_report,
     train_step,
 )
-from benchmarks.cases import Size, make_case
 from benchmarks.flops import image_flops
 from dwtriton import load_config
 from dwtriton.core.points import STRIDES
@@ -27,7 +22,6 @@ from dwtriton.model.pixels import PixelDetector
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
-TINY = Size(height=96, width=128, classes=4)
 
 
 SMALL = ["--device", "cpu", "--cfg", "shapes", "--height", "64", "--width", "96", "--seconds", "0"]
@@ -63,8 +57,8 @@ def quick(monkeypatch):
     figures = {"images_s": 4.0, "ms": 500.0, "steps": 3, "warm_up_s": 1.0, "peak_gb": 0.1}
     monkeypatch.setattr(train_step, "measure_steps", lambda *_: figures)
     monkeypatch.setattr(train_step, "measure_parts", lambda *_: dict.fromkeys(train_report.PARTS, 1.0))
-    monkeypatch.setattr(train_step, "loss_share", lambda *_: 0.0123)
-    monkeypatch.setattr(train_step, "image_flops", lambda *_, **__: 10**9)
+    monkeypatch.setattr(train_step, "profile_step", lambda *_: {"loss_share": 0.0123})
+    monkeypatch.setattr(train_step, "convolutions", lambda *_, **__: [flops.Call(10**9, 10**6)])
     monkeypatch.setattr(predict, "measure_steps", lambda *_: figures)
     monkeypatch.setattr(predict, "median_ms", lambda *_: 1.0)
 
@@ -104,7 +98,7 @@ def test_what_fails_after_a_measurement_leaves_it(quick, tmp_path, monkeypatch, 
     assert results["rows"][0]["images_s"] == 4
     assert results["rows"][1]["skipped"] == "RuntimeError: no such luck"
     printed = capsys.readouterr().out
-    assert "| eager | 4 | 1.00 | 500 | 0.1 |  | 1.2% |" in printed
+    assert "| eager | 4 | 1.00 | 500 | 0.1 | 1 |  |  | 1.2% |" in printed
     assert "Failed, eager: RuntimeError: no such luck." in printed
     assert "Failed, varied batches: RuntimeError: no such luck." in printed
 
@@ -143,7 +137,7 @@ def test_results_without_the_share_of_the_loss_have_an_empty_cell():
         "peak_gb": 0.1,
     }
     table = train_report.markdown_table({"rows": [row, row | {"loss_share": 0.0049}]}).splitlines()
-    assert [line.split(" | ")[7] for line in table if "eager" in line] == ["", "0.5%"]
+    assert [line.split(" | ")[9] for line in table if "eager" in line] == ["", "0.5%"]
     assert len({line.count("|") for line in table if line}) == 1
 
 
@@ -181,39 +175,6 @@ def test_torchvisions_detector_gets_the_same_images_and_boxes_as_ours(training, 
         assert torch.equal(target["boxes"], own["boxes"])
 
 
-def test_the_share_of_the_loss_is_that_of_its_operators():
-    case = make_case(TINY, 2, 3, torch.float32, CPU)
-    assert 0.5 < loss_share.loss_share(methods.make_step("eager", case), CPU) < 1  # the rest divides and sums up
-    assert loss_share.loss_share(methods.make_step("released", case), CPU) is None
-
-
-def test_on_a_gpu_the_share_of_the_loss_is_of_the_time_of_the_device(monkeypatch):
-    def event(name, device_type, device_time, annotation=False):
-        return SimpleNamespace(
-            name=name, device_type=device_type, device_time_total=device_time, is_user_annotation=annotation
-        )
-
-    cpu, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
-    events = [
-        event("dwtriton::dual_weight", cpu, 2),
-        event("dwtriton::dual_weight_backward", cpu, 3),
-        event("aten::convolution", cpu, 95),
-        event("a kernel of the loss", gpu, 2),
-        event("another", gpu, 3),
-        event("a convolution", gpu, 85),
-        event("Memcpy HtoD", gpu, 10),
-        event("Torch-Compiled Region", gpu, 90, annotation=True),
-    ]
-
-    @contextmanager
-    def profile(**_settings):
-        yield SimpleNamespace(events=lambda: events)
-
-    monkeypatch.setattr(loss_share, "profile", profile)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
-    assert loss_share.loss_share(lambda: None, torch.device("cuda")) == 0.05
-
-
 def test_inference_is_measured_completely(tmp_path, capsys):
     out = tmp_path / "results" / "predict.json"
     predict.main([*SMALL, "--methods", "eager", "torchvision", "--batches", "1", "2", "--out", str(out)])
@@ -243,18 +204,32 @@ def test_operations_of_a_network_are_counted():
     assert flops.peak_flops("A CPU") is None
 
 
+def test_the_roofline_takes_the_longer_of_operations_and_memory_for_each_convolution():
+    calls = [flops.Call(flops=6, entries=1), flops.Call(flops=1, entries=4)]
+    assert flops.roofline_seconds(calls, peak=2.0, bytes_a_second=1.0) == 6 / 2 + 4 * 2
+    one, two = (flops.convolutions(load_config("shapes"), (64, 96), images, training=True) for images in (1, 2))
+    assert [2 * call.flops for call in one] == [call.flops for call in two]
+    stem = two[0]
+    assert stem.flops == 2 * 2 * 32 * 48 * 64 * 3 * 49
+    assert stem.entries == 2 * 3 * 64 * 96 + 64 * 3 * 49 + 2 * 64 * 32 * 48
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_steps_and_inference_are_measured_on_a_gpu(tmp_path):
     """What takes longest to compile is left to the benchmarks: parts of a step, and torchvision's detector."""
     small = ["--device", "cuda", *SMALL[2:], "--precision", "bfloat16"]
-    methods = ["compiled", "triton", "eager", "released", "torchvision"]
+    methods = ["compiled", "CUDA graphs", "triton", "eager", "released", "torchvision"]
     steps = [*small, "--methods", *methods, "--images", "2", "--varied", "8", "--out", str(tmp_path / "steps.json")]
     assert train_step.main(steps) == 0
     *rows, varied = json.loads((tmp_path / "steps.json").read_text())["rows"]
     assert [row["method"] for row in rows] == methods
     assert not [row for row in rows if "skipped" in row]
     assert {row["method"] for row in rows if "loss_share" in row} == {"compiled", "triton", "eager"}
+    parts = {row["method"]: row["kernels_ms"] for row in rows if "kernels_ms" in row}
+    assert parts.keys() == set(methods[:-1])
+    assert all(ms["convolution"] > 0 and ms["optimiser"] > 0 for ms in parts.values())
+    assert all((parts[name]["loss"] > 0) == (name in train_step.KERNELS) for name in parts)
     assert varied["steps"] == 8
     assert (varied["graphs"], varied["graph_breaks"], varied["host_syncs"]) == (2, 0, 0)
     inference = ["--methods", "compiled", "eager", "torchvision", "--batches", "2"]

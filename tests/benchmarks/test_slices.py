@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from benchmarks import (
     checks,
     detectors,
+    flops,
     loss,
     loss_cases,
     machine,
@@ -37,6 +38,7 @@ TINY = {
     "benchmarks.loss_cases": "--seconds 0",
     "benchmarks.train_step": f"{SMALL} --cfg shapes --varied-seconds 0 --images 2",
     "benchmarks.predict": f"{SMALL} --cfg shapes --batches 1 2",
+    "benchmarks.frozen": f"{SMALL} --images 1",
 }
 
 
@@ -72,10 +74,13 @@ def rehearsed(monkeypatch, tmp_path):
     monkeypatch.setattr(timing, "COPIED", 2**10)
     monkeypatch.setattr(timing, "RUNS", 2)
     monkeypatch.setattr(rates, "WARM_UP_STEPS", 1)
-    monkeypatch.setattr(train_step, "image_flops", lambda *_, **__: 10**9)
+    monkeypatch.setattr(train_step, "convolutions", lambda *_, **__: [flops.Call(10**9, 10**6)])
+    monkeypatch.setattr(train_step, "peak_flops", lambda _gpu: 1e12)
     monkeypatch.setattr(checks, "SMALL", Size(96, 128, 4))
     monkeypatch.setattr(loss, "replays_the_same_bits", lambda step: step() is not None)  # its graph is a stand-in
     monkeypatch.setattr(Results, "plot", lambda self: None)
+    for name, given in (("cudnn_convolution_relu", 3), ("cudnn_convolution_add_relu", 5)):  # before their geometry
+        monkeypatch.setattr(torch, name, lambda *args, given=given: torch.conv2d(*args[:2], None, *args[given:]))
     tiny = {name: case._replace(size=Size(64, 96, 3, (8, 16)), batch=1) for name, case in loss_cases.CASES.items()}
     tiny = {name: case._replace(boxes=7) for name, case in tiny.items()}
     monkeypatch.setattr(loss_cases, "CASES", tiny)
@@ -111,12 +116,10 @@ def test_the_slice_of_the_kernels_is_rehearsed_and_goes_on_where_it_stopped(rehe
 
 def test_the_slice_of_steps_is_rehearsed(rehearsed, capsys):
     assert rehearsed("steps") == 0
-    assert [row["method"] for row in rows(rehearsed.results / "benchmarks.train_step.json")] == [
-        "compiled",
-        "triton",
-        "torchvision",
-        "released",
-    ]
+    measured = rows(rehearsed.results / "benchmarks.train_step.json")
+    assert [row["method"] for row in measured] == ["compiled", "triton", "torchvision", "released"]
+    assert all(row["direct_copies"] == 1 and row["kernels_ms"]["copies"] == 0.001 for row in measured)
+    assert all((row.keys() >= {"mfu", "roofline"}) == (row["method"] != "torchvision") for row in measured)
     assert "missing: nothing" in capsys.readouterr().out
 
 
@@ -127,16 +130,16 @@ def test_the_slice_of_everything_else_is_rehearsed(rehearsed, monkeypatch):
     for module in (train_step, predict):
         monkeypatch.setattr(module, "measure_steps", lambda *_: figures)
     monkeypatch.setattr(train_step, "measure_parts", lambda *_: dict.fromkeys(train_report.PARTS, 1.0))
-    monkeypatch.setattr(train_step, "loss_share", lambda *_: None)
+    monkeypatch.setattr(train_step, "profile_step", lambda *_: {})
     monkeypatch.setattr(train_step, "torchvision_step", lambda *_, **__: None)  # rehearsed above
     monkeypatch.setattr(train_step, "varied_steps", lambda *_: dict.fromkeys(counts, 0))
     assert rehearsed("more") == 0
     steps = rows(rehearsed.results / "benchmarks.train_step.json")
-    assert {"compiled", "triton", "eager", "varied", "torchvision", "torchvision compiled"} == {
-        row["method"] for row in steps
-    }
+    expected = {"compiled", "CUDA graphs", "tried convolutions", "triton", "eager", "varied"}
+    assert expected | {"torchvision", "torchvision compiled"} == {row["method"] for row in steps}
     assert "parts_ms" in next(row for row in steps if row["method"] == "compiled")
     assert {row["method"] for row in rows(rehearsed.results / "benchmarks.predict.json")} == set(predict.METHODS)
+    assert ["ms" in row for row in rows(rehearsed.results / "benchmarks.frozen.json")] == [True] * 8
 
 
 MODULE = """
@@ -211,10 +214,22 @@ def test_what_this_machine_cannot_do_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "AMD Instinct MI300X")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    slices.look_at_gpu("steps")
-    assert capsys.readouterr().out == (
-        "AMD Instinct MI300X is not in benchmarks/flops.py: shares of its peak rate are left out\n"
-    )
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    for name in slices.SLICES:
+        slices.look_at_gpu(name)
+    *steps, kernels = sorted(capsys.readouterr().out.splitlines(), key=len, reverse=True)
+    driver = "the driver's version, for which only NVIDIA's is asked. Everything else is measured"
+    assert kernels == f"AMD Instinct MI300X, left out: {driver}"
+    peak = "shares of its peak rate and the roofline, as it is not in benchmarks/flops.py"
+    assert steps == [f"AMD Instinct MI300X, left out: {peak}; {driver}"] * 2
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    slices.look_at_gpu("more")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    slices.look_at_gpu("more")
+    lacks = "bfloat16, which it lacks (rows of the loss fail, steps run in float16)"
+    assert capsys.readouterr().out == f"NVIDIA H200, left out: {lacks}. Everything else is measured\n"
     monkeypatch.setattr(slices, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="Triton is not installed"):
         slices.look_at_gpu("steps")

@@ -5,9 +5,10 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import torch
+from torch.autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 
-from benchmarks import loss_share, timing
+from benchmarks import step_profile, timing
 
 NAME = "NVIDIA Rehearsal 1GB"
 
@@ -50,8 +51,11 @@ class Graph:
 
 @contextmanager
 def profile(**_settings):
-    """A profiler that sees nothing."""
-    yield SimpleNamespace(events=list)
+    """A profiler that sees one copy in each of some steps, whatever runs."""
+    kernel = SimpleNamespace(
+        name="direct_copy_kernel", device_type=DeviceType.CUDA, device_time_total=1.0, is_user_annotation=False
+    )
+    yield SimpleNamespace(events=lambda: [kernel] * step_profile.STEPS)
 
 
 def fake_gpu(monkeypatch) -> None:
@@ -73,7 +77,7 @@ def fake_gpu(monkeypatch) -> None:
     }
     for name, value in values.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    for module in (timing, loss_share):
+    for module in (timing, step_profile):
         monkeypatch.setattr(module, "profile", profile)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.callback import CallbackTrigger
 
 from dwtriton import build_detector
 from dwtriton.checkpoints.checkpoint import load_checkpoint
@@ -184,6 +185,27 @@ def test_the_watch_reports_each_reason_once():
     assert watch.graphs == 3
 
 
+def record_cuda_graph():
+    """Do what PyTorch does when it records one: tell those who asked."""
+    with torch._dynamo.callback_handler.install_callbacks(CallbackTrigger.CUDAGRAPH_RECORDING, "0/0"):
+        pass
+
+
+def test_a_run_records_a_bounded_number_of_cuda_graphs():
+    """For each size of batch and each micro-batch of a step; numbers of boxes do not matter."""
+    assert compile_module.cuda_graphs("reduce-overhead", batch_sizes=4, micro_batches=1) == 12
+    assert compile_module.cuda_graphs("max-autotune", batch_sizes=4, micro_batches=3) == 36
+    assert compile_module.cuda_graphs("default", batch_sizes=4, micro_batches=3) == 0
+    watch = compile_module.GraphWatch(expected=1, expected_recordings=2)
+    told = []
+    for _ in range(4):
+        with watch:
+            record_cuda_graph()
+        told.append(watch.unexpected_recordings())
+    record_cuda_graph()  # outside the watch
+    assert (watch.recorded, told) == (4, [False, False, True, False])
+
+
 @pytest.fixture
 def untraced(monkeypatch):
     """Not even graphs: the steps that would compile the network run eagerly."""
@@ -224,6 +246,41 @@ def test_compiling_ahead_changes_nothing_that_a_step_depends_on(untraced, tiny, 
     with pytest.raises(RuntimeError, match="out of memory"):
         next(train_step.compile_ahead(images=4))
     assert_untouched(train_step, *before)
+
+
+def test_compiling_ahead_runs_all_micro_batches_of_a_step_and_then_records_them(untraced, tiny):
+    cfg = tiny("train.compile=default", "train.accumulate=2", "data.batch_size=8")
+    train_step = TrainStep(build_detector(cfg).train(), cfg, CPU, capacity=50)
+    compute, seen = train_step._losses, []
+    head = train_step.detector.head.box_conv.weight
+
+    def losses(batch):
+        seen.append((tuple(batch.images.shape), head.grad is not None))
+        return compute(batch)
+
+    train_step._losses = losses
+    list(train_step.compile_ahead(images=4))
+    shapes = [(4, 3, 64, 96)] * 4 + [(4, 3, 96, 64)] * 4
+    assert seen == list(zip(shapes, [False, True] * 4))  # the second adds to the gradients of the first
+
+
+def test_cuda_graphs_are_counted_and_more_than_expected_are_reported_once(untraced, tiny, tmp_path, console):
+    trainer = Trainer(tiny("train.compile=default", *ONE_BUCKET), tmp_path / "run", console)
+    trainer.watch = compile_module.GraphWatch(expected=1, expected_recordings=3)
+    compute, calls = trainer.train_step._losses, []
+
+    def losses(batch):
+        calls.append(batch)
+        if len(calls) in (2, 5, 6, 7):  # the second while compiling, then in iterations 3, 4 and 5
+            record_cuda_graph()
+        return compute(batch)
+
+    trainer.train_step._losses = losses
+    trainer.fit()
+    told = [line for line in console.file.getvalue().splitlines() if "CUDA graphs" in line]
+    assert told[0].endswith("one for each batch size; recorded 1 CUDA graphs")
+    assert [line.partition(":")[0] for line in told[1:]] == ["recorded more CUDA graphs in iteration 5"]
+    assert "TORCH_LOGS=cudagraphs" in told[1]
 
 
 def test_a_run_stopped_while_it_compiles_is_saved_as_it_began(untraced, tiny, tmp_path, console):

@@ -4,6 +4,8 @@ Compiling takes most of the time: the smallest detector, of one size of image an
 several, so that tests find in PyTorch's cache what others have compiled.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -139,11 +141,48 @@ def test_micro_batches_of_a_step_add_up_under_cuda_graphs(make, monkeypatch):
         assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
 
 
-@pytest.mark.parametrize("short_side", [64, 48], ids=["one scale", "multi-scale"])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(short_side, tiny, tmp_path, console):
-    """The layers of r50_1x and r101_ms_2x, compiled in bfloat16."""
-    settings = ["backbone.depth=50", "backbone.frozen_stages=1", "backbone.frozen_statistics=true"]
-    settings += [f"data.short_side=[{short_side}, 64]", "train.compile=default", "train.precision=bfloat16"]
+@pytest.mark.parametrize(("accumulate", "buckets"), [(1, "[[96, 96]]"), (2, "[[96, 96]]"), (1, "[[64, 96], [96, 64]]")])
+def test_cuda_graphs_give_the_bits_of_compiled_steps(accumulate, buckets, make):
+    """Also where sizes of batches and numbers of boxes change from step to step; and no more are recorded than said."""
+    options = [f"data.buckets={buckets}", f"data.batch_size={4 * accumulate}", f"train.accumulate={accumulate}"]
+    options.append("train.precision=bfloat16")
+    plain, steps = make("train.compile=default", *options)
+    recorded, _ = make("train.compile=reduce-overhead", *options)
+    batches = [batch for [batch] in steps]
+    one_size = len(recorded.cfg.data.buckets) == 1
+    steps = [batches[i : i + accumulate] for i in range(0, len(batches) - accumulate + 1, accumulate)]
+    assert one_size or len({step[0].images.shape for step in steps}) == 2
+    watch = GraphWatch(len(recorded.cfg.data.buckets))
+    with watch:
+        list(recorded.compile_ahead(4))
+    assert 0 < watch.recorded <= 2 * watch.expected * accumulate  # forward and backward
+    found = watch.recorded
+    for step in steps:
+        expected = plain(step, 1.0)[1].own.read()
+        with watch:
+            losses = recorded(step, 1.0)[1].own.read()
+        assert torch.equal(losses, expected)
+    assert watch.recorded == found
+    for (name, value), other in zip(recorded.detector.state_dict().items(), plain.detector.state_dict().values()):
+        assert torch.equal(value, other), name
+
+
+TOWERS = ["head.channels=256", "head.convs=4", "head.groups=32"]  # of all published configs
+SCALES = "data.short_side=[48, 64]"
+RESUMED = {  # compiled, with narrow towers: those of the configs would take minutes
+    "r50_1x": ["train.compile=off", *TOWERS],
+    "r101_ms_2x": ["train.compile=off", *TOWERS, "backbone.depth=101", SCALES],
+    "compiled": ["train.compile=default"],
+    "compiled, several scales": ["train.compile=default", SCALES],
+    "CUDA graphs": ["train.compile=reduce-overhead", "data.buckets=[[96, 96]]"],
+}
+
+
+@pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(settings, tiny, tmp_path, console):
+    """The backbones of r50_1x and r101_ms_2x."""
+    backbone = ["backbone.depth=50", "backbone.frozen_stages=1", "backbone.frozen_statistics=true"]
+    settings = [*backbone, "train.precision=bfloat16", *settings]
     cfg = tiny(*settings, "schedule.epochs=1", "optimizer.kind=sgd", "optimizer.lr=0.01")
     Trainer(cfg, tmp_path / "whole", console).fit()
     stopped = Trainer(cfg, tmp_path / "run", console)
@@ -161,6 +200,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(short_side, t
     assert first.iteration == second.iteration > 3
     assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
     torch.testing.assert_close(first.optimizer["state"], second.optimizer["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "repeats"),
+    [("backbone.depth=50", True), ("head.refine=true", False), ("head.deformable=true", False)],
+)
+def test_pytorch_calls_no_step_nondeterministic_but_those_that_the_page_names(setting, repeats, make):
+    """docs/performance.md; eager, where every operation is asked."""
+    train_step, steps = make("train.compile=off", "backbone.frozen_stages=1", "train.precision=bfloat16", setting)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train_step(steps[0], 1.0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    told = [str(warning.message) for warning in caught if "deterministic implementation" in str(warning.message)]
+    assert (not told) == repeats, told
 
 
 def test_values_are_copied_as_they_were_when_the_copy_was_queued():

@@ -53,6 +53,13 @@ def test_sizes_that_nobody_counts_are_not_compiled(hardware):
         settled(GPU, "data.buckets=0")
 
 
+def test_cuda_graphs_without_a_gpu_are_an_error_with_the_remedy(hardware):
+    hardware()
+    with pytest.raises(UserError, match=r"reduce-overhead records CUDA graphs, and PyTorch finds no GPU: .* = default"):
+        settled(CPU, "train.compile=reduce-overhead")
+    assert settled(CPU, "train.compile=max-autotune")[1] == "max-autotune"
+
+
 def test_chosen_buckets_are_recorded_and_taken_as_they_are_the_next_time(finished, tiny):
     from dwtriton.data.prepare import prepare_data
 
