@@ -13,8 +13,10 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import resize
 
 from dwtriton.console.drawing import COLOURS, draw_boxes
+from dwtriton.console.fonts import drawable
 from dwtriton.core.files import write_atomically
 from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.values import Id
 
 DPI = 130
 PANEL_SIDE = 416  # pixels, long side of an image in predictions.png
@@ -48,7 +50,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
 
 def draw_predictions(
-    truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.4
+    truth: COCO, results: list[dict], images: list[tuple[Id, Path]], path: Path, threshold: float = 0.4
 ) -> None:
     """Draw each (image id, file): its ground truth above, its detections that score more than `threshold` below."""
     shown = []
@@ -65,7 +67,8 @@ def draw_predictions(
         for panel, boxes in ((above, truth.imgToAnns[image_id]), (below, found)):
             panel.imshow(_draw(pixels, boxes, truth))
             panel.axis("off")
-        above.set_title(f"image {image_id}: ground truth", fontsize=9)
+        title, font = drawable(f"image {image_id}: ground truth")  # an id may be any text
+        above.set_title(title, font=font, fontsize=9, parse_math=False)
         below.set_title(f"{len(found)} detections", fontsize=9)
     write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))
 

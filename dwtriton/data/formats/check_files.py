@@ -1,6 +1,5 @@
 """The files that `check` writes: a sheet of samples for each split and the list of all problems"""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,9 +27,7 @@ def is_own_file(path: Path) -> bool:
 
 def write_sheet(sheet: Figure, path: Path) -> None:
     """Write a sheet of samples, marked as a check's."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of file names whose letters the font lacks
-        write_atomically(path, lambda file: sheet.savefig(file, dpi=DPI, metadata={"Software": MAKER}))
+    write_atomically(path, lambda file: sheet.savefig(file, dpi=DPI, metadata={"Software": MAKER}))
 
 
 def write_problems(findings: Sequence[Findings], path: Path) -> bool:

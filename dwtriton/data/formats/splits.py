@@ -1,5 +1,6 @@
 """Finding the splits of a COCO data set in any folder, and the command that trains on them."""
 
+import os
 import shlex
 import tomllib
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: S
     changed = [*fit.settings, *settings]
     for name, split in (("train", train), ("val", val)):
         for part, path in (("images", split.images), ("annotations", split.records.path)):
-            text, default = path.relative_to(root).as_posix(), getattr(DataConfig(), f"{name}_{part}")
+            text, default = Path(os.path.relpath(path, root)).as_posix(), getattr(DataConfig(), f"{name}_{part}")
             changed += [f"data.{name}_{part}={_toml(text)}"] if text != default else []
     classes = len(train.records.categories)
     changed += [f"head.num_classes={classes}"] if classes != HeadConfig().num_classes else []
@@ -106,7 +107,8 @@ def _names(files: Sequence[Path]) -> list[str]:
 def _image_folder(root: Path, name: str, records: Records) -> Path:
     """Find the folder that holds most of the first images: beside the annotations or below, in `root` or `root/images`.
 
-    Names are taken as they stand, or as `find_file` does if no folder has any of them. Splits may give their images
+    Names are taken as they stand, else as paths from the working folder, as `predict` writes them, or else as
+    `find_file` does. Splits may give their images
     the same names: among folders that hold at least half as many as the best, take the one whose name is most like the
     split's.
     """
@@ -115,6 +117,8 @@ def _image_folder(root: Path, name: str, records: Records) -> Path:
     folders = sorted({root, beside, *below})
     files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
     held = {folder: sum((folder / file).is_file() for file in files) for folder in folders}
+    if not any(held.values()) and any(map(os.path.isfile, files)):
+        return Path()
     if not any(held.values()):
         held = {folder: sum(find_file(folder, file) is not None for file in files) for folder in folders}
     if not any(held.values()):  # the error will name the nearest file
