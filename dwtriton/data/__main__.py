@@ -15,7 +15,7 @@ from dwtriton.core.files import check_absent, make_folder
 from dwtriton.core.text import first_of, listed_lines
 from dwtriton.data.classes import different_categories
 from dwtriton.data.formats.check import Findings, check_split, draw_sheet
-from dwtriton.data.formats.check_files import PROBLEMS_FILE, is_own_file, write_problems, write_sheet
+from dwtriton.data.formats.check_files import PROBLEMS_FILE, is_own_file, remove_old_sheets, write_problems, write_sheet
 from dwtriton.data.formats.convert import convert, counted
 from dwtriton.data.formats.layouts import read_source
 from dwtriton.data.formats.leaks import shared_files
@@ -88,6 +88,7 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
     files = [*sheets.values(), out / PROBLEMS_FILE]
     check_absent([path for path in files if not is_own_file(path)], arguments.force)
     make_folder(out)
+    remove_old_sheets(out)
     for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
         print_line(console, line)
     train, val = choose_splits(splits)

@@ -291,8 +291,11 @@ def test_a_check_replaces_its_own_output_and_removes_what_is_mended(tmp_path, ca
     assert (out / "problems.txt").exists()
     shutil.rmtree(root)
     write_coco(root)
+    (out / "train.png").write_bytes((out / "train2017.png").read_bytes())  # of another data set's check
+    Image.new("RGB", (8, 8)).save(out / "mine.png")
     code, printed, error = call(command, "check", root, "--out", out)
     assert (code, error) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == ["mine.png", "train2017.png", "val2017.png"]
     assert printed.count("no problems found") == 2
     assert not (out / "problems.txt").exists()
     (out / "problems.txt").write_text("mine")

@@ -25,6 +25,13 @@ def is_own_file(path: Path) -> bool:
         return False
 
 
+def remove_old_sheets(folder: Path) -> None:
+    """Remove the sheets of an earlier check, whose splits may have had other names."""
+    for path in folder.glob("*.png"):
+        if is_own_file(path):
+            path.unlink()
+
+
 def write_sheet(sheet: Figure, path: Path) -> None:
     """Write a sheet of samples, marked as a check's."""
     write_atomically(path, lambda file: sheet.savefig(file, dpi=DPI, metadata={"Software": MAKER}))
