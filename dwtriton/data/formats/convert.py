@@ -35,6 +35,7 @@ class Box(NamedTuple):
     name: str  # of its class
     xyxy: tuple[float, float, float, float]  # pixels, from 0, exclusive at the right and bottom
     crowd: bool = False
+    rotation: float = 0.0  # degrees, as CVAT writes it beside the sides of the upright box
 
 
 class Source(NamedTuple):
@@ -226,5 +227,7 @@ def _coco_content(images: list[LabelledImage], names: list[str], files: list[str
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[box.name]}
             bbox = [x1, y1, x2 - x1, y2 - y1]
             annotations.append({**ids, "bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": int(box.crowd)})
+            if box.rotation:  # `check` names it
+                annotations[-1]["attributes"] = {"rotation": box.rotation}
     categories = [{"id": number, "name": name} for name, number in category_of.items()]
     return {"info": INFO, "images": records, "annotations": annotations, "categories": categories}

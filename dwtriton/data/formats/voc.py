@@ -11,7 +11,7 @@ from dwtriton.data.formats.folders import split_by_folder
 from dwtriton.data.image_files import HIDDEN
 from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
-from dwtriton.data.values import whole_number
+from dwtriton.data.values import number, whole_number
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 FOLDERS = {"JPEGImages": "Annotations", "images": "annotations", "data": "labels"}  # of images and of their XML files
@@ -152,4 +152,7 @@ def _box(item: ElementTree.Element, name: str, height: int, width: int) -> Box:
         raise ValueError(f"it has no bndbox with the numbers {', '.join(SIDES)}") from None
     if not (x1 <= x2 and y1 <= y2):
         raise ValueError("xmin is above xmax, or ymin above ymax")
-    return Box(name, clip((x1 - 1, y1 - 1, x2, y2), height, width), item.findtext("difficult", "").strip() == "1")
+    is_difficult = item.findtext("difficult", "").strip() == "1"
+    attributes = {entry.findtext("name"): entry.findtext("value") for entry in item.iter("attribute")}
+    rotation = number(attributes.get("rotation")) or 0.0
+    return Box(name, clip((x1 - 1, y1 - 1, x2, y2), height, width), is_difficult, rotation)
