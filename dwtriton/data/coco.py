@@ -79,7 +79,8 @@ class CocoDataset(Dataset):
         self.training = split == "train"
         if not self.training:
             test = inference or InferenceConfig()
-            fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side, "flip": 0.0}
+            fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side}
+            fixed |= {"flip": 0.0, "vertical_flip": 0.0}
             cfg = cfg.model_copy(update=fixed)
         self.problems = DataProblems()
         folder = cfg.root / getattr(cfg, f"{split}_images")
@@ -130,13 +131,13 @@ class CocoDataset(Dataset):
                 broken.append(str(error))
                 continue
             target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
-            short_side, flipped = draw_augmentation(self.cfg, request.seed)
+            short_side, flipped_sides = draw_augmentation(self.cfg, request.seed)
             limits = short_side, self.cfg.long_side
             if not self._fits(request._replace(index=index)):  # a replacement that has to become smaller
                 limits = request.padded if self.landscape[index] else request.padded[::-1]
             image, target["boxes"], scale_factor = resize(image, target["boxes"], *limits)
-            if flipped:
-                image, target["boxes"] = flip(image, target["boxes"])
+            for side in flipped_sides:
+                image, target["boxes"] = flip(image, target["boxes"], side)
             return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
         index = request.index
         return Sample(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, request.padded)

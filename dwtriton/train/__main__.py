@@ -1,6 +1,7 @@
 """`python -m dwtriton.train`: train a detector."""
 
 import argparse
+import shlex
 import time
 from datetime import datetime
 from pathlib import Path
@@ -122,6 +123,8 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     left_out = f"{trainer.left_out()} images and annotations left out"
     print_line(console, f"trained and evaluated in {minutes:.1f} minutes; {left_out}")
     print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
+    evaluate = shlex.join(["python", "-m", "dwtriton.evaluate", "--weights", str(out / "best.pt")])
+    print_line(console, f"look closer: {evaluate}")
     cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
     return 0
 
