@@ -13,16 +13,24 @@ from dwtriton.data import __main__ as data_command
 from dwtriton.data.loaders import train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
-from tests.support.exports import EXPORTS, TRAIN, VAL
+from tests.support.exports import EXPORTS, TRAIN, VAL, aerial_voc
 
-LEADS = ("split it", "split them off", "look at it", "train on it", "look closer")  # before a command, the first wins
-MAX_COMMANDS = 6
+LEADS = (
+    "split it",
+    "split them off",
+    "look at it",
+    "cut the images",
+    "train on it",
+    "look closer",
+)  # before a command, the first wins
+MAX_COMMANDS = 7
 STEPS = {  # actions until training, by export
     "roboflow": ["check"],
     "cvat": ["check", "split", "check"],
     "label-studio": ["check", "convert", "split", "check"],
     "labelimg": ["check", "convert", "split", "check"],
     "fiftyone": ["check"],
+    "aerial": ["check", "convert", "split", "check", "tile", "check"],
 }
 
 
@@ -48,7 +56,7 @@ def walk(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
 
     def to_training(name):
-        EXPORTS[name](Path(name))
+        (EXPORTS | {"aerial": aerial_voc})[name](Path(name))
         words, actions = ["python", "-m", "dwtriton.data", "check", name], []
         while words[2] == "dwtriton.data":
             actions.append(words[3])
@@ -70,6 +78,18 @@ def test_printed_commands_lead_to_the_data_of_a_run(name, walk, monkeypatch):
     assert train.class_names == val.class_names == ["box", "disc"]
     batch = next(iter(train_loader(train, cfg)))
     assert len(batch) == cfg.data.batch_size
+
+
+def test_small_objects_of_large_images_are_cut_out_by_printed_commands(walk, monkeypatch):
+    """At 160 pixels the objects of 24 would be 5 pixels wide and high."""
+    monkeypatch.setattr(data_command, "draw_sheet", lambda found: Figure(figsize=(1, 1)))
+    words, actions = walk("aerial")
+    assert actions == STEPS["aerial"]
+    cfg = train_command.read_config(train_command.build_parser().parse_args(words[3:]))
+    train, _ = prepare_data(cfg)
+    sample = train[0]
+    widths = sample.target["boxes"][:, 2] - sample.target["boxes"][:, 0]
+    assert widths.median() > 16
 
 
 @pytest.mark.slow

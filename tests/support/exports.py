@@ -1,7 +1,11 @@
 """Whole exports of labelling tools, as they lie on a disk once unpacked, with the keys that each tool writes."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
 
 from tests.support.real_data import NAMES, Picture, draw, voc_xml, write_files, yolo_lines
 
@@ -67,6 +71,21 @@ def labelimg_voc(root: Path) -> Path:
         files[f"IMG_{number:04}.xml"] = voc_xml(picture, f"IMG_{number:04}.jpg").replace(
             "</name>", "</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>"
         )
+    return write_files(root, files)
+
+
+def aerial_voc(root: Path) -> Path:
+    """Pascal VOC of a tool without lists: large images of many small objects, which lie in a grid."""
+    files, rng = {}, np.random.default_rng(0)
+    for number in range(3):
+        image = Image.new("RGB", (800, 720), (70, 90, 60))
+        pen, objects = ImageDraw.Draw(image), []
+        for x, y in itertools.product(range(20, 760, 110), range(20, 680, 110)):
+            label = int(rng.integers(len(NAMES)))
+            (pen.rectangle, pen.ellipse)[label]((x, y, x + 23, y + 23), fill=(200, 180, 90))
+            objects.append((label, x, y, 24, 24))
+        picture = Picture(image, objects)
+        files |= {f"plot{number}.jpg": image, f"plot{number}.xml": voc_xml(picture, f"plot{number}.jpg")}
     return write_files(root, files)
 
 

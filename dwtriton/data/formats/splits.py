@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from dwtriton.config.fit import fit_to_data
+from dwtriton.config.fit import Fit, fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
 from dwtriton.data.formats.layouts import convert_hint
@@ -66,12 +66,17 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
     return train, val
 
 
+def fit_split(train: FoundSplit) -> Fit:
+    """The config that fits a split to train on and this machine."""
+    return fit_to_data(len(train.records.images), torch.cuda.is_available())
+
+
 def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: Sequence[str] = ()) -> str:
     """The shell command that trains on these splits of `root`, with a config that fits their size and this machine.
 
     `--set` gives everything that is not a default of it; `settings` are further ones.
     """
-    fit = fit_to_data(len(train.records.images), torch.cuda.is_available())
+    fit = fit_split(train)
     changed = [*fit.settings, *settings]
     for name, split in (("train", train), ("val", val)):
         for part, path in (("images", split.images), ("annotations", split.records.path)):
@@ -92,6 +97,12 @@ def split_command(root: Path) -> str:
     """The shell command that makes a validation split of a data set with one split."""
     name = root.resolve().name
     return shlex.join(["python", "-m", "dwtriton.data", "split", str(root), "--val", "0.1", "--out", f"{name}-split"])
+
+
+def tile_command(root: Path, size: int) -> str:
+    """The shell command that cuts the images of a data set into tiles."""
+    words = ["python", "-m", "dwtriton.data", "tile", str(root), "--size", str(size)]
+    return shlex.join([*words, "--out", f"{root.resolve().name}-tiles"])
 
 
 def _names(files: Sequence[Path]) -> list[str]:
