@@ -1,6 +1,8 @@
 """Drawing of boxes and their names into images."""
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 from PIL import ImageColor, ImageDraw, ImageFont
@@ -46,7 +48,7 @@ def draw_boxes(
         draw.rectangle(box, outline=colour, width=line)
     for (x, y, _, _), colour, text in reversed(list(zip(corners, box_colours, texts))):  # texts over lines
         text, font_file = drawable(" ".join(text.split()))
-        font = ImageFont.truetype(font_file, letters)
+        font = _font(font_file, letters)
         text_height = sum(font.getmetrics())
         text_width = round(font.getlength(text)) + 4
         left = max(0, min(x, width - text_width))
@@ -55,3 +57,8 @@ def draw_boxes(
         light = ImageColor.getcolor(colour, "L") > MAX_DARK
         draw.text((left + 2, top), text, fill="black" if light else "white", font=font)
     return pil_to_tensor(picture)
+
+
+@cache
+def _font(file: Path, letters: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, letters)

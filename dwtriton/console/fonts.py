@@ -15,9 +15,9 @@ REGULAR = ("normal", 400, "regular")
 def drawable(text: str) -> tuple[str, Path]:
     r"""Return a text and the file of a font to draw it in: DejaVu Sans, or the font that has most of its characters.
 
-    Signs that the font lacks become escapes such as \u65e5.
+    Those that the font lacks become escapes such as \u65e5.
     """
-    needed = {ord(character) for character in text} - {ord("\n")}
+    needed = set(map(ord, text)) - {ord("\n")}
     best = DEFAULT
     if not needed <= _characters(best):
         best = max([best, *_machine_fonts()], key=lambda font: len(needed & _characters(font)))
