@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 from pycocotools.coco import COCO
 from torch import Tensor
 from torchvision.ops import box_convert
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from dwtriton.console.drawing import COLOURS, draw_boxes
 from dwtriton.console.fonts import drawable
@@ -19,14 +20,17 @@ from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.values import Id
 
 DPI = 130
-PANEL_SIDE = 416  # pixels, long side of an image in predictions.png
+PANEL_SIDE = 416  # long side of an image in predictions.png, in pixels, as
+TITLE, GAP = 28, 8  # the height of a title, and the white space between the images
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
     """Plot losses and learning rate of each iteration and AP of each evaluation, from rows of `metrics.jsonl`."""
     steps, evaluations = ([row for row in rows if row["kind"] == kind] for kind in ("step", "evaluation"))
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    losses, rate, precision = figure.subplots(1, 3)
+    figure = Figure(figsize=(12, 3.6))  # with fixed margins: a layout engine takes longer than everything else here
+    losses, rate, precision = figure.subplots(
+        1, 3, gridspec_kw={"left": 0.05, "right": 0.99, "bottom": 0.15, "top": 0.91, "wspace": 0.2}
+    )
     iterations = [row["iteration"] for row in steps]
     names = [name for name in steps[0] if name.startswith("loss_")] if steps else []
     for name, colour in zip(names, COLOURS):
@@ -59,22 +63,26 @@ def draw_predictions(
             shown.append((image_id, read_image(file)))
     if not shown:
         return
-    figure = Figure(figsize=(PANEL_SIDE / DPI * len(shown), 2.06 * PANEL_SIDE / DPI), layout="constrained")
-    axes = figure.subplots(2, len(shown), squeeze=False)
-    for (image_id, pixels), (above, below) in zip(shown, axes.T):
+    panels = []  # (column, row, title, picture)
+    for column, (image_id, pixels) in enumerate(shown):
         found = [result for result in results if result["image_id"] == image_id and result["score"] > threshold]
         found.sort(key=lambda result: -result["score"])  # the highest-scoring on top
-        for panel, boxes in ((above, truth.imgToAnns[image_id]), (below, found)):
-            panel.imshow(_draw(pixels, boxes, truth))
-            panel.axis("off")
-        title, font = drawable(f"image {image_id}: ground truth")  # an id may be any text
-        above.set_title(title, font=font, fontsize=9, parse_math=False)
-        below.set_title(f"{len(found)} detections", fontsize=9)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))
+        panels.append((column, 0, f"image {image_id}: ground truth", _draw(pixels, truth.imgToAnns[image_id], truth)))
+        panels.append((column, 1, f"detections: {len(found)}", _draw(pixels, found, truth)))
+    cell = PANEL_SIDE + GAP
+    height = TITLE + max(picture.height for *_, picture in panels) + GAP
+    sheet = Image.new("RGB", (cell * len(shown), height * 2), "white")
+    texts = ImageDraw.Draw(sheet)
+    for column, row, title, picture in panels:
+        middle = cell * column + cell // 2
+        title, font = drawable(title)  # the id of an image may be any text
+        texts.text((middle, height * row + TITLE // 2), title, "black", ImageFont.truetype(font, 16), anchor="mm")
+        sheet.paste(picture, (middle - picture.width // 2, height * row + TITLE))
+    write_atomically(path, lambda file: sheet.save(file, "PNG", compress_level=1))  # level 6 takes ten times as long
 
 
-def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> np.ndarray:
-    """Image [h, w, 3] of a panel's size with COCO annotations or results in the colours of their classes."""
+def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> Image.Image:
+    """Return the image in a panel's size with COCO annotations or results in the colours of their classes."""
     scale = PANEL_SIDE / max(pixels.shape[1:])
     pixels = resize(pixels, [max(1, round(side * scale)) for side in pixels.shape[1:]], antialias=True)
     categories = sorted(truth.cats)
@@ -82,7 +90,7 @@ def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> np.ndarray:
     details = [f"{box['score']:.2f}" if "score" in box else "(crowd)" if box.get("iscrowd") else "" for box in boxes]
     texts = [f"{truth.cats[box['category_id']]['name']} {detail}" for box, detail in zip(boxes, details)]
     xywh = torch.tensor([box["bbox"] for box in boxes]).reshape(-1, 4) * scale
-    return draw_boxes(pixels, box_convert(xywh, "xywh", "xyxy"), labels, texts, enlarge_to=0).permute(1, 2, 0).numpy()
+    return to_pil_image(draw_boxes(pixels, box_convert(xywh, "xywh", "xyxy"), labels, texts, enlarge_to=0))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

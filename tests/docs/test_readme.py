@@ -122,7 +122,8 @@ def test_the_readme_quotes_the_recorded_results():
     assert "{} against {} / {} against {}".format(*memory) in readme
 
 
-@pytest.mark.parametrize("name", ["r50_1x", pytest.param("r50_dcn_refine_ms_2x", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r50_1x", "r50_dcn_refine_ms_2x"])
 def test_the_memory_table_shows_what_the_networks_keep(name):
     page = (ROOT / "docs" / "reproduce.md").read_text()
     assert f"| {' | '.join(memory.COLUMNS)} |" in page

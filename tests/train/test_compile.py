@@ -1,6 +1,7 @@
 """torch.compile in training: the same results, one graph for each bucket, and a report of every other graph."""
 
 import copy
+import shutil
 from functools import partial
 
 import pytest
@@ -51,21 +52,10 @@ def traced(monkeypatch):
     monkeypatch.setattr(compile_module.torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
-def run(cfg, out, console, stop=None):
-    """Train, or resume what `out` holds, to the end or to iteration `stop`."""
+def run(cfg, out, console):
+    """Train to the end, from what `out` holds or from the beginning."""
     trainer = Trainer(cfg, out, console, resume=(out / "last.pt").exists())
-    step = trainer.step
-
-    def stopping_step(batches, epoch):
-        step(batches, epoch)
-        trainer.stop_requested = trainer.iteration == stop
-
-    trainer.step = stopping_step
-    if stop is None:
-        trainer.fit()
-    else:
-        with pytest.raises(Interrupted):
-            trainer.fit()
+    trainer.fit()
     return trainer
 
 
@@ -88,27 +78,35 @@ def gradients(detector, batch, cfg, forward=None, capacity=None):
 def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(shallow, tiny, tmp_path, console):
     """With generated code. Losses and gradients against float64, entry by entry."""
     cfg = tiny(*ONE_BUCKET, "train.compile=default", "train.checkpoint_every=3")
-    whole = run(cfg, tmp_path / "whole", console)
+    whole = Trainer(cfg, tmp_path / "whole", console)
+    step = whole.step
+
+    def copying_step(batches, epoch):
+        step(batches, epoch)
+        if whole.iteration == 4:  # what a process that is killed now leaves: a checkpoint of iteration 3
+            shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+
+    whole.step = copying_step
+    whole.fit()
     assert "compiled 1 graphs in " in console.file.getvalue()
     assert (whole.watch.graphs, whole.iteration) == (1, whole.total)
-    run(cfg, tmp_path / "run", console, stop=3)
-    torch._dynamo.reset()  # as in another process: compiled anew, from the code in the cache
-    run(cfg, tmp_path / "run", console)
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
-    assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
-    torch.testing.assert_close(first.optimizer["state"], second.optimizer["state"], rtol=0, atol=0)
 
-    torch.manual_seed(1)
-    detector = shallow(cfg).to(memory_format=torch.channels_last).train()
+    detector = whole.detector.train()
     batch = next(iter(train_loader(prepare_data(cfg)[0], cfg)))
     truth = gradients(copy.deepcopy(detector).double(), batch, cfg)
     eager = gradients(detector, batch, cfg)
-    network = compile_module.compile_network(PixelDetector(detector, cfg.data), "default", graphs=1)
-    compiled = gradients(detector, batch, cfg, network, whole.train_step.capacity)  # the graph of the run
+    compiled = gradients(detector, batch, cfg, whole.train_step.network, whole.train_step.capacity)
     for name, true in truth.items():
         allowed = max(2 * (eager[name] - true).abs().max(), 1e-5 * true.abs().max())
         assert (compiled[name] - true).abs().max() <= allowed, name
+
+    torch._dynamo.reset()  # as in another process: compiled anew, from the code in the cache
+    assert load_checkpoint(tmp_path / "killed" / "last.pt").iteration == 3
+    run(cfg, tmp_path / "killed", console)
+    assert read_metrics(tmp_path / "killed" / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
+    assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
+    torch.testing.assert_close(first.optimizer["state"], second.optimizer["state"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("ahead", "weight"), [(True, 1.0), (False, 1.0), (True, 0.5)])
