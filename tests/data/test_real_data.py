@@ -440,6 +440,21 @@ def test_validation_may_lack_categories_and_number_them_otherwise(tmp_path, look
     assert boxes(root) == drawn_boxes()
 
 
+def test_the_group_that_roboflow_adds_may_have_the_name_of_the_only_class(tmp_path, look):
+    def change(split, content, folder):
+        group, only = (
+            {"id": 0, "name": "box", "supercategory": "none"},
+            {"id": 1, "name": "box", "supercategory": "box"},
+        )
+        content["categories"] = [group, only]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 1
+
+    code, result, _ = look(write_coco(tmp_path / "data", change))
+    assert (code, kinds(result)) == (0, {"category that only groups others, no class": 1})
+    assert "head.num_classes=1" in result["command"]
+
+
 # --- orientation
 
 
