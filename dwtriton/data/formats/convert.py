@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -126,10 +127,7 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     for split, images in found.items():
         if not any(image.boxes for image in images) and (problems or split == "train"):
             raise DataError(f"nothing was written: no box of {split} is left. {counted(problems)}")
-    try:
-        _write(found, names, out.resolve(), console)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from None
+    _write(found, names, out, console)
     return Converted(
         len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), list(source.notes)
     )
@@ -185,18 +183,31 @@ def write_coco(
 ) -> None:
     """Write a data set beside `out` and rename it: by split its image files and `content(names in the split's folder)`.
 
-    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises OSError.
+    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises UserError
+    if the disk refuses.
     """
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary, "new")
+    place = out.resolve()  # before it is moved: it may be the present folder
+    with folder_beside(out) as temporary:
+        folder = temporary / "new"
         (folder / "annotations").mkdir(parents=True)
         for split, (images, content) in splits.items():
             files = _link_images(images, root, folder / f"{split}2017", console)
             write_text(folder / ANNOTATIONS.format(split), json.dumps(content(files)))
         if out.exists():
-            os.replace(out, Path(temporary, "old"))
-        os.replace(folder, out)
+            os.replace(place, temporary / "old")
+        os.replace(folder, place)
+
+
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """Make a temporary folder on the disk of `out`. Raises UserError for what the disk refuses meanwhile."""
+    place = out.resolve()
+    make_folder(place.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as temporary:
+            yield Path(temporary)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from None
 
 
 def _link_images(paths: list[Path], root: Path | None, folder: Path, console: Console) -> list[str]:

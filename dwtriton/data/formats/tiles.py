@@ -1,7 +1,6 @@
 """Cutting the images of a COCO data set into tiles: objects of large images stay large enough for the network."""
 
 import math
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePath
@@ -15,9 +14,8 @@ from torchvision.io import encode_jpeg
 from dwtriton.config.schema import DataConfig
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import make_folder
 from dwtriton.data.annotations import Records, read_valid_records
-from dwtriton.data.formats.convert import INFO, check_vacant, write_coco
+from dwtriton.data.formats.convert import INFO, check_vacant, folder_beside, write_coco
 from dwtriton.data.formats.splits import FoundSplit, choose_splits, find_splits
 from dwtriton.data.images import BrokenImageError, resized_size
 from dwtriton.data.problems import DataProblems
@@ -65,17 +63,14 @@ def tile_data(root: Path, out: Path, size: int, overlap: float, force: bool, con
     train, val = choose_splits(find_splits(root)[0])
     splits = {"train": train} if train is val else {"train": train, "val": val}
     problems = DataProblems()
-    make_folder(out.resolve().parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-tiles-", dir=out.resolve().parent) as temporary:
+    with folder_beside(out) as temporary:
         parts = {}
         for name, split in splits.items():
             records = read_valid_records(split.records.path)
-            tiles = list(
-                _tiles(split._replace(records=records), Path(temporary, name), size, overlap, problems, console)
-            )
+            tiles = list(_tiles(split._replace(records=records), temporary / name, size, overlap, problems, console))
             parts[name] = tiles, partial(_content, tiles, list(records.categories.values()))
         written = {name: ([tile.path for tile in tiles], content) for name, (tiles, content) in parts.items()}
-        write_coco(written, out.resolve(), console)
+        write_coco(written, out, console)
     problems.warnings.clear()  # they are about whole images
     objects = {name: [_objects(tile) for tile in tiles] for name, (tiles, _) in parts.items()}
     return Tiled(
