@@ -36,6 +36,7 @@ class Checkpoint(NamedTuple):
     optimizer: dict | None = None  # state dict; None in a converted checkpoint, which cannot be resumed
     scaler: dict | None = None  # state dict of the GradScaler, with float16 only
     ema: dict[str, torch.Tensor] | None = None  # state dict of the EMA of the model
+    data: dict[str, dict] | None = None  # fingerprints of the training and the validation data; None if unknown
 
     @property
     def labels(self) -> list[str]:

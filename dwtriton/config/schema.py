@@ -91,6 +91,7 @@ class DataConfig(Section):
     )
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
+    vertical_flip: Fraction = Field(0.0, description="probability of a vertical flip in training, as for aerial images")
     class_weights: dict[str, BoxWeight] = Field(
         {},
         description="of classes by name, 1 where absent: multiplies the weights of their boxes in training "

@@ -1,18 +1,19 @@
 """Drawing of boxes and their names into images."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-import matplotlib
 import torch
 from PIL import ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from dwtriton.console.fonts import drawable
+
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#7f6fc9")
 MIN_SHORT_SIDE = 640  # pixels; smaller images are enlarged
 MAX_LONG_SIDE = 2560  # pixels, of an enlarged image
-FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 MAX_DARK = 140  # of 255: text on a lighter colour is black
 
 
@@ -28,7 +29,8 @@ def draw_boxes(
 
     Small images are enlarged by an integer factor, up to a short side of `enlarge_to` pixels (0: never), so that texts
     do not cover them; lines and letters scale with the image. Label i has the colour `colours[i % len(colours)]`. Each
-    text is one line above its box, or inside it at the upper border, and is shifted left where it would be cut off.
+    text is one line above its box, or inside it at the upper border, and is shifted left where it would be cut off; it
+    may be in any script (`fonts.drawable`).
     """
     sides = image.shape[1:]
     factor = max(1, min(enlarge_to // min(sides), MAX_LONG_SIDE // max(sides)))
@@ -40,13 +42,14 @@ def draw_boxes(
     picture = to_pil_image(image)
     draw = ImageDraw.Draw(picture)
     line = max(3, min(height, width) // 200)
-    font = ImageFont.truetype(FONT, max(11, min(height, width) // 40))
+    letters = max(11, min(height, width) // 40)
     box_colours = [colours[label % len(colours)] for label in labels]
     for box, colour in reversed(list(zip(corners, box_colours))):
         draw.rectangle(box, outline=colour, width=line)
-    text_height = sum(font.getmetrics())
     for (x, y, _, _), colour, text in reversed(list(zip(corners, box_colours, texts))):  # texts over lines
-        text = " ".join(text.split())
+        text, font_file = drawable(" ".join(text.split()))
+        font = _font(font_file, letters)
+        text_height = sum(font.getmetrics())
         text_width = round(font.getlength(text)) + 4
         left = max(0, min(x, width - text_width))
         top = min(y - text_height + 1 if y >= text_height else y, height - text_height)
@@ -54,3 +57,8 @@ def draw_boxes(
         light = ImageColor.getcolor(colour, "L") > MAX_DARK
         draw.text((left + 2, top), text, fill="black" if light else "white", font=font)
     return pil_to_tensor(picture)
+
+
+@cache
+def _font(file: Path, letters: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, letters)

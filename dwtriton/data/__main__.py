@@ -1,4 +1,4 @@
-"""`python -m dwtriton.data`: look through a data set in COCO format, make one from another layout, or split one."""
+"""`python -m dwtriton.data`: look through a data set in COCO format, make one from another layout, split or cut one."""
 
 import argparse
 from pathlib import Path
@@ -15,12 +15,21 @@ from dwtriton.core.files import check_absent, make_folder
 from dwtriton.core.text import first_of, listed_lines
 from dwtriton.data.classes import different_categories
 from dwtriton.data.formats.check import Findings, check_split, draw_sheet
-from dwtriton.data.formats.check_files import PROBLEMS_FILE, is_own_file, write_problems, write_sheet
+from dwtriton.data.formats.check_files import PROBLEMS_FILE, is_own_file, remove_old_sheets, write_problems, write_sheet
 from dwtriton.data.formats.convert import convert, counted
 from dwtriton.data.formats.layouts import read_source
 from dwtriton.data.formats.leaks import shared_files
 from dwtriton.data.formats.split import GROUPS, split_data
-from dwtriton.data.formats.splits import check_command, choose_splits, find_splits, split_command, training_command
+from dwtriton.data.formats.splits import (
+    check_command,
+    choose_splits,
+    find_splits,
+    fit_split,
+    split_command,
+    tile_command,
+    training_command,
+)
+from dwtriton.data.formats.tiles import FINEST_STRIDE, tile_data, tile_size
 
 MAX_LINES = 10  # of the reasons for which a training refuses a split, and of JSON files that are ignored
 
@@ -37,12 +46,14 @@ EXAMPLES = {
     "split": """\
   python -m dwtriton.data split my-data --val 0.1 --out my-split
   python -m dwtriton.data split my-data --val 0.2 --group prefix --out my-split    frames of a video stay together""",
+    "tile": "  python -m dwtriton.data tile my-data --size 640 --out my-tiles",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     description = (
-        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC or labelme, or split one."
+        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC or labelme, split one, or "
+        "cut its images into tiles."
     )
     parser, add_action = cli.parser_with_actions("dwtriton.data", description, EXAMPLES)
     check = add_action("check", run_check, "print sizes, classes, boxes and problems; draw a sheet of samples")
@@ -70,6 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", metavar="N", type=int, default=0, help="of the draw (default: %(default)s)")
     cli.add_options(split, "--out", metavar="DIR", help="folder to write, absent or empty")
     cli.add_options(split, "--force", help="replace an earlier conversion or split in --out")
+    tile = add_action("tile", run_tile, "write a data set with its images cut into tiles")
+    tile.add_argument("root", metavar="DIR", type=Path, help="folder with COCO JSON files and images")
+    tile.add_argument(
+        "--size", metavar="PIXELS", type=int, default=640, help="of a tile's sides (default: %(default)s)"
+    )
+    share = "of a side, that neighbours have in common at least (default: %(default)s)"
+    tile.add_argument("--overlap", metavar="SHARE", type=float, default=0.2, help=share)
+    cli.add_options(tile, "--out", metavar="DIR", help="folder to write, absent or empty")
+    cli.add_options(tile, "--force", help="replace an earlier conversion, split or cut in --out")
     return parser
 
 
@@ -88,6 +108,7 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
     files = [*sheets.values(), out / PROBLEMS_FILE]
     check_absent([path for path in files if not is_own_file(path)], arguments.force)
     make_folder(out)
+    remove_old_sheets(out)
     for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
         print_line(console, line)
     train, val = choose_splits(splits)
@@ -123,6 +144,12 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
     if train is val:
         print_line(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
         print_line(console, f"split it: {split_command(root)}")
+    found = findings[train.name]
+    size = tile_size(found.split.records, found.boxes, load_config(fit_split(train).config, arguments.set).data)
+    if size:
+        text = f"half of the boxes are smaller than {FINEST_STRIDE} pixels in the network of the next command"
+        print_line(console, f"{text}, which is the distance between its finest points", "yellow")
+        print_line(console, f"cut the images: {tile_command(root, size)}")
     print_line(console, f"train on it: {command}")
     return 0
 
@@ -191,6 +218,21 @@ def run_split(arguments: argparse.Namespace, console: Console, progress_console:
     print_line(console, f"{out}: {written.train} images to train on, {written.val} to validate with")
     print_line(console, f"look at it: {check_command(out)}")
     cli.print_result(arguments, {"out": str(out), **written._asdict()})
+    return 0
+
+
+def run_tile(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
+    """Cut and print what was written. Raises UserError."""
+    root, out = arguments.root, arguments.out
+    tiled = tile_data(root, out, arguments.size, arguments.overlap, arguments.force, progress_console)
+    for line in tiled.left_out:
+        print_line(console, line, "yellow")
+    for split, count in tiled.tiles.items():
+        print_line(
+            console, f"{split}: {count} tiles with {tiled.objects[split]} objects, {tiled.empty[split]} with none"
+        )
+    print_line(console, f"look at it: {check_command(out)}")
+    cli.print_result(arguments, {"out": str(out), **tiled._asdict()})
     return 0
 
 

@@ -1,7 +1,6 @@
 """Detection data in COCO format as a torch data set."""
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from dwtriton.core.text import first_of, nearest
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.classes import match_classes
+from dwtriton.data.fingerprint import fingerprint
 from dwtriton.data.images import BrokenImageError, draw_augmentation, flip, read_image, resize, resized_size
 from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.usable import check_measurable, choose_usable
@@ -56,7 +56,7 @@ class CocoDataset(Dataset):
     Boxes without area or with a side under 1 pixel are no targets. Crowd boxes are none either; if `cfg.crowd` is
     "ignore", targets mark them in `"iscrowd"` (G,) bool. If any box to train on has a weight other than 1, of its own
     or of its class, all targets have `"weights"` (G,) float32. Labels are the positions of names in `classes`, by
-    default those of the file.
+    default those of the file. `records` are those of the annotation file where it was read already; they are changed.
 
     Public attributes: `class_names` and `category_ids` (by label 0..C-1; without `classes` in the order of the sorted
     category ids), `landscape` (bool array, item wider than high), `aspects` (height / width of each item), `image_ids`
@@ -74,15 +74,17 @@ class CocoDataset(Dataset):
         split: SplitName,
         inference: InferenceConfig | None = None,
         classes: Sequence[str] | None = None,
+        records: Records | None = None,
     ) -> None:
         self.training = split == "train"
         if not self.training:
             test = inference or InferenceConfig()
-            fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side, "flip": 0.0}
+            fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side}
+            fixed |= {"flip": 0.0, "vertical_flip": 0.0}
             cfg = cfg.model_copy(update=fixed)
         self.problems = DataProblems()
         folder = cfg.root / getattr(cfg, f"{split}_images")
-        records = read_valid_records(cfg.root / getattr(cfg, f"{split}_annotations"))
+        records = records or read_valid_records(cfg.root / getattr(cfg, f"{split}_annotations"))
         if classes is not None:
             records = match_classes(records, classes, self.problems)
         self.path = records.path
@@ -109,11 +111,7 @@ class CocoDataset(Dataset):
         self._sizes = np.array([(image["height"], image["width"]) for image in usable.images])  # [N, 2]
         self.landscape = self._sizes[:, 1] > self._sizes[:, 0]
         self.aspects = self._sizes[:, 0] / self._sizes[:, 1]
-        digest = hashlib.sha256(repr((self.image_ids, self._sizes.tolist())).encode())
-        for target in self._targets:
-            for array in target.values():
-                digest.update(array.tobytes())
-        self.fingerprint = digest.hexdigest()[:12]
+        self.fingerprint = fingerprint(self.image_ids, self._sizes, self._targets)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -133,13 +131,13 @@ class CocoDataset(Dataset):
                 broken.append(str(error))
                 continue
             target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
-            short_side, flipped = draw_augmentation(self.cfg, request.seed)
+            short_side, flipped_sides = draw_augmentation(self.cfg, request.seed)
             limits = short_side, self.cfg.long_side
             if not self._fits(request._replace(index=index)):  # a replacement that has to become smaller
                 limits = request.padded if self.landscape[index] else request.padded[::-1]
             image, target["boxes"], scale_factor = resize(image, target["boxes"], *limits)
-            if flipped:
-                image, target["boxes"] = flip(image, target["boxes"])
+            for side in flipped_sides:
+                image, target["boxes"] = flip(image, target["boxes"], side)
             return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
         index = request.index
         return Sample(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, request.padded)

@@ -162,11 +162,12 @@ def is_nearly_black(image: Tensor) -> bool:
     return image.dtype == torch.uint16 and int(image.int().max()) < 2**12
 
 
-def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, bool]:
-    """Draw the short side in pixels (uniform integer in `cfg.short_side`) and whether to flip, for one sample."""
+def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, tuple[int, ...]]:
+    """Draw the short side in pixels (uniform integer in `cfg.short_side`) and the sides to flip, for one sample."""
     rng = np.random.default_rng(seed)
     low, high = cfg.short_side
-    return int(rng.integers(low, high, endpoint=True)), bool(rng.random() < cfg.flip)
+    short_side = int(rng.integers(low, high, endpoint=True))
+    return short_side, tuple(side for side, share in ((-1, cfg.flip), (-2, cfg.vertical_flip)) if rng.random() < share)
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -190,8 +191,9 @@ def resize(image: Tensor, boxes: Tensor, short_side: int, long_side: int) -> tup
     return image, boxes.clamp(min=0).minimum(limits), (sx, sy)
 
 
-def flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror left and right: x becomes width - x."""
+def flip(image: Tensor, boxes: Tensor, side: int = -1) -> tuple[Tensor, Tensor]:
+    """Mirror left and right, x becomes width - x; or with side -2 top and bottom, y becomes height - y."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    width = image.shape[-1]
-    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+    size = image.shape[side]
+    corners = (size - x2, y1, size - x1, y2) if side == -1 else (x1, size - y2, x2, size - y1)
+    return image.flip(side), torch.stack(corners, dim=-1)

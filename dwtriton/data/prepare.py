@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.core.text import listed
-from dwtriton.data.annotations import read_valid_records
+from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.classes import different_categories
 from dwtriton.data.coco import CocoDataset, SplitName
 from dwtriton.data.formats.layouts import convert_hint
@@ -42,12 +42,12 @@ def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDatas
             f"the data in {cfg.data.root} has {len(train.class_names)} categories, but head.num_classes is "
             f"{cfg.head.num_classes}: add --set head.num_classes={len(train.class_names)}"
         )
-    names = read_valid_records(cfg.data.root / cfg.data.val_annotations).class_names
-    differing = different_categories(dict(zip(train.category_ids, train.class_names)), names)
+    records = read_valid_records(cfg.data.root / cfg.data.val_annotations)
+    differing = different_categories(dict(zip(train.category_ids, train.class_names)), records.class_names)
     if differing:
         files = f"{cfg.data.train_annotations} and {cfg.data.val_annotations}"
         raise DataError(f"{files} have different categories: {', '.join(differing)} in one of them alone")
-    val = _open(cfg, "val", train.class_names)
+    val = _open(cfg, "val", train.class_names, records)
     val.check_measurable()
     return train, val
 
@@ -80,9 +80,11 @@ def _check_files(cfg: Config, splits: tuple[SplitName, ...], console: Console | 
     check_layout(cfg.data, splits)
 
 
-def _open(cfg: Config, split: SplitName, classes: Sequence[str] | None = None) -> CocoDataset:
+def _open(
+    cfg: Config, split: SplitName, classes: Sequence[str] | None = None, records: Records | None = None
+) -> CocoDataset:
     try:
-        dataset = CocoDataset(cfg.data, split, cfg.inference, classes)
+        dataset = CocoDataset(cfg.data, split, cfg.inference, classes, records)
     except MissingImagesError as error:
         raise _layout_error(cfg.data, str(error), (split,)) from None
     if cfg.data.shapes is not None:

@@ -35,7 +35,7 @@ def images_with_files(
     for image in records.images.values():
         given = image["file_name"]
         found = find_file(folder, given)
-        if found is None:
+        if found is None or (found != given and found == image.get("drawn")):  # not the picture with predict's boxes
             problems.add(f"image file missing, {fate}", str(folder / given))
             continue
         if found != given:
@@ -58,7 +58,13 @@ def images_with_files(
 def _no_image(records: Records, folder: Path, problems: DataProblems) -> str:
     if not records.images:
         return f"{records.path} names no image"
-    name = next(iter(records.images.values()))["file_name"]
+    first = next(iter(records.images.values()))
+    name = first["file_name"]
+    if "drawn" in first:
+        return (
+            f"none of the images of {records.path} is in {folder}: looked for {folder / name}; `predict` writes paths "
+            "as it was given them, so run this in the folder where it ran"
+        )
     if find_file(folder, name) is not None:
         return f"{records.path}: no image is left; {'; '.join(problems.summary())}"
     nearest = nearest_file(folder, name)

@@ -1,9 +1,16 @@
 """Numbers, ids and boxes as exporters write them: as strings, as floats that are whole, as null."""
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from pycocotools import mask
+
+from dwtriton.config.schema import MAX_PIXELS
+
+RLE_TEXT = re.compile(r"(?:[P-o]{0,6}[0-O])+")  # COCO's compressed counts, each complete: its decoder does not check
 
 Id = int | str
 
@@ -40,16 +47,18 @@ def id_text(value: Any) -> str | None:
 
 
 def box_of(annotation: dict[str, Any]) -> list[float] | None:
-    """Return the box [x, y, width, height] of an annotation, from its polygons where it has none; None without both."""
+    """Return the box [x, y, width, height] of an annotation, from its segmentation where it has none; or else None."""
     box = annotation.get("bbox")
     if isinstance(box, list) and any(number(value) != 0 for value in box):
         numbers = [number(value) for value in box]
         return numbers if len(numbers) == 4 and None not in numbers else None
-    return polygon_box(annotation.get("segmentation")) or (box if isinstance(box, list) and len(box) == 4 else None)
+    segmentation = annotation.get("segmentation")
+    around = mask_box(segmentation) if isinstance(segmentation, dict) else polygon_box(segmentation)
+    return around or (box if isinstance(box, list) and len(box) == 4 else None)
 
 
 def polygon_box(polygons: Any) -> list[float] | None:
-    """Return the box around COCO's polygons, lists x1, y1, x2, y2, ...; None for everything else, such as RLE."""
+    """Return the box around COCO's polygons, lists x1, y1, x2, y2, ...; None for everything else."""
     if isinstance(polygons, list) and polygons and not isinstance(polygons[0], list):
         polygons = [polygons]  # a single one, without the outer list
     if not isinstance(polygons, list) or not all(map(_is_polygon, polygons)):
@@ -57,6 +66,26 @@ def polygon_box(polygons: Any) -> list[float] | None:
     x = [number(value) for polygon in polygons for value in polygon[::2]]
     y = [number(value) for polygon in polygons for value in polygon[1::2]]
     return [min(x), min(y), max(x) - min(x), max(y) - min(y)] if x else None
+
+
+def mask_box(rle: dict[str, Any]) -> list[float] | None:
+    """Return the box around a mask in COCO's run-length encoding, compressed or not; None if it is empty or broken."""
+    size, counts = rle.get("size"), rle.get("counts")
+    sides = list(map(whole_number, size)) if isinstance(size, list) else []
+    if len(sides) != 2 or None in sides or min(sides) < 1 or math.prod(sides) > MAX_PIXELS:
+        return None
+    if isinstance(counts, list):
+        runs = list(map(whole_number, counts))
+        if None in runs or min(runs, default=0) < 0 or sum(runs) > math.prod(sides):
+            return None
+        rle = mask.frPyObjects({"size": sides, "counts": runs}, *sides)
+    elif isinstance(counts, str) and RLE_TEXT.fullmatch(counts):
+        rle = {"size": sides, "counts": counts}
+    else:
+        return None
+    x, y, width, height = mask.toBbox(rle).tolist()
+    is_inside = x + width <= sides[1] and y + height <= sides[0]
+    return [x, y, width, height] if is_inside and width > 0 and height > 0 else None
 
 
 def _is_polygon(values: Any) -> bool:

@@ -18,6 +18,7 @@ CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "APl": (slice(None), 3),
 }
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+UNDEFINED = "\n -1.000: the data have no object of this size, so there is nothing to measure"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Evaluation:
 
     metrics: dict[str, float]  # by METRICS
     class_metrics: dict[str, dict[str, float]]  # by class name, then by CLASS_METRICS
-    table: str  # COCOeval's own summary
+    table: str  # COCOeval's own summary, and what its -1 mean if there are any
     evaluator: COCOeval  # with the matches of all objects and detections
 
     @property
@@ -59,7 +60,7 @@ def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
             }
             for k, category in enumerate(evaluator.params.catIds)
         },
-        table=table.getvalue().rstrip(),
+        table=table.getvalue().rstrip() + (UNDEFINED if -1 in evaluator.stats else ""),
         evaluator=evaluator,
     )
 

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.ops import box_area
 
+from dwtriton.console.fonts import drawable
 from dwtriton.core.errors import UserError
 from dwtriton.explain.explanation import Explanation
 
@@ -117,8 +118,10 @@ def _draw(columns: Sequence[Column], rows: Sequence[str], title: str, shared_sca
             else:
                 _draw_maps(figure, axes_of_row, columns, row, shared_scale)
         for axes, column in zip(grid[0], columns):
-            axes.set_title(_wrapped(column.title, PANEL_INCHES), fontsize=FONT_SIZE, parse_math=False)
-        figure.suptitle(_wrapped(title, width), fontsize=FONT_SIZE + 1, parse_math=False)
+            text, font = drawable(_wrapped(column.title, PANEL_INCHES))
+            axes.set_title(text, font=font, fontsize=FONT_SIZE, parse_math=False)
+        text, font = drawable(_wrapped(title, width))
+        figure.suptitle(text, font=font, fontsize=FONT_SIZE + 1, parse_math=False)
         return figure
 
 

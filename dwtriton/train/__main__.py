@@ -1,6 +1,7 @@
 """`python -m dwtriton.train`: train a detector."""
 
 import argparse
+import shlex
 import time
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_options(parser, "--data", help="folder in COCO layout (sets data.root)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/<config>-<date>-<time>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    changed = "with --resume: continue although the data are others than before"
+    parser.add_argument("--data-changed", action="store_true", help=changed)
     cli.add_options(parser, "--weights", required=False, help="checkpoint to start from (sets train.weights)")
     parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run, and exit")
     cli.add_options(parser, "--set")
@@ -89,9 +92,9 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     with ranks.raise_on_all_ranks():
         cfg = read_config(arguments)
     out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    ranks.check_same({"--out": str(out), "--resume": arguments.resume})
+    ranks.check_same({"--out": str(out), "--resume": arguments.resume, "--data-changed": arguments.data_changed})
     restarted = elastic.restarted() and ranks.all_gather_object((out / "last.pt").exists())[0]
-    trainer = Trainer(cfg, out, console, resume=arguments.resume or restarted)
+    trainer = Trainer(cfg, out, console, arguments.resume or restarted, arguments.data_changed)
     print_line(console, trainer.summary())
     try:
         evaluation = trainer.fit()
@@ -120,6 +123,8 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     left_out = f"{trainer.left_out()} images and annotations left out"
     print_line(console, f"trained and evaluated in {minutes:.1f} minutes; {left_out}")
     print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
+    evaluate = shlex.join(["python", "-m", "dwtriton.evaluate", "--weights", str(out / "best.pt")])
+    print_line(console, f"look closer: {evaluate}")
     cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
     return 0
 
@@ -128,6 +133,8 @@ def read_config(arguments: argparse.Namespace) -> Config:
     """Return the config named on the command line, or that of the checkpoint when resuming without one."""
     if arguments.resume and not arguments.out:
         raise UserError("--resume needs --out: the folder of the run to continue")
+    if arguments.data_changed and not arguments.resume:
+        raise UserError("--data-changed belongs to --resume: a new run takes the data as they are")
     if not arguments.cfg and not arguments.resume:
         raise UserError(f"--cfg is missing: name a TOML file or one of {', '.join(config_names())}")
     if ranks.under_torchrun() and not arguments.out:

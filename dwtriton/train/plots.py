@@ -13,9 +13,11 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
-from dwtriton.console.drawing import COLOURS, FONT, draw_boxes
+from dwtriton.console.drawing import COLOURS, draw_boxes
+from dwtriton.console.fonts import drawable
 from dwtriton.core.files import write_atomically
 from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.values import Id
 
 DPI = 130
 PANEL_SIDE = 416  # long side of an image in predictions.png, in pixels, as
@@ -52,7 +54,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
 
 def draw_predictions(
-    truth: COCO, results: list[dict], images: list[tuple[int, Path]], path: Path, threshold: float = 0.4
+    truth: COCO, results: list[dict], images: list[tuple[Id, Path]], path: Path, threshold: float = 0.4
 ) -> None:
     """Draw each (image id, file): its ground truth above, its detections that score more than `threshold` below."""
     shown = []
@@ -73,7 +75,8 @@ def draw_predictions(
     texts = ImageDraw.Draw(sheet)
     for column, row, title, picture in panels:
         middle = cell * column + cell // 2
-        texts.text((middle, height * row + TITLE // 2), title, "black", ImageFont.truetype(FONT, 16), anchor="mm")
+        title, font = drawable(title)  # the id of an image may be any text
+        texts.text((middle, height * row + TITLE // 2), title, "black", ImageFont.truetype(font, 16), anchor="mm")
         sheet.paste(picture, (middle - picture.width // 2, height * row + TITLE))
     write_atomically(path, lambda file: sheet.save(file, "PNG", compress_level=1))  # level 6 takes ten times as long
 

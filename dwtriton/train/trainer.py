@@ -30,6 +30,7 @@ from dwtriton.train.failures import explain_failures
 from dwtriton.train.finite import PendingStep, check_weights
 from dwtriton.train.metrics import Speed, losses_line
 from dwtriton.train.optimizer import check_warmup, lr_factor
+from dwtriton.train.resume import check_data, check_iterations, finished_hint
 from dwtriton.train.run_folder import RunFolder
 from dwtriton.train.settle import settle_buckets, settle_for_device
 from dwtriton.train.signals import Interrupted, stop_on_signals
@@ -44,10 +45,13 @@ class Trainer:
     mode and buckets are settled for this device and data. `folder` is None on all ranks but 0.
     """
 
-    def __init__(self, cfg: Config, out: Path, console: Console, resume: bool = False) -> None:
+    def __init__(
+        self, cfg: Config, out: Path, console: Console, resume: bool = False, data_changed: bool = False
+    ) -> None:
         """Build a new run, or continue one from `last.pt` in its folder; `console` is silent on all ranks but 0.
 
-        Raises the errors of config, data, weights and checkpoint before anything is written.
+        Raises the errors of config, data, weights and checkpoint before anything is written, and UserError if a run
+        would be continued on other data than before, except if `data_changed`.
         """
         self.out, self.last_checkpoint, self.console = out, out / "last.pt", console
         on_gpu = torch.cuda.is_available()
@@ -75,11 +79,11 @@ class Trainer:
         self.iteration = checkpoint.iteration if checkpoint else 0
         self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
+        self.data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
         with ranks.raise_on_all_ranks():
-            self.warmup_warning = None if resume else check_warmup(cfg.schedule, self.total)
+            self.notes = self._notes(checkpoint, data_changed)
         self.micro_batch_size = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
-        data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
-        ranks.check_same(data | {"data.buckets": cfg.data.buckets, "iteration": self.iteration})
+        ranks.check_same(self.data | {"data.buckets": cfg.data.buckets, "iteration": self.iteration})
 
         self.detector.to(self.device, memory_format=torch.channels_last)
         capacity = self.train_set.most_boxes(self.micro_batch_size)
@@ -111,6 +115,15 @@ class Trainer:
         load_backbone_weights(self.detector.backbone, self.cfg.backbone.weights)
         return f"backbone weights {self.cfg.backbone.weights}"
 
+    def _notes(self, checkpoint: Checkpoint | None, data_changed: bool) -> list[str]:
+        """Return warnings about the run's length and data. Raises UserError for what cannot be right."""
+        if checkpoint is None:
+            warning = check_warmup(self.cfg.schedule, self.total)
+            return [warning] if warning else []
+        notes = check_data(self.last_checkpoint, checkpoint, self.data, data_changed)
+        check_iterations(self.last_checkpoint, self.iteration, self.total)
+        return notes + ([finished_hint(self.last_checkpoint)] if self.iteration == self.total else [])
+
     def summary(self) -> str:
         """Return what is about to run, and what the data sets left out."""
         parameters = sum(p.numel() for p in self.detector.parameters() if p.requires_grad)
@@ -126,7 +139,7 @@ class Trainer:
                 f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
                 *(f"training data: {line}" for line in self.train_set.problems.summary()),
                 *(f"validation data: {line}" for line in self.val_set.problems.summary()),
-                *([self.warmup_warning] if self.warmup_warning else []),
+                *self.notes,
                 *([f"TensorBoard: tensorboard --logdir {self.out}"] if self.cfg.train.tensorboard else []),
             ]
         )
@@ -224,7 +237,8 @@ class Trainer:
         if self.folder:
             classes = {"class_names": self.train_set.class_names, "category_ids": self.train_set.category_ids}
             state = self.train_step.checkpoint_state()
-            self.folder.save(Checkpoint(config=self.cfg, iteration=self.iteration, **classes, **state))
+            data = {name: fingerprint._asdict() for name, fingerprint in self.data.items()}
+            self.folder.save(Checkpoint(config=self.cfg, iteration=self.iteration, data=data, **classes, **state))
 
     def evaluate(self) -> Evaluation | None:
         """Detect in this rank's validation images; on rank 0 compute and record the COCO metrics of all, and plot."""

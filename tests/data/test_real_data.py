@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from pycocotools import mask
 
 from dwtriton.config.load import load_config
 from dwtriton.core.errors import UserError
 from dwtriton.data import __main__ as command
 from dwtriton.data.loaders import eval_loader, train_loader
 from dwtriton.data.prepare import prepare_data
+from dwtriton.data.values import mask_box
 from dwtriton.train import __main__ as train_command
 from tests.support.real_data import COUNTS, change_all, coco_content, drop, pictures, write_coco, write_files
 
@@ -109,6 +112,29 @@ def without_boxes(content):
         annotation.pop("bbox")
 
 
+def with_masks_alone(compressed):
+    """Boxes only as masks, one of them beside a box of zeros as coco-annotator writes it."""
+
+    def change(content):
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        for number, annotation in enumerate(content["annotations"]):
+            x, y, w, h = annotation["bbox"]
+            pixels = np.zeros(sizes[annotation["image_id"]], dtype=np.uint8, order="F")
+            pixels[y : y + h, x : x + w] = 1
+            rle = mask.encode(pixels)
+            counts = rle["counts"].decode()
+            if not compressed:
+                flat = pixels.ravel(order="F")
+                ends = np.flatnonzero(np.diff(flat, prepend=1 - flat[0], append=1 - flat[-1]))
+                counts = [0] * int(flat[0]) + np.diff(ends).tolist()
+            annotation["segmentation"] = {"size": rle["size"], "counts": counts}
+            annotation["bbox"] = [0, 0, 0, 0]
+            if number:
+                annotation.pop("bbox")
+
+    return each(change)
+
+
 def rename_ids(content):
     names = {image["id"]: f"clip_{image['id']:03}" for image in content["images"]}
     for image in content["images"]:
@@ -157,6 +183,8 @@ READ_RIGHTLY = {  # by what is in the file
     ),
     "polygons without boxes": each(without_boxes),
     "empty boxes with polygons": change_all("annotations", segmentation=as_polygon, bbox=lambda a: []),
+    "compressed masks without boxes": with_masks_alone(compressed=True),
+    "masks without boxes": with_masks_alone(compressed=False),
     "a category that only groups": each(add_group),
     "backslashes": name_by("images\\{}"),
     "backslashes of another folder": name_by("..\\..\\label-studio\\media\\upload\\4\\{}"),
@@ -180,6 +208,16 @@ def test_what_can_be_read_is_read_rightly(name, tmp_path, look):
     assert (code, error) == (0, "")
     assert "num_classes=2" in result["command"]
     assert boxes(root) == drawn_boxes()
+
+
+@pytest.mark.parametrize(
+    "counts", ["", "P", "0P", "PPPPPPP0", "é", "04" * 40, 3, None, [-1, 5], [0, 99], ["a"], [], [9]]
+)
+def test_a_broken_mask_has_no_box(counts):
+    assert mask_box({"size": [4, 4], "counts": counts}) is None
+    for size in ([4], [4, 0], [4, None], "44", [2**40, 2**40], None):
+        assert mask_box({"size": size, "counts": [2, 3]}) is None
+    assert mask_box({"size": [4, 4], "counts": [1.0, "2"]}) == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png", ".webp", ".jfif"])
@@ -253,8 +291,11 @@ def test_a_check_replaces_its_own_output_and_removes_what_is_mended(tmp_path, ca
     assert (out / "problems.txt").exists()
     shutil.rmtree(root)
     write_coco(root)
+    (out / "train.png").write_bytes((out / "train2017.png").read_bytes())  # of another data set's check
+    Image.new("RGB", (8, 8)).save(out / "mine.png")
     code, printed, error = call(command, "check", root, "--out", out)
     assert (code, error) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == ["mine.png", "train2017.png", "val2017.png"]
     assert printed.count("no problems found") == 2
     assert not (out / "problems.txt").exists()
     (out / "problems.txt").write_text("mine")
@@ -399,6 +440,21 @@ def test_validation_may_lack_categories_and_number_them_otherwise(tmp_path, look
     assert boxes(root) == drawn_boxes()
 
 
+def test_the_group_that_roboflow_adds_may_have_the_name_of_the_only_class(tmp_path, look):
+    def change(split, content, folder):
+        group, only = (
+            {"id": 0, "name": "box", "supercategory": "none"},
+            {"id": 1, "name": "box", "supercategory": "box"},
+        )
+        content["categories"] = [group, only]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 1
+
+    code, result, _ = look(write_coco(tmp_path / "data", change))
+    assert (code, kinds(result)) == (0, {"category that only groups others, no class": 1})
+    assert "head.num_classes=1" in result["command"]
+
+
 # --- orientation
 
 
@@ -484,7 +540,11 @@ def test_names_in_any_script(tmp_path, call):
         image["file_name"] = name
     files = {f"images/{image['file_name']}": p.image for image, p in zip(content["images"], pictures("train"))}
     write_files(root, files | {"labels.json": content})
-    code, printed, error = call(command, "check", root, "--out", tmp_path / "sheets")
+    content["categories"][0]["name"] = "箱 $x^$"
+    (root / "labels.json").write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        code, printed, error = call(command, "check", root, "--out", tmp_path / "sheets")
     assert (code, error) == (0, "")
     assert "no problems found" in printed
 
@@ -504,6 +564,23 @@ def test_fiftyone_has_a_folder_for_each_split(tmp_path, look):
         "train/data",
         "validation/data",
     ]
+
+
+def test_what_predict_wrote_is_read_with_the_images_and_not_the_pictures_that_it_drew(tmp_path, look, monkeypatch):
+    write_coco(tmp_path / "my-data")
+    content = coco_content(pictures("train"))
+    for image in content["images"]:
+        image["drawn"], image["file_name"] = image["file_name"], f"my-data/train2017/{image['file_name']}"
+    drawn = {image["drawn"]: Image.new("RGB", (image["width"], image["height"])) for image in content["images"]}
+    write_files(tmp_path / "found", drawn | {"detections.json": content})
+    monkeypatch.chdir(tmp_path)
+    code, result, error = look(Path("found"))
+    assert (code, error, kinds(result)) == (0, "", {})
+    assert "--set data.train_images=.. --set data.train_annotations=detections.json" in result["command"]
+    monkeypatch.chdir(tmp_path / "my-data")
+    code, _, error = look(tmp_path / "found")
+    assert code == 2
+    assert "`predict` writes paths as it was given them, so run this in the folder where it ran" in error
 
 
 def test_folders_of_other_layouts_are_pointed_to_convert(tmp_path, call):

@@ -142,12 +142,17 @@ def test_flipping_twice_is_the_identity(sample, random):
     image = torch.randint(
         0, 256, image.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(random.getrandbits(32))
     )
-    boxes = boxes.round()  # whole numbers are exact in float32
-    once, once_boxes = flip(image, boxes)
-    assert torch.equal(once[..., 0], image[..., -1])
-    twice, twice_boxes = flip(once, once_boxes)
-    assert torch.equal(twice, image)
-    assert torch.equal(twice_boxes, boxes)
+    height, width = image.shape[1:]
+    limits = torch.tensor([width, height, width, height])
+    boxes = boxes.round().clamp(min=0).minimum(limits)  # whole numbers are exact in float32
+    for side in (-1, -2):
+        once, once_boxes = flip(image, boxes, side)
+        assert torch.equal(once.select(side, 0), image.select(side, -1))
+        for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(boxes.int().tolist(), once_boxes.int().tolist()):
+            assert torch.equal(once[:, v1:v2, u1:u2].flip(side), image[:, y1:y2, x1:x2])
+        twice, twice_boxes = flip(once, once_boxes, side)
+        assert torch.equal(twice, image)
+        assert torch.equal(twice_boxes, boxes)
 
 
 def test_augmentation_draws_every_short_side_and_both_flips_from_the_seed_alone():
@@ -157,8 +162,12 @@ def test_augmentation_draws_every_short_side_and_both_flips_from_the_seed_alone(
     counts = np.unique([short for short, _ in drawn], return_counts=True)
     assert counts[0].tolist() == [480, 481, 482, 483, 484]
     assert counts[1].min() > 50  # 80 expected of each
-    assert 150 < sum(flipped for _, flipped in drawn) < 250
+    assert 150 < sum(flipped == (-1,) for _, flipped in drawn) < 250
+    assert {flipped for _, flipped in drawn} == {(), (-1,)}
     assert not any(flipped for _, flipped in (draw_augmentation(DataConfig(flip=0.0), seed) for seed in range(50)))
+    aerial = [draw_augmentation(cfg.model_copy(update={"vertical_flip": 0.5}), seed) for seed in range(400)]
+    assert {flipped for _, flipped in aerial} == {(), (-1,), (-2,), (-1, -2)}
+    assert [(short, -1 in flipped) for short, flipped in aerial] == [(short, -1 in flipped) for short, flipped in drawn]
 
 
 def test_boxes_that_vanish_when_resized_are_legal():

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from dwtriton.config.load import load_config
+from dwtriton.data import annotations
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.formats.check import check_split
 from dwtriton.data.formats.splits import find_splits
+from dwtriton.data.prepare import prepare_data
 from dwtriton.data.problems import DataProblems
 from dwtriton.data.usable import choose_usable
 from dwtriton.data.usable_images import MissingImagesError
@@ -60,3 +63,11 @@ def test_no_image_file_at_all_is_an_error_of_its_own(tiny):
     tiny.write()
     with pytest.raises(MissingImagesError, match=r"none of the images of .*instances_val2017.json is in .*nowhere"):
         choose_usable(read_valid_records(tiny.json_path("val")), tiny.root / "nowhere", False, DataProblems())
+
+
+def test_a_run_reads_each_annotation_file_once(tiny, monkeypatch):
+    tiny.write()
+    parse, read = annotations._parse, []
+    monkeypatch.setattr(annotations, "_parse", lambda path: read.append(path) or parse(path))
+    prepare_data(load_config("r50_1x", ["head.num_classes=3"], tiny.root))
+    assert read == [tiny.json_path("train"), tiny.json_path("val")]

@@ -177,6 +177,16 @@ def test_metrics_classes_sizes_and_error_types_are_those_of_the_analysis(photogr
     assert page.row("$x^")[1] == ["1", "", "", "", "1"]
 
 
+@pytest.mark.parametrize(("objects", "explained"), [(OBJECTS[:2], True), (OBJECTS, False)])
+def test_a_value_of_minus_1_is_explained_below_cocos_table(objects, explained):
+    """The first two objects are of medium size."""
+    table = evaluate(make_coco(objects), FOUND).table
+    assert ("area= small | maxDets=100 ] = -1.000" in table) == explained
+    assert (
+        table.endswith("\n -1.000: the data have no object of this size, so there is nothing to measure") == explained
+    )
+
+
 def test_galleries_show_the_worst_first_and_say_which_file_cannot_be_shown(photographs):
     page, text = make_report(make_coco(OBJECTS), FOUND, photographs)
     assert page.texts["figcaption"] == [

@@ -40,6 +40,7 @@ def test_training_ends_with_the_coco_table_and_names_the_pictures(tiny, tmp_path
     for name in ("predictions.png", "curves.png", "last.pt"):
         assert name in printed
         assert (tmp_path / "run" / name).exists()
+    assert f"look closer: python -m dwtriton.evaluate --weights {tmp_path}/run/best.pt" in printed.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_training_ends_with_the_coco_table_and_names_the_pictures(tiny, tmp_path
         (["--cfg", "r50_1x"], "pass --data DIR"),
         (["--cfg", "r50_1x", "--data", "nowhere"], "annotations/instances_train2017.json"),
         (["--resume"], "--resume needs --out"),
+        (["--cfg", "shapes", "--data-changed"], "--data-changed belongs to --resume"),
         (["--resume", "--out", "nowhere"], "last.pt does not exist"),
     ],
 )

@@ -112,7 +112,11 @@ def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(finished, t
 def test_resuming_a_finished_run_changes_nothing(finished, tiny, console):
     out, _ = finished
     metrics, last = (out / "metrics.jsonl").read_text(), (out / "last.pt").read_bytes()
-    result = run(tiny(), out, console, resume=True).fit()
+    trainer = run(tiny(), out, console, resume=True)
+    assert f"nothing is trained. To train on, begin another run from it: --cfg CONFIG --weights {out}/last.pt" in (
+        trainer.summary()
+    )
+    result = trainer.fit()
     assert (out / "metrics.jsonl").read_text() == metrics
     assert (out / "last.pt").read_bytes() == last
     assert result.metrics["AP"] == json.loads(metrics.splitlines()[-1])["AP"]
@@ -257,6 +261,55 @@ def test_checkpoints_that_do_not_fit_say_why(finished, tiny, tmp_path, console):
     torch.save({"model": {}}, tmp_path / "last.pt")
     with pytest.raises(UserError, match="is not a checkpoint of"):
         run(tiny(), tmp_path, console, resume=True)
+
+
+def change_annotations(root, split, change):
+    """Copy the data of a run and change the content of a split's annotations."""
+    path = root / "annotations" / f"{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.unlink()
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_is_not_resumed_on_changed_data_unless_asked_to(shapes_root, finished, tiny, tmp_path, console):
+    out, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished[0], out)
+    shutil.copytree(shapes_root, data)  # moved, and the same
+    run(override_config(tiny(), data_root=data), out, console, resume=True)
+
+    def move_a_box(content):
+        content["annotations"][0]["bbox"][0] += 1
+
+    change_annotations(data, "train", move_a_box)
+    change_annotations(data, "val", lambda content: content["annotations"].pop())
+    before = (out / "last.pt").read_bytes()
+    with pytest.raises(UserError) as error:
+        run(override_config(tiny(), data_root=data), out, console, resume=True)
+    assert re.search(r"training data changed: \d+ boxes as before, but not the same\. ", str(error.value))
+    fewer = re.search(r"validation data changed: (\d+) boxes, were (\d+)", str(error.value))
+    assert int(fewer[1]) == int(fewer[2]) - 1
+    assert "--resume --data-changed" in str(error.value)
+    assert (out / "last.pt").read_bytes() == before
+    trainer = Trainer(override_config(tiny(), data_root=data), out, console, resume=True, data_changed=True)
+    assert fewer[0] in trainer.summary().splitlines()
+    trainer.save()
+    Trainer(override_config(tiny(), data_root=data), out, console, resume=True)  # it knows the data now
+
+    def keep_half(content):
+        content["images"] = content["images"][:12]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+
+    change_annotations(data, "train", keep_half)
+    with pytest.raises(UserError, match=r"has done \d+ iterations, and on the changed data the whole run has \d+"):
+        Trainer(override_config(tiny(), data_root=data), out, console, resume=True, data_changed=True)
+
+
+def test_a_checkpoint_that_does_not_know_its_data_is_resumed(finished, tiny, tmp_path, console):
+    """Those of earlier versions have no fingerprint."""
+    save_checkpoint(tmp_path / "last.pt", load_checkpoint(finished[0] / "last.pt")._replace(data=None))
+    assert run(tiny(), tmp_path, console, resume=True).iteration > 0
 
 
 def test_loss_factors_multiply_the_losses_of_the_run(finished, tiny, tmp_path, console):

@@ -18,6 +18,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from dwtriton.config.schema import DataConfig
 from dwtriton.console.drawing import draw_boxes
+from dwtriton.console.fonts import drawable
 from dwtriton.console.progress import progress
 from dwtriton.data.annotations import SIDES, Records
 from dwtriton.data.classes import match_classes
@@ -184,7 +185,8 @@ def draw_sheet(found: Findings) -> Figure:
         axes.axis("off")
         shown, file = boxes[images[index]["id"]], images[index]["file_name"]
         title = file if len(file) <= MAX_FILE_LENGTH else f"...{file[3 - MAX_FILE_LENGTH :]}"
-        axes.set_title(f"{title}: {len(shown)} {'box' if len(shown) == 1 else 'boxes'}", fontsize=7, parse_math=False)
+        title, font = drawable(f"{title}: {len(shown)} {'box' if len(shown) == 1 else 'boxes'}")
+        axes.set_title(title, font=font, fontsize=7, parse_math=False)
         try:
             size = images[index]["height"], images[index]["width"]
             pixels = read_image(split.images / file, None if None in size else size, found.cfg.exif)

@@ -1,6 +1,5 @@
 """The files that `check` writes: a sheet of samples for each split and the list of all problems"""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +25,16 @@ def is_own_file(path: Path) -> bool:
         return False
 
 
+def remove_old_sheets(folder: Path) -> None:
+    """Remove the sheets of an earlier check, whose splits may have had other names."""
+    for path in folder.glob("*.png"):
+        if is_own_file(path):
+            path.unlink()
+
+
 def write_sheet(sheet: Figure, path: Path) -> None:
     """Write a sheet of samples, marked as a check's."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of file names whose letters the font lacks
-        write_atomically(path, lambda file: sheet.savefig(file, dpi=DPI, metadata={"Software": MAKER}))
+    write_atomically(path, lambda file: sheet.savefig(file, dpi=DPI, metadata={"Software": MAKER}))
 
 
 def write_problems(findings: Sequence[Findings], path: Path) -> bool:

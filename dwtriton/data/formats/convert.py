@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ class Box(NamedTuple):
     name: str  # of its class
     xyxy: tuple[float, float, float, float]  # pixels, from 0, exclusive at the right and bottom
     crowd: bool = False
+    rotation: float = 0.0  # degrees, as CVAT writes it beside the sides of the upright box
 
 
 class Source(NamedTuple):
@@ -125,10 +127,7 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     for split, images in found.items():
         if not any(image.boxes for image in images) and (problems or split == "train"):
             raise DataError(f"nothing was written: no box of {split} is left. {counted(problems)}")
-    try:
-        _write(found, names, out.resolve(), console)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from None
+    _write(found, names, out, console)
     return Converted(
         len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), list(source.notes)
     )
@@ -184,18 +183,31 @@ def write_coco(
 ) -> None:
     """Write a data set beside `out` and rename it: by split its image files and `content(names in the split's folder)`.
 
-    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises OSError.
+    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises UserError
+    if the disk refuses.
     """
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary, "new")
+    place = out.resolve()  # before it is moved: it may be the present folder
+    with folder_beside(out) as temporary:
+        folder = temporary / "new"
         (folder / "annotations").mkdir(parents=True)
         for split, (images, content) in splits.items():
             files = _link_images(images, root, folder / f"{split}2017", console)
             write_text(folder / ANNOTATIONS.format(split), json.dumps(content(files)))
         if out.exists():
-            os.replace(out, Path(temporary, "old"))
-        os.replace(folder, out)
+            os.replace(place, temporary / "old")
+        os.replace(folder, place)
+
+
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """Make a temporary folder on the disk of `out`. Raises UserError for what the disk refuses meanwhile."""
+    place = out.resolve()
+    make_folder(place.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as temporary:
+            yield Path(temporary)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from None
 
 
 def _link_images(paths: list[Path], root: Path | None, folder: Path, console: Console) -> list[str]:
@@ -226,5 +238,7 @@ def _coco_content(images: list[LabelledImage], names: list[str], files: list[str
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[box.name]}
             bbox = [x1, y1, x2 - x1, y2 - y1]
             annotations.append({**ids, "bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": int(box.crowd)})
+            if box.rotation:  # `check` names it
+                annotations[-1]["attributes"] = {"rotation": box.rotation}
     categories = [{"id": number, "name": name} for name, number in category_of.items()]
     return {"info": INFO, "images": records, "annotations": annotations, "categories": categories}

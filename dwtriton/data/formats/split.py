@@ -62,7 +62,7 @@ def split_data(root: Path, out: Path, share: float, group: str, seed: int, force
         parts["val" if id_ in chosen else "train"][id_] = file
     write_coco(
         {split: (_paths(folder, part), partial(_content, content, part)) for split, part in parts.items()},
-        out.resolve(),
+        out,
         console,
         folder,
     )

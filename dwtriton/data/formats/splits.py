@@ -1,5 +1,6 @@
 """Finding the splits of a COCO data set in any folder, and the command that trains on them."""
 
+import os
 import shlex
 import tomllib
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from dwtriton.config.fit import fit_to_data
+from dwtriton.config.fit import Fit, fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
 from dwtriton.data.formats.layouts import convert_hint
@@ -65,16 +66,21 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
     return train, val
 
 
+def fit_split(train: FoundSplit) -> Fit:
+    """The config that fits a split to train on and this machine."""
+    return fit_to_data(len(train.records.images), torch.cuda.is_available())
+
+
 def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: Sequence[str] = ()) -> str:
     """The shell command that trains on these splits of `root`, with a config that fits their size and this machine.
 
     `--set` gives everything that is not a default of it; `settings` are further ones.
     """
-    fit = fit_to_data(len(train.records.images), torch.cuda.is_available())
+    fit = fit_split(train)
     changed = [*fit.settings, *settings]
     for name, split in (("train", train), ("val", val)):
         for part, path in (("images", split.images), ("annotations", split.records.path)):
-            text, default = path.relative_to(root).as_posix(), getattr(DataConfig(), f"{name}_{part}")
+            text, default = Path(os.path.relpath(path, root)).as_posix(), getattr(DataConfig(), f"{name}_{part}")
             changed += [f"data.{name}_{part}={_toml(text)}"] if text != default else []
     classes = len(train.records.categories)
     changed += [f"head.num_classes={classes}"] if classes != HeadConfig().num_classes else []
@@ -93,6 +99,12 @@ def split_command(root: Path) -> str:
     return shlex.join(["python", "-m", "dwtriton.data", "split", str(root), "--val", "0.1", "--out", f"{name}-split"])
 
 
+def tile_command(root: Path, size: int) -> str:
+    """The shell command that cuts the images of a data set into tiles."""
+    words = ["python", "-m", "dwtriton.data", "tile", str(root), "--size", str(size)]
+    return shlex.join([*words, "--out", f"{root.resolve().name}-tiles"])
+
+
 def _names(files: Sequence[Path]) -> list[str]:
     """Names that differ: `annotations/instances_val.json` is val, `valid/_annotations.json` is valid."""
     kinds = (
@@ -106,7 +118,8 @@ def _names(files: Sequence[Path]) -> list[str]:
 def _image_folder(root: Path, name: str, records: Records) -> Path:
     """Find the folder that holds most of the first images: beside the annotations or below, in `root` or `root/images`.
 
-    Names are taken as they stand, or as `find_file` does if no folder has any of them. Splits may give their images
+    Names are taken as they stand, else as paths from the working folder, as `predict` writes them, or else as
+    `find_file` does. Splits may give their images
     the same names: among folders that hold at least half as many as the best, take the one whose name is most like the
     split's.
     """
@@ -115,6 +128,8 @@ def _image_folder(root: Path, name: str, records: Records) -> Path:
     folders = sorted({root, beside, *below})
     files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
     held = {folder: sum((folder / file).is_file() for file in files) for folder in folders}
+    if not any(held.values()) and any(map(os.path.isfile, files)):
+        return Path()
     if not any(held.values()):
         held = {folder: sum(find_file(folder, file) is not None for file in files) for folder in folders}
     if not any(held.values()):  # the error will name the nearest file

@@ -11,7 +11,7 @@ from dwtriton.data.formats.folders import split_by_folder
 from dwtriton.data.image_files import HIDDEN
 from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
-from dwtriton.data.values import whole_number
+from dwtriton.data.values import number, whole_number
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 FOLDERS = {"JPEGImages": "Annotations", "images": "annotations", "data": "labels"}  # of images and of their XML files
@@ -92,13 +92,13 @@ def _listed_images(root: Path, name: str, problems: list[str]) -> list[Path]:
     pictures = folder / "JPEGImages"
     files = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in image_files(pictures)}
     images = []
-    for number, line in enumerate(read_text(list_file).splitlines(), 1):
+    for line_number, line in enumerate(read_text(list_file).splitlines(), 1):
         names = _names(line.strip())
         image = next((files[name] for name in names if name in files), None)
         if image is not None:
             images.append(image)
         elif names:
-            problems.append(f"{list_file}:{number}: {names[-1]} is not in {pictures}")
+            problems.append(f"{list_file}:{line_number}: {names[-1]} is not in {pictures}")
     return images
 
 
@@ -133,12 +133,12 @@ def _size(image: Path) -> Size | None:
 def _read(image: Path, height: int, width: int, problems: list[str]) -> list[Box]:
     """The objects of an image. ElementTree keeps no lines: problems name objects by their number in the file."""
     path, boxes = xml_file(image), []
-    for number, item in enumerate(_parse(path).iter("object"), 1):
+    for position, item in enumerate(_parse(path).iter("object"), 1):
         name = (item.findtext("name") or "").strip()
         try:
             boxes.append(_box(item, name, height, width))
         except ValueError as error:
-            problems.append(f"{path}: object {number}{f' ({name})' if name else ''}: {error}")
+            problems.append(f"{path}: object {position}{f' ({name})' if name else ''}: {error}")
     return boxes
 
 
@@ -152,4 +152,7 @@ def _box(item: ElementTree.Element, name: str, height: int, width: int) -> Box:
         raise ValueError(f"it has no bndbox with the numbers {', '.join(SIDES)}") from None
     if not (x1 <= x2 and y1 <= y2):
         raise ValueError("xmin is above xmax, or ymin above ymax")
-    return Box(name, clip((x1 - 1, y1 - 1, x2, y2), height, width), item.findtext("difficult", "").strip() == "1")
+    is_difficult = item.findtext("difficult", "").strip() == "1"
+    attributes = {entry.findtext("name"): entry.findtext("value") for entry in item.iter("attribute")}
+    rotation = number(attributes.get("rotation")) or 0.0
+    return Box(name, clip((x1 - 1, y1 - 1, x2, y2), height, width), is_difficult, rotation)

@@ -215,6 +215,17 @@ def test_boxes_of_an_image_that_labelimg_did_not_turn_keep_their_places(tmp_path
     assert written(tmp_path / "coco", "train") == sorted((NAMES[c], box) for c, *box in picture.objects)
 
 
+def test_rotated_boxes_of_cvat_are_named_by_the_check(tmp_path, call):
+    picture = pictures("train")[0]
+    rotation = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+    first, last = voc_xml(picture, "a.jpg").split("</object>", 1)
+    text = f"{first}{rotation.format('35.0')}{last.replace('</object>', rotation.format('0.0'))}"
+    root = write_files(tmp_path / "export", {"a.jpg": picture.image, "a.xml": text})
+    assert call(command, "convert", root, "--out", tmp_path / "coco")[0] == 0
+    _, printed, _ = call(command, "check", tmp_path / "coco", "--out", tmp_path / "sheets")
+    assert "1 x rotated box, used as if it were upright: annotation 1 of image 1 (a.jpg)" in printed
+
+
 def test_coco_needs_no_conversion_and_other_folders_are_named_by_what_they_hold(tmp_path, call):
     root = write_coco(tmp_path / "coco")
     code, _, error = call(command, "convert", root, "--out", tmp_path / "out")
