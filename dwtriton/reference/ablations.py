@@ -191,4 +191,4 @@ def _levels_of(points: Tensor, outputs: HeadOutputs) -> list[Tensor]:
     """Return values of points [K, B*P] as a [B, K, H, W] tensor for each level."""
     parts = points.split([level.numel() for level in outputs.objectness], 1)
     shapes = [(level.shape[0], *level.shape[2:]) for level in outputs.objectness]
-    return [part.unflatten(1, shape).transpose(0, 1) for part, shape in zip(parts, shapes)]
+    return [part.unflatten(1, shape).transpose(0, 1).contiguous() for part, shape in zip(parts, shapes)]
