@@ -61,6 +61,7 @@ class ShapesConfig(Section):
     train_images: PositiveInt = Field(2000, description="images to train on")
     val_images: PositiveInt = Field(300, description="images to validate with")
     seed: NonNegativeInt = Field(0, description="of everything that is drawn")
+    crowded: bool = Field(False, description="16 to 30 objects in every image, which are smaller")
 
 
 class DataConfig(Section):
