@@ -34,7 +34,6 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.data.prepare import draw_missing_shapes
 from dwtriton.train.metrics import read_metrics
-from dwtriton.train.settle import settle_for_device
 
 SECONDS_BETWEEN_LOOKS = 0.5
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -78,9 +77,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def open_results(args: argparse.Namespace) -> dict:
     """Return the results so far. Raises UserError if they, or the checkpoints, are of another budget."""
     budget = [*BUDGET, *args.set]
-    precision = settle_for_device(load_config("shapes", budget), args.device).train.precision
     case = {"budget": budget, "rates": list(LEARNING_RATES), "trial_seed": TRIAL_SEED, "seeds": list(SEEDS)}
-    case["precision"] = precision
     results = {"machine": machine(args.device), "case": case, "rows": []}
     results["machine"]["threads"] = 1 if args.device.type == "cpu" else results["machine"].get("threads")
     checkpoints = args.runs / "case.json"

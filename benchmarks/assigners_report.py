@@ -15,8 +15,9 @@ NOTHING = -1  # COCOeval's value where there is nothing to measure
 def markdown_table(results: dict) -> str:
     """Return the budget, every table of the comparison, run or not run, and the cost of each loss."""
     parts = [budget(results["case"])]
-    for table in TABLES:
-        parts += [f"**{TABLES[table].title}**", accuracy_table(results, table)]
+    begun = {row["table"] for row in results["rows"]}
+    for table, (title, *_) in TABLES.items():
+        parts += [f"**{title}**", accuracy_table(results, table)] if table in begun else [f"**{title}**: not run"]
     parts.append("**Cost of the losses** with their gradients: ms, and in brackets MB beyond inputs and gradients")
     parts.append(cost_table(results))
     return "\n\n".join(parts)
@@ -28,7 +29,7 @@ def budget(case: dict) -> str:
     settings = ", ".join(f"`{setting}`" for setting in case["budget"])
     seeds = len(case["seeds"])
     return (
-        f"Budget of every run: the config `shapes` in {case['precision']} with {settings}. Learning rate: the best of "
+        f"Budget of every run: the config `shapes` with {settings}. Learning rate: the best of "
         f"{rates} on seed {case['trial_seed']}, which is not reported. Figures: mean ± standard deviation over {seeds} "
         f"seeds; in brackets the same of the differences from `{BASELINE}` on the same seed."
     )
