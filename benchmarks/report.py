@@ -13,7 +13,7 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from benchmarks import cases_report, losses_report, predict_report, train_report
+from benchmarks import assigners_report, cases_report, losses_report, predict_report, train_report
 from benchmarks.gpu_report import gpu_table
 from benchmarks.methods import METHODS
 from benchmarks.recording import RESULTS, caption, save_figure
@@ -121,6 +121,7 @@ VIEWS = {  # by the folder of the results: their table and their plot
     "loss_cases": (cases_report.markdown_table, cases_report.draw),
     "train_step": (train_report.markdown_table, train_report.draw),
     "predict": (predict_report.markdown_table, predict_report.draw),
+    "assigners": (assigners_report.markdown_table, assigners_report.draw),
     "losses_on_shapes": (losses_report.markdown_table, losses_report.draw),
 }
 

@@ -61,6 +61,7 @@ class ShapesConfig(Section):
     train_images: PositiveInt = Field(2000, description="images to train on")
     val_images: PositiveInt = Field(300, description="images to validate with")
     seed: NonNegativeInt = Field(0, description="of everything that is drawn")
+    crowded: bool = Field(False, description="16 to 30 objects in every image, which are smaller")
 
 
 class DataConfig(Section):
@@ -166,13 +167,27 @@ class TaskAlignedConfig(Section):
     box_weight: NonNegativeFloat = Field(2.0, description="factor of loss_bbox")
 
 
-class LossConfig(Section):
-    """The assigner and its loss. `backend`, `soft_prior` and the three weights belong to dual_weight.
+class AblationConfig(Section):
+    """Settings of `losses.DualWeightAblationLoss`. The defaults change nothing of Dual Weighting."""
 
-    Its losses are multiplied by their weights before they are summed and reported.
+    negative_weight: Literal["iou", "score", "complement"] = Field(
+        "iou", description="inside boxes; iou: m s^2, the method's; score: s^2, without the IoU; complement: 1 - w_pos"
+    )
+    soft_prior: bool = Field(True, description="Gaussian centre prior; false: the prior thresholded at 0.3")
+    beta: PositiveFloat = Field(5.0, description="exponent of the localisation score in the positive weight")
+    mu: PositiveFloat = Field(5.0, description="exponent of t in the numerator of the positive weight")
+    mu_sum: PositiveFloat = Field(3.0, description="exponent of t in its denominator")
+    gamma_iou: PositiveFloat = Field(2.0, description="exponent of the IoU in the negative weight")
+    gamma_score: PositiveFloat = Field(2.0, description="exponent of the score in the negative weight")
+
+
+class LossConfig(Section):
+    """The assigner and its loss. `backend` and `soft_prior` belong to dual_weight, the three weights also to ablations.
+
+    Their losses are multiplied by their weights before they are summed and reported.
     """
 
-    assigner: Literal["dual_weight", "fcos", "atss", "simota", "tal"] = Field(
+    assigner: Literal["dual_weight", "fcos", "atss", "simota", "tal", "dual_weight_ablation"] = Field(
         "dual_weight", description="who gives points to boxes (docs/assigners.md); all but the first have a section"
     )
     backend: Literal["auto", "triton", "torch"] = Field("auto", description="auto: triton on a GPU, torch on a CPU")
@@ -184,6 +199,7 @@ class LossConfig(Section):
     atss: ATSSConfig = ATSSConfig()
     simota: SimOTAConfig = SimOTAConfig()
     tal: TaskAlignedConfig = TaskAlignedConfig()
+    dual_weight_ablation: AblationConfig = AblationConfig()
 
 
 class OptimizerConfig(Section):

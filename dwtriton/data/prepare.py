@@ -25,7 +25,8 @@ def draw_missing_shapes(cfg: DataConfig, console: Console | None = None) -> None
     Raises DataError if it cannot be written.
     """
     if cfg.shapes is not None and cfg.root is not None and is_vacant(cfg.root):
-        generate_shapes(cfg.root, cfg.shapes.train_images, cfg.shapes.val_images, cfg.shapes.seed, console)
+        shapes = cfg.shapes
+        generate_shapes(cfg.root, shapes.train_images, shapes.val_images, shapes.seed, console, shapes.crowded)
 
 
 def prepare_data(cfg: Config, console: Console | None = None) -> tuple[CocoDataset, CocoDataset]:

@@ -65,9 +65,7 @@ class Explanation:
 
     def level_name(self, level: int) -> str:
         """Return "P3, stride 8", "P4, stride 16" and so on."""
-        stride = self.strides[level]
-        number = stride.bit_length() - 1
-        return f"P{number}, stride {stride}" if stride == 1 << number else f"stride {stride}"
+        return level_name(self.strides[level])
 
     def values(self, quantity: str, box: int) -> np.ndarray:
         """Return one quantity of a box at every point, float [P].
@@ -124,16 +122,7 @@ class Explanation:
 
     def window(self, box: int) -> tuple[int, int, int, int]:
         """Return left, top, right, bottom of a square around a box, moved into the image where it fits."""
-        x1, y1, x2, y2 = self.boxes[box].tolist()
-        longest = max(x2 - x1, y2 - y1)
-        height, width = self.image.shape[:2]
-        side = min((1 + 2 * WINDOW_MARGIN) * longest, max(1.05 * longest, min(height, width)))
-        side = round(max(side, MIN_WINDOW_CELLS * self.strides[0]))
-        left, top = (
-            round((length - side) / 2 if side > length else min(max((low + high - side) / 2, 0), length - side))
-            for low, high, length in ((x1, x2, width), (y1, y2, height))
-        )
-        return left, top, left + side, top + side
+        return window(self.boxes[box].tolist(), self.image.shape[:2], self.strides[0])
 
     def _points_of(self, level: int | None) -> slice:
         if level is None:
@@ -141,6 +130,28 @@ class Explanation:
         begin = sum(height * width for height, width in self.level_sizes[:level])
         height, width = self.level_sizes[level]
         return slice(begin, begin + height * width)
+
+
+def level_name(stride: int) -> str:
+    """Return "P3, stride 8", "P4, stride 16" and so on."""
+    number = stride.bit_length() - 1
+    return f"P{number}, stride {stride}" if stride == 1 << number else f"stride {stride}"
+
+
+def window(box: Sequence[float], image_size: tuple[int, int], cell: int) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom of a square around a box xyxy, moved into the image (h, w) where it fits.
+
+    It is some cells of the finest level wide at least.
+    """
+    (x1, y1, x2, y2), (height, width) = box, image_size
+    longest = max(x2 - x1, y2 - y1)
+    side = min((1 + 2 * WINDOW_MARGIN) * longest, max(1.05 * longest, min(height, width)))
+    side = round(max(side, MIN_WINDOW_CELLS * cell))
+    left, top = (
+        round((length - side) / 2 if side > length else min(max((low + high - side) / 2, 0), length - side))
+        for low, high, length in ((x1, x2, width), (y1, y2, height))
+    )
+    return left, top, left + side, top + side
 
 
 def explain(ready: ReadyDetector, sample: Sample) -> Explanation:

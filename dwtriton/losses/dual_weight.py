@@ -14,9 +14,11 @@ from dwtriton.core.head_outputs import HeadOutputs, Levels
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
 from dwtriton.losses.inputs import Targets, check_inputs, check_strides
+from dwtriton.reference import ablations, formulas
 from dwtriton.reference.dense_weights import DualWeights
 
 ON_A_CPU = 'use backend="torch", or for a slow run of the kernels set TRITON_INTERPRET=1 before Python starts'
+LOSS_NAMES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
 SATURATED_LOGIT = 1000.0  # its sigmoid is 1, while everything that is computed from it stays finite
 
 
@@ -80,7 +82,7 @@ class DualWeightLoss(_DualWeighting):
             backend = self._backend_for(outputs)
             normalisers = _mean_normalisers if ranks.is_distributed() else None
             losses = backend.dual_weight_losses(outputs, packed, self.strides, self.soft_prior, normalisers)
-            return dict(zip(("loss_cls_pos", "loss_loc", "loss_cls_neg"), losses))
+            return dict(zip(LOSS_NAMES, losses))
 
 
 class DualWeightAssigner(_DualWeighting):
@@ -97,6 +99,49 @@ class DualWeightAssigner(_DualWeighting):
         outputs, packed = self._prepare(cls_logits, box_distances, objectness, targets)
         with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
             return self._backend_for(outputs).dual_weights(outputs, packed, self.strides, self.soft_prior)
+
+
+class DualWeightAblationLoss(_DualWeighting):
+    """Dual Weighting with parts of it changed, to measure what they are worth: docs/assigners.md#ablations.
+
+    `negative_weight`: "iou" is the method's, m s^2; "score" leaves the IoU out, s^2; "complement" is 1 - w_pos inside
+    boxes, where w_pos is summed over the boxes of a class, and not below 0. `beta`, `mu` and `mu_sum` are the exponents
+    of the positive weight, `gamma_iou` and `gamma_score` those of the negative one. Normalisers are the method's: N_neg
+    is the sum of 1 - m whatever the negative weight is. With the defaults it is `DualWeightLoss`, in plain PyTorch.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int] = STRIDES,
+        negative_weight: str = "iou",
+        soft_prior: bool = True,
+        beta: float = formulas.BETA,
+        mu: float = formulas.MU,
+        mu_sum: float = formulas.MU_SUM,
+        gamma_iou: float = 2.0,
+        gamma_score: float = 2.0,
+    ) -> None:
+        super().__init__(strides, soft_prior, backend="torch")
+        if negative_weight not in ablations.NEGATIVE_WEIGHTS:
+            raise ValueError(f"negative_weight is one of {ablations.NEGATIVE_WEIGHTS}, not {negative_weight!r}")
+        exponents = {"beta": beta, "mu": mu, "mu_sum": mu_sum, "gamma_iou": gamma_iou, "gamma_score": gamma_score}
+        for name, exponent in exponents.items():
+            if not exponent > 0:
+                raise ValueError(f"{name} is an exponent and must be positive, not {exponent}")
+        self.ablation = ablations.Ablation(negative_weight, soft_prior, *map(float, exponents.values()))
+
+    def extra_repr(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.ablation._asdict().items())
+        return f"strides={self.strides}, {settings}"
+
+    def forward(
+        self, cls_logits: Levels, box_distances: Levels, objectness: Levels | None, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch; arguments, names and errors are those of `DualWeightLoss`."""
+        outputs, packed = self._prepare(cls_logits, box_distances, objectness, targets)
+        with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
+            sums, counts = ablations.ablation_sums(outputs, packed, self.strides, self.ablation)
+            return dict(zip(LOSS_NAMES, sums / _mean_normalisers(counts)))
 
 
 def _has_kernels(backend: str) -> bool:

@@ -4,16 +4,23 @@ from torch import nn
 
 from dwtriton.config.schema import LossConfig
 from dwtriton.core.points import STRIDES
-from dwtriton.losses import ATSSLoss, DualWeightLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
+from dwtriton.losses import ATSSLoss, DualWeightAblationLoss, DualWeightLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
 from dwtriton.model.postprocess import Score
 
-POINT_LOSSES = {"fcos": FCOSLoss, "atss": ATSSLoss, "simota": SimOTALoss, "tal": TaskAlignedLoss}
+LOSSES = {
+    "fcos": FCOSLoss,
+    "atss": ATSSLoss,
+    "simota": SimOTALoss,
+    "tal": TaskAlignedLoss,
+    "dual_weight_ablation": DualWeightAblationLoss,
+}
 SCORES: dict[str, Score] = {  # of a class at a point, as each method trains the two branches
     "dual_weight": "product",
     "fcos": "root",
     "atss": "root",
     "simota": "product",
     "tal": "class",
+    "dual_weight_ablation": "product",
 }
 
 
@@ -21,4 +28,4 @@ def build_loss(cfg: LossConfig) -> nn.Module:
     """Return the loss of `cfg.assigner` with the settings of its section."""
     if cfg.assigner == "dual_weight":
         return DualWeightLoss(STRIDES, soft_prior=cfg.soft_prior, backend=cfg.backend)
-    return POINT_LOSSES[cfg.assigner](STRIDES, **getattr(cfg, cfg.assigner).model_dump())
+    return LOSSES[cfg.assigner](STRIDES, **getattr(cfg, cfg.assigner).model_dump())

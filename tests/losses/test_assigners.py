@@ -12,7 +12,7 @@ from torch import distributed
 
 from dwtriton import pack_targets
 from dwtriton.core.boxes import iou
-from dwtriton.losses import ATSSLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
+from dwtriton.losses import ATSSLoss, DualWeightAblationLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
 from dwtriton.losses.atss import nearest_cells
 from tests import oracle_assigners
 from tests.support.generated_cases import PYRAMIDS, cases, examples
@@ -20,6 +20,7 @@ from tests.support.loss_cases import Case, join, random_case
 from tests.support.peak import peak_bytes
 
 LOSSES = {"fcos": FCOSLoss, "atss": ATSSLoss, "simota": SimOTALoss, "tal": TaskAlignedLoss}
+ALL_LOSSES = {**LOSSES, "dual_weight_ablation": DualWeightAblationLoss}
 GOLDEN = Path(__file__).parents[1] / "golden" / "assigners"
 GRADIENTS = ("grad_cls_logits", "grad_box_dist", "grad_obj_logits")
 EPSILON = 3e-7  # MMDetection adds 2^-23 to its divisors, twice at most
@@ -306,7 +307,7 @@ def rank_losses(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     case = random_case(rank, [[5, 2], [0, 3]][rank])
     torch.save(
-        {name: run(loss(case.strides), case.tensors(), case.targets())[0] for name, loss in LOSSES.items()},
+        {name: run(loss(case.strides), case.tensors(), case.targets())[0] for name, loss in ALL_LOSSES.items()},
         f"{folder}/{rank}.pt",
     )
     distributed.destroy_process_group()
@@ -323,7 +324,7 @@ def test_normalisers_are_means_over_ranks(tmp_path):
         boxes=parts[0].boxes + parts[1].boxes,
         labels=parts[0].labels + parts[1].labels,
     )
-    for method, loss in LOSSES.items():
+    for method, loss in ALL_LOSSES.items():
         expected, _ = run(loss(both.strides), both.tensors(), both.targets())
         for name, value in expected.items():
             assert (first[method][name] + second[method][name]) / 2 == pytest.approx(value, rel=1e-5), (method, name)

@@ -24,7 +24,14 @@ JPEG_QUALITY = 90
 CATEGORIES = [{"id": id_, "name": name, "supercategory": "shape"} for name, id_ in CATEGORY_IDS.items()]
 
 
-def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, console: Console | None = None) -> None:
+def generate_shapes(
+    root: Path,
+    train_images: int,
+    val_images: int,
+    seed: int,
+    console: Console | None = None,
+    crowded: bool = False,
+) -> None:
     """Draw the data set into `root`, which must be absent or empty: train/, val/, annotations/train.json and val.json.
 
     The same arguments give the same bytes, whatever the number of processors. Everything is written beside `root` and
@@ -33,7 +40,7 @@ def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, c
     """
     if not is_vacant(root):
         raise DataError(f"the shapes data set cannot be written to {root}: it is not an empty folder")
-    info = _info(train_images, val_images, seed)
+    info = _info(train_images, val_images, seed, crowded)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
@@ -42,7 +49,9 @@ def generate_shapes(root: Path, train_images: int, val_images: int, seed: int, c
             with Pool(initializer=leave_signals_to_main) as pool:
                 for split, count in (("train", train_images), ("val", val_images)):
                     (folder / split).mkdir()
-                    drawn = pool.imap(partial(_draw_file, folder / split, seed, split), range(count), chunksize=8)
+                    drawn = pool.imap(
+                        partial(_draw_file, folder / split, seed, split, crowded), range(count), chunksize=8
+                    )
                     images, annotations = [], []
                     with progress(console or Console(quiet=True), f"drawing {split} shapes", count) as advance:
                         for image, objects in drawn:
@@ -64,7 +73,7 @@ def is_vacant(root: Path) -> bool:
 
 def check_shapes(info: dict[str, Any], root: Path, cfg: ShapesConfig) -> None:
     """Raise DataError if `info` (of a COCO file) says that the shapes in `root` were drawn with other settings."""
-    wanted = _info(cfg.train_images, cfg.val_images, cfg.seed)
+    wanted = _info(cfg.train_images, cfg.val_images, cfg.seed, cfg.crowded)
     if "shapes" in info and info != wanted:
         raise DataError(
             f"{root} holds shapes drawn with {info['shapes']}, the config asks for {wanted['shapes']}: "
@@ -72,15 +81,19 @@ def check_shapes(info: dict[str, Any], root: Path, cfg: ShapesConfig) -> None:
         )
 
 
-def _info(train_images: int, val_images: int, seed: int) -> dict[str, Any]:
+def _info(train_images: int, val_images: int, seed: int, crowded: bool) -> dict[str, Any]:
     settings = {"train_images": train_images, "val_images": val_images, "seed": seed, "version": VERSION}
+    if crowded:
+        settings["crowded"] = True
     return {"description": "generated shapes", "shapes": settings}
 
 
-def _draw_file(folder: Path, seed: int, split: str, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _draw_file(
+    folder: Path, seed: int, split: str, crowded: bool, index: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write one JPEG; return its COCO image record, and its annotations without ids of their own."""
     image_id = FIRST_IMAGE_ID[split] + index
-    pixels, annotations = draw_scene(np.random.default_rng((seed, image_id)))
+    pixels, annotations = draw_scene(np.random.default_rng((seed, image_id)), crowded)
     name, (height, width) = f"{image_id:07d}.jpg", pixels.shape[:2]
     Image.fromarray(pixels).save(folder / name, "JPEG", quality=JPEG_QUALITY)
     return (

@@ -17,13 +17,15 @@ MIN_VISIBLE_SMALL = 0.7  # the same for objects under PLAIN_BELOW pixels
 MAX_FAINT = 2  # pixels by which parts too thin to be seen, at the border of the image, may stretch a box
 
 
-def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one image, uint8 [h, w, 3], with its COCO annotations without ids."""
+def draw_scene(rng: np.random.Generator, crowded: bool = False) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Draw one image, uint8 [h, w, 3], with its COCO annotations without ids; `crowded` packs it with objects."""
     short = int(rng.integers(120, 201))
     sides = (short, min(320, int(short * rng.uniform(1, 1.6))))
     height, width = sides if rng.random() < 0.5 else sides[::-1]
     scene = Scene(height, width, rng)
     kind = rng.choice(["ordinary", "packed", "crowd", "empty"], p=[0.87, 0.05, 0.04, 0.04])
+    if crowded:
+        kind = "packed"
     if kind == "crowd":
         scene.add_crowd()
     if kind in ("ordinary", "crowd"):
