@@ -157,7 +157,8 @@ def measure_row(
         else:
             step = torchvision_step(cfg, batch, size, device, compiled=method.endswith("compiled"))
         row |= measure_steps(step, count, device, seconds)
-        row |= profile_step(step, device)
+        if method in OUR_DETECTOR or device.type == "cuda":
+            row |= profile_step(step, device)
         if parts and method in OUR_DETECTOR:
             row["parts_ms"] = measure_parts(train_step, batch, row["ms"], device, seconds / 4)
     except Exception as error:
