@@ -32,8 +32,8 @@ def budget(case: dict) -> str:
     seeds = len(case["seeds"])
     return (
         f"{TABLE_HEAD} the config `shapes` with {settings}. Learning rate, for 16 images: the best "
-        f"of {rates} on seed {case['trial_seed']}, which is not reported. Figures: mean ± standard deviation over {seeds} "
-        f"seeds; in brackets the same of the differences from `{BASELINE}` on the same seed."
+        f"of {rates} on seed {case['trial_seed']}, which is not reported. Figures in percent: mean ± standard "
+        f"deviation over {seeds} seeds; in brackets the same of the differences from `{BASELINE}` on the same seed."
     )
 
 
