@@ -77,7 +77,7 @@ TABLES = {
         baseline="headline",
     ),
     "trees": Table(
-        "Tree crowns in photographs, normal head",
+        "Tree crowns in photographs of 256x256 pixels, 40 epochs, normal head",
         ALL,
         (
             "data.train_images=train2017",
@@ -85,6 +85,10 @@ TABLES = {
             "data.train_annotations=annotations/instances_train2017.json",
             "data.val_annotations=annotations/instances_val2017.json",
             "head.num_classes=1",
+            "data.short_side=[256,256]",
+            "data.long_side=256",
+            "inference.short_side=256",
+            "inference.long_side=256",
             "schedule.epochs=40",
         ),
         "trees",

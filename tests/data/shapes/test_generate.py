@@ -10,9 +10,8 @@ from pycocotools.coco import COCO
 
 import dwtriton.console.progress
 from dwtriton.config.load import load_config
-from dwtriton.config.schema import Config
+from dwtriton.config.schema import Config, ShapesConfig
 from dwtriton.data.prepare import prepare_data, prepare_validation
-from dwtriton.config.schema import ShapesConfig
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes import generate as shapes
 from dwtriton.data.shapes.drawing import OUTLINES, Stamp, paint
