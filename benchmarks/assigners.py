@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs are stopped with this process
     results = open_results(args)
     for table in args.tables:
-        draw_missing_shapes(load_config("shapes", TABLES[table].settings, data_folder(table, args)).data, console)
+        settings = [*TABLES[table].settings, *args.set]
+        draw_missing_shapes(load_config("shapes", settings, data_folder(table, args)).data, console)
     if "costs" not in results:
         print_line(console, "measuring time and memory of the losses")
         results["costs"] = measure_costs(args.device)
