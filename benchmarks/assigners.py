@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs are stopped with this process
     results = open_results(args)
     for table in args.tables:
-        draw_missing_shapes(load_config("shapes", TABLES[table].settings, data_folder(table, args)).data, console)
+        settings = [*TABLES[table].settings, *args.set]
+        draw_missing_shapes(load_config("shapes", settings, data_folder(table, args)).data, console)
     if "costs" not in results:
         print_line(console, "measuring time and memory of the losses")
         results["costs"] = measure_costs(args.device)
@@ -86,7 +87,9 @@ def open_results(args: argparse.Namespace) -> dict:
             raise UserError(f"{file} is of runs with another budget: delete it, or name another --out and --runs")
     make_folder(args.runs)
     write_text(checkpoints, json.dumps({"case": case}))
-    return json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else results
+    if args.out.exists():
+        results = json.loads(args.out.read_text(encoding="utf-8")) | {"machine": results["machine"]}
+    return results
 
 
 def data_folder(table: str, args: argparse.Namespace) -> Path:
@@ -106,11 +109,13 @@ def train_all(args: argparse.Namespace, results: dict, console: Console) -> None
                     waiting = (run for run in next_runs(rows, args.tables) if run not in running)
                     for run in islice(waiting, args.jobs - len(running)):
                         running[run] = start(run, args)
+                        print_line(console, f"begun: {run.name}")
                 if not running:
                     return
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 for run in [run for run, process in running.items() if process.poll() is not None]:
-                    rows.append(run._asdict() | outcome(run, running.pop(run).returncode, args))
+                    row = run._asdict() | {"commit": results["machine"]["commit"]}
+                    rows.append(row | outcome(run, running.pop(run).returncode, args))
                     write_results(results, args.out)
                     print_line(console, f"{run.name}: {rows[-1].get('failed') or 'AP {AP:.3f}'.format(**rows[-1])}")
                     display.advance()

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from benchmarks.assigner_runs import BASELINE, TABLES, best_rate
 from benchmarks.recording import caption, save_figure
 
+TABLE_HEAD = "Budget of every run:"
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NOTHING = -1  # COCOeval's value where there is nothing to measure
 
@@ -18,8 +19,9 @@ def markdown_table(results: dict) -> str:
     begun = {row["table"] for row in results["rows"]}
     for table, (title, *_) in TABLES.items():
         parts += [f"**{title}**", accuracy_table(results, table)] if table in begun else [f"**{title}**: not run"]
-    parts.append("**Cost of the losses** with their gradients: ms, and in brackets MB beyond inputs and gradients")
-    parts.append(cost_table(results))
+    if "costs" in results:
+        parts.append("**Cost of the losses** with their gradients: ms, and in brackets MB beyond inputs and gradients")
+        parts.append(cost_table(results))
     return "\n\n".join(parts)
 
 
@@ -29,9 +31,9 @@ def budget(case: dict) -> str:
     settings = ", ".join(f"`{setting}`" for setting in case["budget"])
     seeds = len(case["seeds"])
     return (
-        f"Budget of every run: the config `shapes` with {settings}. Learning rate: the best of "
-        f"{rates} on seed {case['trial_seed']}, which is not reported. Figures: mean ± standard deviation over {seeds} "
-        f"seeds; in brackets the same of the differences from `{BASELINE}` on the same seed."
+        f"{TABLE_HEAD} the config `shapes` with {settings}. Learning rate, for 16 images: the best "
+        f"of {rates} on seed {case['trial_seed']}, which is not reported. Figures in percent: mean ± standard "
+        f"deviation over {seeds} seeds; in brackets the same of the differences from `{BASELINE}` on the same seed."
     )
 
 

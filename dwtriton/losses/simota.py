@@ -13,7 +13,6 @@ from dwtriton.core.targets import PackedTargets
 from dwtriton.losses.point_loss import Choice, Grid, PointLoss, PointTargets, mean_over_ranks
 from dwtriton.losses.selection import chunks, largest, rounded
 from dwtriton.losses.terms import cross_entropy, negative_logits, own_logits, points_of_levels
-from dwtriton.reference.formulas import box_sides
 from dwtriton.reference.pairs import Boxes
 
 MAX_LOG = 100.0  # every -ln of a probability in a cost is clamped here
@@ -181,9 +180,14 @@ def _choose(costs: _Costs, rows: Tensor, corners: Tensor, labels: Tensor, candid
 
 def _location(points: Tensor, reach: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
     """Return which points [2, P] are inside boxes [4, n] and inside their centre regions, [n, P] bool each."""
-    corners, points = corners[..., None], points[:, None]
-    regions = central_squares(corners, reach)
-    return box_sides(points, corners).amin(0) > 0, box_sides(points, regions).amin(0) > 0
+    corners = corners[..., None]
+    return _inside(points, corners), _inside(points, central_squares(corners, reach))
+
+
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Return which points [2, P] lie strictly inside boxes [4, n, P or 1]; faster than by distances to the sides."""
+    (x, y), (left, top, right, bottom) = points, boxes
+    return (x > left) & (y > top) & (x < right) & (y < bottom)
 
 
 @cheapest.register_fake

@@ -88,7 +88,7 @@ def test_it_goes_on_where_it_was_stopped_and_its_tables_say_what_was_run(compare
     results = json.loads((tmp_path / "assigners" / "cpu.json").read_text())
     assert len(results["rows"]) == 4
     table = assigners_report.markdown_table(results)
-    assert "| dual_weight | 0.002 | 3 trial runs |" in table
+    assert "| dual_weight | 0.004 | 3 trial runs |" in table
     assert "| fcos |  | 1 trial runs |" in table
     before = [Run(*(row[field] for field in Run._fields)) for row in results["rows"]]
 
@@ -103,8 +103,8 @@ def test_it_goes_on_where_it_was_stopped_and_its_tables_say_what_was_run(compare
     table, draw = report.VIEWS["assigners"]
     text = table(results)
     assert text in capsys.readouterr().out
-    assert "| dual_weight | 0.002 | 31.0 ± 1.0 | " in text
-    assert "| tal | 0.002 | 29.0 ± 1.0 (-2.0 ± 0.0) | " in text
+    assert "| dual_weight | 0.004 | 31.0 ± 1.0 | " in text
+    assert "| tal | 0.004 | 29.0 ± 1.0 (-2.0 ± 0.0) | " in text
     assert "**Ablations of Dual Weighting, normal head**: not run" in text
     assert "| tal | 1.5 (2) |" in text
     draw(results, tmp_path / "plot.png")

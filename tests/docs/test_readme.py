@@ -9,7 +9,16 @@ from pkgutil import resolve_name
 
 import pytest
 
-from benchmarks import cases_report, gpu_report, losses_report, memory, predict_report, report, train_report
+from benchmarks import (
+    assigners_report,
+    cases_report,
+    gpu_report,
+    losses_report,
+    memory,
+    predict_report,
+    report,
+    train_report,
+)
 from dwtriton.config.load import config_names, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +105,8 @@ def test_benchmark_tables_show_the_recorded_results():
     for page in PAGES:
         text = page.read_text()
         assert text == report.filled(text), "run python -m benchmarks.report"
-        heads = [view.TABLE_HEAD for view in (report, train_report, predict_report, losses_report, cases_report)]
+        views = report, train_report, predict_report, losses_report, cases_report, assigners_report
+        heads = [view.TABLE_HEAD for view in views]
         assert sum(map(text.count, heads)) == len(report.BLOCK.findall(text))
 
 

@@ -129,6 +129,16 @@ def test_there_is_one_graph_for_each_bucket_and_nothing_to_report(
     assert "recompiled in iteration" not in console.file.getvalue()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("assigner", ["fcos", "atss", "simota", "tal", "dual_weight_ablation"])
+def test_every_assigner_has_one_graph_for_each_bucket(assigner, traced, shallow, tiny, tmp_path, console):
+    cfg = tiny("train.compile=default", "schedule.epochs=1", f"loss.assigner={assigner}")
+    trainer = run(cfg, tmp_path / "run", console)
+    assert trainer.iteration == trainer.total
+    assert trainer.watch.graphs == len(trainer.cfg.data.buckets) == 2
+    assert "recompiled in iteration" not in console.file.getvalue()
+
+
 def test_compiled_and_eager_runs_agree(traced, finished, tiny, tmp_path, console):
     """Batch norms train here; compiling ahead must leave no trace in their statistics.
 

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 import dwtriton.console.progress
 from dwtriton.config.load import load_config
-from dwtriton.config.schema import Config
+from dwtriton.config.schema import Config, ShapesConfig
 from dwtriton.data.prepare import prepare_data, prepare_validation
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes import generate as shapes
@@ -228,3 +228,14 @@ def test_own_data_at_the_root_of_a_shapes_config_is_used(tiny):
     data = tiny.write().model_copy(update={"shapes": small(tiny.root).data.shapes})
     train, _ = prepare_data(Config(data=data, head={"num_classes": 3}))
     assert train.class_names == ["train", "kite", "zebra"]
+
+
+def test_crowded_shapes_have_many_objects_in_every_image_and_are_no_ordinary_ones(tmp_path):
+    generate_shapes(tmp_path / "shapes", 6, 2, seed=1, crowded=True)
+    found = COCO(tmp_path / "shapes" / "annotations" / "train.json")
+    counts = [len(found.getAnnIds([image_id])) for image_id in found.getImgIds()]
+    assert min(counts) >= 10  # of 16 to 30, some find no place
+    settings = {"train_images": 6, "val_images": 2, "seed": 1}
+    shapes.check_shapes(found.dataset["info"], tmp_path, ShapesConfig(**settings, crowded=True))
+    with pytest.raises(DataError, match="delete the folder to draw them anew"):
+        shapes.check_shapes(found.dataset["info"], tmp_path, ShapesConfig(**settings))
