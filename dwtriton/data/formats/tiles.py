@@ -19,7 +19,7 @@ from dwtriton.data.formats.convert import INFO, check_vacant, folder_beside, wri
 from dwtriton.data.formats.splits import FoundSplit, choose_splits, find_splits
 from dwtriton.data.images import BrokenImageError, resized_size
 from dwtriton.data.problems import DataProblems
-from dwtriton.data.usable import choose_usable
+from dwtriton.data.usable import annotation_name, choose_usable
 from dwtriton.data.usable_images import read_annotated
 from dwtriton.data.values import Id
 
@@ -103,7 +103,10 @@ def tile_size(records: Records, boxes: dict[Id, list[dict[str, Any]]], cfg: Data
 def _tiles(
     split: FoundSplit, folder: Path, size: int, overlap: float, problems: DataProblems, console: Console
 ) -> Iterator[Tile]:
+    weights = {a["id"]: {"weight": a["weight"]} for a in split.records.annotations.values() if "weight" in a}
     usable = choose_usable(split.records, split.images, False, problems)
+    for boxes in usable.boxes.values():
+        boxes[:] = [box | weights.get(box["id"], {}) for box in boxes]  # evaluations have weights of 1
     cfg = DataConfig(exif=usable.exif)
     with progress(console, f"cutting images of {split.name}", len(usable.images)) as advance:
         for number, image in enumerate(usable.images, 1):
@@ -114,6 +117,7 @@ def _tiles(
                 continue
             name = PurePath(image["file_name"]).with_suffix("")
             stem = PurePath(*[part for part in name.parts if part not in (name.anchor, "..")])
+            boxes, whole = usable.boxes[image["id"]], set()
             for y in _offsets(image["height"], size, overlap):
                 for x in _offsets(image["width"], size, overlap):
                     part = pixels[:, y : y + size, x : x + size]
@@ -121,8 +125,12 @@ def _tiles(
                     path = folder / f"{stem}_{number}_{y}_{x}.jpg" if path.exists() else path
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(encode_jpeg(part.contiguous(), JPEG_QUALITY).numpy().tobytes())
-                    boxes = [_cut(box, x, y, *part.shape[1:]) for box in usable.boxes[image["id"]]]
-                    yield Tile(path, *part.shape[1:], [box for box in boxes if box is not None])
+                    cut = [piece for box in boxes if (piece := _cut(box, x, y, *part.shape[1:])) is not None]
+                    whole |= {piece["id"] for piece in cut if not piece["iscrowd"]}
+                    yield Tile(path, *part.shape[1:], cut)
+            for box in boxes:
+                if not box["iscrowd"] and box["id"] not in whole:
+                    problems.add("object too large for a tile to hold half of it", annotation_name(box, split.records))
             advance()
 
 

@@ -39,6 +39,9 @@ def cut(tmp_path, call):
         pen.rectangle((x, y, x + 11, y + 11), fill=(6 * number, 255 - 6 * number, 120))
         box = {"bbox": [x, y, 12, 12], "area": 100, "iscrowd": int(number == 3), "weight": 0.5}
         annotations.append({"id": number, "image_id": "a", "category_id": 1, **box})
+    annotations.append(
+        {"id": 41, "image_id": "a", "category_id": 1, "bbox": [0, 0, 300, 200], "area": 100, "iscrowd": 0}
+    )
     images = [{"id": "a", "file_name": "site/a.png", "width": WIDTH, "height": HEIGHT}]
     images.append({"id": "b", "file_name": "gone.png", "width": 40, "height": 40})
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
@@ -73,10 +76,11 @@ def test_tiles_hold_the_pixels_and_the_boxes_of_their_places(cut):
                 share = (x2 - x1) * (y2 - y1) / (w * h)
                 assert box["area"] == pytest.approx(100 * share)
                 assert box["iscrowd"] == (number == 2 or share < KEPT_SHARE)
-                assert box["weight"] == 1  # as evaluations have it
+                assert box["weight"] == (1 if number == 40 else 0.5)
     assert covered.all()
     assert found == {}
     assert "1 x image file missing" in printed
+    assert "1 x object too large for a tile to hold half of it: annotation 41 of image a (site/a.png)" in printed
 
 
 def test_what_is_printed_is_what_was_written_and_check_finds_it(cut):
