@@ -12,6 +12,7 @@ from benchmarks.timing import capture_graph
 SMALL = Size(height=256, width=320, classes=24)
 LOSS_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative to the loss, and to the largest entry of the gradient
 OVER_FLOOR = {"bfloat16": 1.5, "float32": 1.3}  # targets: at most so many times the floor
+PYTORCH_MS = {7: 30, 1000: 200}  # targets: of our PyTorch form in bfloat16, by boxes an image
 SPEEDUPS = {"eager": 20, "compiled": 5, "released": 200}  # targets: how many times faster the kernels should be
 
 Check = dict[str, str | float | bool]
@@ -87,6 +88,9 @@ def target_checks(rows: list[dict], batch: int = 16) -> Iterator[Check]:
             for method, factor in SPEEDUPS.items():
                 if other := found.get((method, dtype, 7)):
                     yield _check(f"{dtype}, 7 boxes: times faster than {method}", other["ms"] / few["ms"], factor)
+        for boxes, most_ms in PYTORCH_MS.items():
+            if dtype == "bfloat16" and (plain := found.get(("eager", dtype, boxes))):
+                yield _check(f"our PyTorch form, {boxes} boxes: ms", plain["ms"], at_most=most_ms)
         if few and some:
             yield _check(f"{dtype}: time with 100 boxes over that with 7", some["ms"] / few["ms"], at_most=1.3)
         if few and many:

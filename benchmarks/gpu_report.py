@@ -64,6 +64,7 @@ FIGURES = (
     _case("128 images of 640x640, 60 classes, 75,357 small boxes"),
     Figure("host, an eager call", "kernels", "", LOSS | {"boxes": 7}, "host_ms", "ms"),
     _loss("our PyTorch form, 7 boxes", method="eager", boxes=7),
+    _loss("our PyTorch form, 1000 boxes", method="eager", boxes=1000)._replace(slice="more"),
     _loss("the same, compiled", method="compiled", boxes=7),
     _loss("torchvision's FCOS, 7 boxes", True, method="fcos", boxes=7),
     _loss("released algorithm, 7 boxes", True, method="released", boxes=7),

@@ -111,7 +111,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args.batches = args.batches or ((16, 2) if on_gpu else (2,))
     args.dtypes = args.dtypes or (("bfloat16", "float32") if on_gpu else ("float32",))
     args.boxes = args.boxes or (*BOXES, *((5000,) if on_gpu else ()))
-    args.out = args.out or results_file(torch.device(args.device))
+    args.out = args.out or results_file(find_device(args.device))
     return args
 
 

@@ -29,7 +29,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from benchmarks.detectors import autocast
 from benchmarks.losses_report import draw, markdown_table
-from benchmarks.machine import machine
+from benchmarks.machine import find_device, machine
 from benchmarks.recording import RESULTS, reason, results_file, significant
 from dwtriton import DualWeightLoss, postprocess
 from dwtriton.config.load import load_config
@@ -168,7 +168,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.iterations < EVALUATIONS:
         parser.error(f"--iterations must be at least {EVALUATIONS}, one for each evaluation")
-    args.out = args.out or results_file(torch.device(args.device), RESULTS / "losses_on_shapes")
+    args.out = args.out or results_file(find_device(args.device), RESULTS / "losses_on_shapes")
     return args
 
 

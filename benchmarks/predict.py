@@ -84,7 +84,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     cuda = args.device == "cuda"
     args.batches = args.batches or ([1, 16] if cuda else [1, 2])
     args.precision = args.precision or best_precision(cuda)
-    args.out = args.out or results_file(torch.device(args.device), RESULTS / "predict")
+    args.out = args.out or results_file(find_device(args.device), RESULTS / "predict")
     return args
 
 

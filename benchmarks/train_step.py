@@ -132,13 +132,15 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args.images = args.images or (16 if cuda else 2)
     args.precision = args.precision or best_precision(cuda)
     args.varied = (2000 if cuda else 10) if args.varied is None else args.varied
-    args.out = args.out or results_file(torch.device(args.device), RESULTS / "train_step")
+    args.out = args.out or results_file(find_device(args.device), RESULTS / "train_step")
     return args
 
 
 def best_precision(cuda: bool) -> str:
     """Return the precision in which a device trains: bfloat16 on a GPU that has it, float16 on an older one."""
-    return "float32" if not cuda else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if not cuda:
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def measure_row(

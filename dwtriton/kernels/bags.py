@@ -21,7 +21,7 @@ from dwtriton.kernels.levels import first_cell, load_distances, pick, pick_memor
 PARTS = tl.constexpr(16)  # of a box
 GROUP = tl.constexpr(4)  # parts that are added up first
 SPLITS = (PARTS.value, PARTS.value // GROUP.value, 1)  # programs that may share a box
-MAX_REGISTERS = 136  # of a thread with two points; without a limit ptxas takes 80 on sm_75, and spills
+MAX_REGISTERS = 144  # of a thread with two points; without a limit ptxas takes 80 on sm_75, and spills
 SUMS = tl.constexpr(3)  # of a part: denominator, and classification and localisation loss times it
 IMAGES_PER_LOOK = tl.constexpr(64)
 ABOVE_DEFICITS = tl.constexpr(2.0)  # where a part of a box has no point: deficits lie from 0 to 4/3

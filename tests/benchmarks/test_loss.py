@@ -183,6 +183,7 @@ def test_targets_are_compared_with_what_was_measured():
     assert found == {
         "bfloat16, 7 boxes: time over the three-trip floor": (1.25, True),
         "bfloat16, 7 boxes: times faster than eager": (22, True),
+        "our PyTorch form, 7 boxes: ms": (1.1, True),
         "bfloat16: time with 1000 boxes over that with 7": (6, False),
         "bfloat16, 1000 boxes: extra memory in MB": (9, False),
     }

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import distributed, nn
 
 from dwtriton import DualWeightAssigner, DualWeightLoss, pack_targets
+from dwtriton.core.targets import PackedTargets
 from tests.support.loss_cases import LOSSES, Unused, random_case
 
 SIZES, STRIDES = ((4, 5), (2, 2)), (8, 16)
@@ -172,6 +173,8 @@ def test_loss_without_gradients_is_the_same(device):
 
 
 def test_what_the_kernels_cannot_take_is_refused_before_a_launch(device):
+    from dwtriton.kernels.inputs import read_boxes
+
     case = small_case()
     loss = DualWeightLoss(STRIDES, backend="triton")
     inputs = [[level.to(device) for level in kind] for kind in case.tensors(torch.float64)]
@@ -186,6 +189,9 @@ def test_what_the_kernels_cannot_take_is_refused_before_a_launch(device):
         targets = pack_targets([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}] * batch, device)
         with pytest.raises(ValueError, match=message):
             DualWeightLoss((8,), backend="triton")(*huge, targets)
+    boxes, labels = torch.zeros(1, 4).expand(2**24, 4), torch.zeros(1).long().expand(2**24)
+    with pytest.raises(ValueError, match=r"16777216 boxes in the batch; the kernels take less than 2\^24"):
+        read_boxes(PackedTargets(boxes, labels, offsets=torch.tensor([0, 2**24])))
 
 
 def rank_losses(rank, folder):
