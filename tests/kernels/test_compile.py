@@ -112,20 +112,16 @@ def test_kernels_are_sound_for_every_target(target, pool):
 
 def test_dense_passes_are_sound_for_any_number_of_classes_and_both_layouts(pool):
     """With numbers whose rows are a multiple of 16 bytes among them: 8 and 256."""
-    inputs = [*product(["bfloat16", "float32"], ["channels_last"], [1, 3, 8, 20, 60, 256, 365, 1203])]
-    inputs += product(["float16"], ["channels_last"], [1, 365])
+    inputs = [*product(["bfloat16"], ["channels_last"], [1, 3, 8, 20, 60, 256, 365, 1203])]
+    inputs += product(["float32", "float16"], ["channels_last"], [1, 20, 365])
     inputs += [*product(["bfloat16", "float32"], ["contiguous"], [3, 365]), ("float16", "contiguous", 80)]
     binaries = compile_all([dense_job("cuda:90", *each) for each in inputs], pool)
     assert len(binaries) == len(inputs) * len(DENSE)
     check(binaries)
 
 
-def test_other_kernels_are_sound_for_one_class_and_the_other_layout(pool):
-    check(compile_all([default_job("cuda:90", "float16", "contiguous", 1)], pool))
-
-
-def test_kernels_are_sound_for_seven_levels(pool):
-    check(compile_all([default_job("cuda:90", "bfloat16", strides=LEVELS[-1])], pool))
+def test_kernels_are_sound_for_seven_levels_one_class_and_the_other_layout(pool):
+    check(compile_all([default_job("cuda:90", "bfloat16", "contiguous", 1, LEVELS[-1])], pool))
 
 
 @pytest.mark.slow

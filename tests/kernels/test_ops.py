@@ -82,8 +82,14 @@ def run_head(head, forward, targets, features, autocast):
 
 
 @torch._inductor.config.patch(force_disable_caches=True)  # caches outlive a change of the operator
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize(
+    ("autocast", "backend"),
+    [
+        pytest.param(False, "aot_eager", id="float32"),
+        pytest.param(True, "inductor", id="autocast, generated code"),
+        pytest.param(False, "inductor", id="float32, generated code", marks=pytest.mark.slow),
+    ],
+)
 def test_head_and_loss_compile_to_one_graph_for_any_box_counts(device, backend, autocast):
     """The head's weight gradients, sums over levels, may be rounded otherwise; under autocast they are bfloat16."""
     limit = torch.finfo(torch.bfloat16).eps if autocast else 1e-4

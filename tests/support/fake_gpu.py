@@ -76,7 +76,7 @@ def fake_gpu(monkeypatch) -> None:
         **dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode")),
     }
     for name, value in values.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **_options: value)
     for module in (timing, step_profile):
         monkeypatch.setattr(module, "profile", profile)
     monkeypatch.setattr(torch.cuda, "Event", Event)
