@@ -93,6 +93,11 @@ class DataConfig(Section):
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
     vertical_flip: Fraction = Field(0.0, description="probability of a vertical flip in training, as for aerial images")
+    colour: Fraction = Field(
+        0.0,
+        description="strength of random changes of brightness, contrast, saturation and hue in training, 0 to 1; "
+        "none as published",
+    )
     class_weights: dict[str, BoxWeight] = Field(
         {},
         description="of classes by name, 1 where absent: multiplies the weights of their boxes in training "

@@ -19,7 +19,15 @@ from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.buckets import Size, fits, padded_size
 from dwtriton.data.classes import match_classes
 from dwtriton.data.fingerprint import fingerprint
-from dwtriton.data.images import BrokenImageError, draw_augmentation, flip, read_image, resize, resized_size
+from dwtriton.data.images import (
+    BrokenImageError,
+    change_colours,
+    draw_augmentation,
+    flip,
+    read_image,
+    resize,
+    resized_size,
+)
 from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.usable import check_measurable, choose_usable
 from dwtriton.data.values import Id
@@ -80,7 +88,7 @@ class CocoDataset(Dataset):
         if not self.training:
             test = inference or InferenceConfig()
             fixed = {"short_side": (test.short_side,) * 2, "long_side": test.long_side}
-            fixed |= {"flip": 0.0, "vertical_flip": 0.0}
+            fixed |= {"flip": 0.0, "vertical_flip": 0.0, "colour": 0.0}
             cfg = cfg.model_copy(update=fixed)
         self.problems = DataProblems()
         folder = cfg.root / getattr(cfg, f"{split}_images")
@@ -138,6 +146,8 @@ class CocoDataset(Dataset):
             image, target["boxes"], scale_factor = resize(image, target["boxes"], *limits)
             for side in flipped_sides:
                 image, target["boxes"] = flip(image, target["boxes"], side)
+            if self.cfg.colour:
+                image = change_colours(image, self.cfg.colour, request.seed)
             return Sample(image, target, self.image_ids[index], self.paths[index], scale_factor, broken, request.padded)
         index = request.index
         return Sample(None, {}, self.image_ids[index], self.paths[index], (1.0, 1.0), broken, request.padded)

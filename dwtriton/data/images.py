@@ -1,4 +1,4 @@
-"""Decoding image files, and resizing and flipping images with their boxes (docs/recipe.md#data).
+"""Decoding image files, and resizing, flipping and recolouring images with their boxes (docs/recipe.md#data).
 
 Pixels stay bytes until their batch is on its device: model/pixels.py normalises them.
 """
@@ -27,6 +27,7 @@ PILLOW_FORMATS = ("BMP", "DIB", "TIFF")  # Pillow turns TIFF upright by itself
 ORIENTED_FORMATS = ("JPEG", "MPO", "PNG")  # those whose orientation torchvision applies
 STILL_FORMATS = ("JPEG", "MPO", "PNG")  # whose first frame is the image
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+MOST_HUE = 0.1  # of the colour circle, that `data.colour` = 1 shifts hues by
 MODES_WITHOUT_RANGE = ("I", "F")  # of Pillow: 32 bits a value
 
 
@@ -197,3 +198,16 @@ def flip(image: Tensor, boxes: Tensor, side: int = -1) -> tuple[Tensor, Tensor]:
     size = image.shape[side]
     corners = (size - x2, y1, size - x1, y2) if side == -1 else (x1, size - y2, x2, size - y1)
     return image.flip(side), torch.stack(corners, dim=-1)
+
+
+def change_colours(image: Tensor, strength: float, seed: int) -> Tensor:
+    """Draw and apply factors of brightness, contrast and saturation from 1 - strength to 1 + strength, and a hue.
+
+    image: uint8 [3, h, w]. The hue turns by up to `strength` times `MOST_HUE` of the colour circle either way.
+    """
+    rng = np.random.default_rng((seed, 1))  # apart from `draw_augmentation`, which draws the same without it
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
+    image = tv.adjust_brightness(image, brightness)
+    image = tv.adjust_contrast(image, contrast)
+    image = tv.adjust_saturation(image, saturation)
+    return tv.adjust_hue(image, MOST_HUE * float(rng.uniform(-strength, strength)))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dwtriton.config.schema import Config, DataConfig
 from dwtriton.data.batch import collate
-from dwtriton.data.coco import Sample
-from dwtriton.data.images import draw_augmentation, flip, resize, resized_size
+from dwtriton.data.coco import CocoDataset, Sample, SampleRequest
+from dwtriton.data.images import change_colours, draw_augmentation, flip, resize, resized_size
 from dwtriton.model.pixels import PixelDetector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -168,6 +168,35 @@ def test_augmentation_draws_every_short_side_and_both_flips_from_the_seed_alone(
     aerial = [draw_augmentation(cfg.model_copy(update={"vertical_flip": 0.5}), seed) for seed in range(400)]
     assert {flipped for _, flipped in aerial} == {(), (-1,), (-2,), (-1, -2)}
     assert [(short, -1 in flipped) for short, flipped in aerial] == [(short, -1 in flipped) for short, flipped in drawn]
+
+
+def test_colours_change_by_the_seed_alone_and_no_more_than_their_strength():
+    image = torch.randint(40, 160, (3, 8, 9), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert (
+        change_colours(image, 0.0, 5).int() - image.int()
+    ).abs().max() <= 1  # rounding of the hue's way there and back
+    weak, strong = ([change_colours(image, strength, seed) for seed in range(40)] for strength in (0.1, 0.5))
+    assert all(torch.equal(changed, change_colours(image, 0.5, seed)) for seed, changed in enumerate(strong))
+    grey = image.float().mean()
+    ratios = {name: [float(c.float().mean() / grey) for c in of] for name, of in (("weak", weak), ("strong", strong))}
+    assert 0.88 < min(ratios["weak"]) < 0.95 < 1.05 < max(ratios["weak"]) < 1.12
+    assert 0.45 < min(ratios["strong"]) < 0.7 < 1.3 < max(ratios["strong"]) < 1.55
+    one_colour = image[:, :1, :1].expand(-1, 8, 9)
+    assert all(len(change_colours(one_colour, 0.5, seed).flatten(1).unique(dim=1).T) == 1 for seed in range(5))
+    turned = change_colours(image, 0.5, 3).float().flatten(1)
+    scaled = turned / turned.mean() * grey
+    assert (scaled - image.flatten(1)).abs().max() > 10  # more than brightness
+
+
+def test_training_images_alone_are_recoloured(tiny):
+    cfg = tiny.write()
+    coloured = cfg.model_copy(update={"colour": 0.5})
+    before, changed = (CocoDataset(config, "train")[SampleRequest(0, seed=1)] for config in (cfg, coloured))
+    assert changed.image.shape == before.image.shape
+    assert not torch.equal(changed.image, before.image)
+    assert torch.equal(changed.target["boxes"], before.target["boxes"])
+    before, changed = (CocoDataset(config, "val", tiny.inference)[0] for config in (cfg, coloured))
+    assert torch.equal(changed.image, before.image)
 
 
 def test_boxes_that_vanish_when_resized_are_legal():
