@@ -82,6 +82,7 @@ def gradients(detector, batch, cfg, forward=None, capacity=None):
     return {name: loss.detach().double() for name, loss in losses.items()} | found
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_as_accurate_as_eager_ones_and_resume_bit_for_bit(shallow, tiny, tmp_path, console):
     """With generated code. Losses and gradients against float64, entry by entry."""
     cfg = tiny(*ONE_BUCKET, "train.compile=default", "train.checkpoint_every=3")

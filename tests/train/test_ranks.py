@@ -148,6 +148,7 @@ def test_two_ranks_that_compile_give_what_one_process_gives_without(fork, alone,
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_job_on_two_machines_resumes_when_a_process_of_one_dies(start, alone, tmp_path):
     """The other machine's torchrun starts its processes anew without counting that as a restart."""
     with socket.socket() as free:
