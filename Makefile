@@ -12,7 +12,7 @@ demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
 test: .venv/installed lint  ## everything CI checks, in parts of one thread each, two of them at a time
-	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-interpreted test-train test-detector test-compiled test-rest test-data
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-train test-interpreted test-compiled test-detector test-rest test-data
 
 test-interpreted:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
