@@ -1,6 +1,6 @@
 """Forward, at the points of boxes: what N, where it is not 1, changes of the negative loss.
 
-A program owns the points of squares, one after another, and takes the boxes that touch a square in blocks.
+A program takes tiles in turn: some points of a square by a block of the boxes that touch it, and the following blocks.
 """
 
 import torch
@@ -32,8 +32,7 @@ from dwtriton.kernels.walk import first_block, following_block, listed_square
 BLOCK = 32  # boxes taken at once where there are many
 # Programs that take squares in turn: as many as an H100 holds at once, by their registers; the interpreter likes one
 MOST_PROGRAMS = 1 if INTERPRETED else 132 * 16
-# Of a thread, by the boxes of a tile: 16 and 14 warps on a multiprocessor; nothing spills, at 1 to 7 levels
-MAX_REGISTERS = {NEAR: 128, BLOCK: 146}
+MAX_REGISTERS = 128  # of a thread: 16 warps on a multiprocessor at least; nothing spills, at 1 to 7 levels
 
 
 @triton.jit(do_not_specialize=["columns", "squares", "all_squares", "capacity", "num_classes"])
@@ -70,8 +69,8 @@ def correction_kernel(
 ):
     """Add up what N, where it is not 1, changes of the negative loss.
 
-    Grid (programs,): program i owns sums[i], and takes squares i, i + programs ... of a list. MANY: of that with many
-    boxes, which it has to find.
+    Grid (programs,): program i owns sums[i], and takes the points of parts i, i + programs ... of the squares of a
+    list. MANY: of that with many boxes, which it has to find.
 
     z_levels, d_levels, u_levels: of each level logits [B, C, H, W], distances [B, 4, H, W] and objectness logits
     [B, 1, H, W]; channels_last where Z_LAST and D_LAST say so, else contiguous. heights, widths, strides: of levels.
@@ -79,85 +78,82 @@ def correction_kernel(
     counts, near, around, lists, lengths: see `Touching`.
     sums: out, [programs, 2] float64, what the negative loss changes by, and the sum of 1 - N.
     side: of a square, in pixels. columns: squares side by side. squares: of an image, all_squares: of all images.
-    capacity: N. num_classes: C. SPANS, LANES: see `Squares`. ROWS: points taken at a time. SLOTS: of a block.
+    capacity: N. num_classes: C. SPANS, LANES: see `Squares`. ROWS: points of a part. SLOTS: of a block.
     """
+    PARTS: tl.constexpr = LANES // ROWS  # of a square
     CLASSES: tl.constexpr = 32 // ROWS if ROWS < 32 else 1  # taken at a time at points to ignore
     change = tl.zeros((ROWS,), tl.float64)
     missing = tl.zeros((ROWS,), tl.float64)
     turn = tl.program_id(0)
-    while turn < tl.load(lengths + MANY):
-        number = listed_square(lists, turn, all_squares, MANY)
+    while turn < tl.load(lengths + MANY) * PARTS:
+        number = listed_square(lists, turn // PARTS, all_squares, MANY)
         image = number // squares
         square = number - image * squares
-        bounds = bounds_of(square, columns, side, heights, widths, strides)
-        first_rows, first_filled, first_start, first_word = first_block(
-            number, image, offsets, counts, near, around, table, capacity, bounds, GROUP, AROUND, SLOTS, MANY
-        )
-        for first_lane in range(0, LANES, ROWS):
-            lane = first_lane + tl.arange(0, ROWS)
-            valid, level, point, x, y = open_square(square, lane, columns, side, heights, widths, strides, SPANS)
-            if any_of(valid):
-                area, before, distances, u = load_points(
-                    d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+        lane = turn % PARTS * ROWS + tl.arange(0, ROWS)
+        valid, level, point, x, y = open_square(square, lane, columns, side, heights, widths, strides, SPANS)
+        if any_of(valid):
+            area, before, distances, u = load_points(
+                d_levels, u_levels, heights, widths, image, level, point, valid, D_LAST
+            )
+            z_offset = before * num_classes + place(point, 0, area, num_classes, Z_LAST)
+            z_points = pick_memory(z_levels, level) + z_offset
+            lift = negatives.lift(u)[0]
+            su, not_u = formulas.sigmoids(u)
+            ignored = valid & (level < 0)
+            open_label = number * 0 - 1
+            open_neg = tl.full((ROWS,), 1.0, tl.float32)  # N, and 1 where boxes of no weight are to be ignored
+            open_counted = open_neg
+            bounds = bounds_of(square, columns, side, heights, widths, strides)
+            rows, filled, start, word = first_block(
+                number, image, offsets, counts, near, around, table, capacity, bounds, GROUP, AROUND, SLOTS, MANY
+            )
+            go_on = True
+            while go_on:
+                label, details, corners = load_block(rows, filled, table, capacity, SLOTS)
+                inside = is_inside(valid[:, None], x[:, None], y[:, None], corners)
+                held_by = bits_where(inside, SLOTS)
+                regions = bits_where(label < 0, SLOTS)
+                ignored |= (held_by & regions) != 0
+                held_by &= ~regions
+                decides = (inside & (label >= 0)[None, :]) & (
+                    (held_by[:, None] & later_of_class(label, SLOTS)[None, :]) == 0
                 )
-                z_offset = before * num_classes + place(point, 0, area, num_classes, Z_LAST)
-                z_points = pick_memory(z_levels, level) + z_offset
-                lift = negatives.lift(u)[0]
-                su, not_u = formulas.sigmoids(u)
-                ignored = valid & (level < 0)
-                open_label = number * 0 - 1
-                open_neg = tl.full((ROWS,), 1.0, tl.float32)  # N, and 1 where boxes of no weight are to be ignored
-                open_counted = open_neg
-                rows, filled = first_rows, first_filled
-                start, word = first_start, first_word
-                go_on = True
-                while go_on:
-                    label, details, corners = load_block(rows, filled, table, capacity, SLOTS)
-                    inside = is_inside(valid[:, None], x[:, None], y[:, None], corners)
-                    held_by = bits_where(inside, SLOTS)
-                    regions = bits_where(label < 0, SLOTS)
-                    ignored |= (held_by & regions) != 0
-                    held_by &= ~regions
-                    decides = (inside & (label >= 0)[None, :]) & (
-                        (held_by[:, None] & later_of_class(label, SLOTS)[None, :]) == 0
+                iou, iou_loss, _ = formulas.overlap(distances, sides_of(x[:, None], y[:, None], corners))
+                deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
+                p_neg = formulas.p_neg(iou, iou_loss, deficit_min[None, :], deficit_max[None, :])
+                no_weight = (tl.load(details + WEIGHT) == 0)[None, :]
+                neg, counted = tl.where(no_weight, 0.0, p_neg), tl.where(no_weight, 1.0, p_neg)
+                old_neg = carried(label, open_label, open_neg, 1.0)
+                old_counted = carried(label, open_label, open_counted, 1.0)
+                changed = decides & (ignored == 0)[:, None] & ((neg != old_neg) | (counted != old_counted))
+                if any_of(changed):
+                    channel = tl.minimum(tl.maximum(label, 0), num_classes - 1)[None, :]
+                    z_places = place(0, channel, area[:, None], num_classes, Z_LAST)
+                    z = load_tile(z_points[:, None] + z_places, changed)
+                    loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+                    more, less = neg.to(tl.float64) - old_neg, old_counted.to(tl.float64) - counted
+                    change += tl.sum(tl.where(changed, more * loss, 0.0), 1)
+                    missing += tl.sum(tl.where(changed, less, 0.0), 1)
+                go_on = (filled == SLOTS) & MANY
+                if go_on:
+                    label_of_last = tl.max(label)
+                    of_last = label == label_of_last
+                    some = (held_by & bits_where(of_last, SLOTS)) != 0
+                    chosen, still_open = decides & of_last[None, :], label_of_last == open_label
+                    open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
+                    open_counted = carry_on(chosen, some, counted, open_counted, still_open, 1.0)
+                    open_label = label_of_last
+                    rows, filled, start, word = following_block(
+                        number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS
                     )
-                    iou, iou_loss, _ = formulas.overlap(distances, sides_of(x[:, None], y[:, None], corners))
-                    deficit_min, deficit_max = tl.load(details + DEFICIT_MIN), tl.load(details + DEFICIT_MAX)
-                    p_neg = formulas.p_neg(iou, iou_loss, deficit_min[None, :], deficit_max[None, :])
-                    no_weight = (tl.load(details + WEIGHT) == 0)[None, :]
-                    neg, counted = tl.where(no_weight, 0.0, p_neg), tl.where(no_weight, 1.0, p_neg)
-                    old_neg = carried(label, open_label, open_neg, 1.0)
-                    old_counted = carried(label, open_label, open_counted, 1.0)
-                    changed = decides & (ignored == 0)[:, None] & ((neg != old_neg) | (counted != old_counted))
-                    if any_of(changed):
-                        channel = tl.minimum(tl.maximum(label, 0), num_classes - 1)[None, :]
-                        z_places = place(0, channel, area[:, None], num_classes, Z_LAST)
-                        z = load_tile(z_points[:, None] + z_places, changed)
-                        loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
-                        more, less = neg.to(tl.float64) - old_neg, old_counted.to(tl.float64) - counted
-                        change += tl.sum(tl.where(changed, more * loss, 0.0), 1)
-                        missing += tl.sum(tl.where(changed, less, 0.0), 1)
-                    go_on = (filled == SLOTS) & MANY
-                    if go_on:
-                        label_of_last = tl.max(label)
-                        of_last = label == label_of_last
-                        some = (held_by & bits_where(of_last, SLOTS)) != 0
-                        chosen, still_open = decides & of_last[None, :], label_of_last == open_label
-                        open_neg = carry_on(chosen, some, neg, open_neg, still_open, 1.0)
-                        open_counted = carry_on(chosen, some, counted, open_counted, still_open, 1.0)
-                        open_label = label_of_last
-                        bounds = bounds_of(square, columns, side, heights, widths, strides)  # again: registers are few
-                        rows, filled, start, word = following_block(
-                            number, image, offsets, around, start, word, table, capacity, bounds, GROUP, AROUND, SLOTS
-                        )
-                if any_of(ignored):
-                    for first_class in range(0, num_classes, CLASSES):
-                        classes = first_class + tl.arange(0, CLASSES)[None, :]
-                        z_places = place(0, classes, area[:, None], num_classes, Z_LAST)
-                        mask = ignored[:, None] & (classes < num_classes)
-                        z = load_tile(z_points[:, None] + z_places, mask)
-                        loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
-                        change -= tl.sum(tl.where(mask, loss, 0.0).to(tl.float64), 1)
+            if any_of(ignored):
+                for first_class in range(0, num_classes, CLASSES):
+                    classes = first_class + tl.arange(0, CLASSES)[None, :]
+                    z_places = place(0, classes, area[:, None], num_classes, Z_LAST)
+                    mask = ignored[:, None] & (classes < num_classes)
+                    z = load_tile(z_points[:, None] + z_places, mask)
+                    loss = negatives.loss(z, u[:, None], lift[:, None], su[:, None], not_u[:, None])
+                    change -= tl.sum(tl.where(mask, loss, 0.0).to(tl.float64), 1)
         turn += tl.num_programs(0)
     tl.store(sums + 2 * tl.program_id(0), tl.sum(change))
     tl.store(sums + 2 * tl.program_id(0) + 1, tl.sum(missing))
@@ -174,7 +170,7 @@ def pair_launches(pyramid: Pyramid, squares: Squares, touching: Touching) -> lis
     for slots in (NEAR, BLOCK):
         rows = squares.lanes if INTERPRETED else min(32 // slots, squares.lanes)
         options = {"ROWS": rows, "SLOTS": slots, "MANY": slots == BLOCK}
-        options |= {"num_warps": 1, "maxnreg": MAX_REGISTERS[slots]}
+        options |= {"num_warps": 1, "maxnreg": MAX_REGISTERS}
         launches.append((min(MOST_PROGRAMS, len(touching.counts)), constants | options))
     return launches
 

@@ -20,7 +20,7 @@ class Work(NamedTuple):
     evaluated: int  # pairs that the walk over squares evaluates: all points of a square with each box that touches it
     slots: int  # of tiles, in which these pairs are; the others have no point or no box
     touching: Tensor  # [squares] boxes that touch each
-    blocks: Tensor  # [squares] blocks of boxes that a program takes one after another for a square
+    blocks: Tensor  # [squares] blocks of boxes that a program takes one after another for a part of a square
     compared: int  # comparisons of boxes with groups of squares and with squares, many at a time, for one walk
     sorted: int  # comparisons of boxes with boxes, to sort them
 
@@ -72,7 +72,7 @@ def work_of_image(sizes: list[tuple[int, int]], strides: tuple[float, ...], boxe
     near_group = touch(boxes, *low.amin(2), *high.amax(2)).sum(0)  # [groups]
     group_slots = (near_group // SLOTS + 1) * SLOTS * GROUP
     tiles = torch.where(touching <= NEAR, -(-squares.lanes // ROWS_OF_FEW) * (touching > 0), points * blocks)
-    walks = torch.where(touching >= BLOCK, 1 + squares.lanes, (touching > NEAR).long())  # through the boxes around
+    walks = points * (touching > NEAR)  # through the boxes around
     around = torch.where(near_group <= AROUND, near_group, len(boxes)).repeat_interleave(GROUP)
     compared = len(boxes) * len(near_group) + int(group_slots.sum()) + int((walks * around).sum())
     evaluated, slots = int((touches * points).sum()), int(tiles.sum()) * BLOCK

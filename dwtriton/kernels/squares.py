@@ -51,7 +51,7 @@ def cut(heights: tuple[int, ...], widths: tuple[int, ...], strides: tuple[float,
 def squares_of(pyramid: Pyramid) -> Squares:
     """Cut the images of a batch. Raises ValueError if there are too many squares for 32 bits."""
     squares = cut(pyramid.heights, pyramid.widths, pyramid.strides, CELLS)
-    if squares.count * pyramid.batch >= 2**31:
+    if squares.count * squares.lanes * pyramid.batch >= 2**31:
         raise ValueError(f"{pyramid.batch} images of such levels are more than the kernels can address")
     return squares
 

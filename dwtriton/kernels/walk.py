@@ -22,10 +22,25 @@ def popcount(x):
 
 
 @triton.jit
-def lowest_bit(x):
-    """Number of the lowest bit that is set: the exponent of that bit as a float."""
-    power = (x & (0 - x)).to(tl.uint32, bitcast=True).to(tl.float32)
-    return (power.to(tl.int32, bitcast=True) >> 23) - 127
+def go_past(counts, bits, n, place, WIDTH: tl.constexpr):
+    """Go past WIDTH bits from `place` on if no more than n of them are set; `counts` has how many, in `bits` bits."""
+    below = (counts >> place) & bits
+    past = below <= n
+    return tl.where(past, n - below, n), tl.where(past, place + WIDTH, place)
+
+
+@triton.jit
+def nth_bit(x, n):
+    """Place of the n-th bit that is set, n from 0 on and less than `popcount(x)`; [...] int32 like n."""
+    pairs = x - ((x >> 1) & 0x55555555)  # how many are set of each two bits, in these two
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    eights = (fours + (fours >> 4)) & 0x0F0F0F0F
+    sixteens = (eights + (eights >> 8)) & 0x00FF00FF
+    n, place = go_past(sixteens, 0xFF, n, n * 0, 16)
+    n, place = go_past(eights, 0xFF, n, place, 8)
+    n, place = go_past(fours, 0xF, n, place, 4)
+    n, place = go_past(pairs, 0x3, n, place, 2)
+    return go_past(x, 0x1, n, place, 1)[1]
 
 
 @triton.jit
@@ -67,13 +82,9 @@ def next_boxes(start, word, last, around, listed, table, capacity, bounds, SLOTS
             found = popcount(word)
             more = tl.minimum(SLOTS - filled, found)
             rank = slot - filled  # of the box for a slot among those found
-            left = slot * 0 + word
-            passed = filled * 0
-            while passed < more:  # drop the lowest bit `rank` times, and those taken from the word
-                left = tl.where(passed < rank, left & (left - 1), left)
-                word &= word - 1
-                passed += 1
-            numbers = tl.where((rank >= 0) & (rank < more), start + lowest_bit(left), numbers)
+            taken = (rank >= 0) & (rank < more)
+            numbers = tl.where(taken, start + nth_bit(word, rank), numbers)
+            word &= -2 << nth_bit(word, more - 1)  # drops those taken
             filled += more
     return row_of(numbers, slot < filled, around, listed), filled, start, word
 

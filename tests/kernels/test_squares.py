@@ -19,7 +19,7 @@ from dwtriton.kernels.inputs import read_boxes, read_pyramid
 from dwtriton.kernels.launch import INTERPRETED
 from dwtriton.kernels.squares import GROUP, open_square, squares_of
 from dwtriton.kernels.touching import NEAR, empty_touching, find_touching
-from dwtriton.kernels.walk import BITS, next_boxes
+from dwtriton.kernels.walk import BITS, next_boxes, nth_bit, popcount
 from tests.support.generated_cases import assert_equals_truth
 from tests.support.kernel_cases import on_kernels
 from tests.support.loss_cases import random_case
@@ -199,3 +199,24 @@ def test_gradients_of_an_image_do_not_depend_on_its_neighbours():
         of_levels = torch.autograd.grad(sums.sum(), [level for kind in inputs for level in kind])
         grads.append([level[0 if first else 1].tolist() for level in of_levels])
     assert grads[0] == grads[1] == grads[2]
+
+
+@triton.jit
+def bits_kernel(words, places_out, counts_out):
+    """The places of all bits of a word that are set, and how many there are."""
+    word = tl.load(words + tl.program_id(0))
+    n = tl.arange(0, 32)
+    count = popcount(word)
+    tl.store(places_out + 32 * tl.program_id(0) + n, nth_bit(word, n), mask=n < count)
+    tl.store(counts_out + tl.program_id(0), count)
+
+
+def test_places_of_bits(device):
+    random = np.random.default_rng(0).integers(0, 2**32, 40)
+    words = [1, 2**31, 2**32 - 1, 0xAAAAAAAA, 0x55555555, 0x80000001, 0, 0x10000, *random, *(random & random[::-1])]
+    places = torch.full((len(words), 32), -1, dtype=torch.int32, device=device)
+    counts = torch.zeros(len(words), dtype=torch.int32, device=device)
+    bits_kernel[(len(words),)](torch.tensor(np.array(words, np.uint32).view(np.int32)).to(device), places, counts)
+    for word, found, count in zip(words, places.tolist(), counts.tolist()):
+        expected = [place for place in range(32) if int(word) >> place & 1]
+        assert (found[:count], count) == (expected, len(expected))
