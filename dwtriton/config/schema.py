@@ -88,7 +88,12 @@ class DataConfig(Section):
         MAX_PIXELS, le=MAX_PIXELS, description="larger images are left out, before they are decoded; as Pillow does"
     )
     short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = Field(
-        (800, 800), description="lowest and highest short side of training images, pixels; drawn uniformly per image"
+        (800, 800), description="lowest and highest short side of training images, pixels; drawn uniformly"
+    )
+    scale_per: Literal["image", "batch"] = Field(
+        "image",
+        description="the short side is drawn for each image, as in the released code, or for each batch, of images of "
+        "like aspect: much less padding (docs/performance.md#batches-of-several-scales)",
     )
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")

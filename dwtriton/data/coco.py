@@ -39,8 +39,9 @@ class SampleRequest(NamedTuple):
     """One sample that a sampler asks of a data set."""
 
     index: int
-    seed: int = 0  # decides the augmentation, alone
+    seed: int = 0  # decides the augmentation
     padded: Size | None = None  # (h, w) that its batch will be padded to; None: as its images need it
+    scale_seed: int | None = None  # decides the scale instead, where a batch has one
 
 
 @dataclass
@@ -139,7 +140,7 @@ class CocoDataset(Dataset):
                 broken.append(str(error))
                 continue
             target = {key: torch.from_numpy(value.copy()) for key, value in self._targets[index].items()}
-            short_side, flipped_sides = draw_augmentation(self.cfg, request.seed)
+            short_side, flipped_sides = draw_augmentation(self.cfg, request.seed, request.scale_seed)
             limits = short_side, self.cfg.long_side
             if not self._fits(request._replace(index=index)):  # a replacement that has to become smaller
                 limits = request.padded if self.landscape[index] else request.padded[::-1]
@@ -160,7 +161,7 @@ class CocoDataset(Dataset):
 
     def network_size(self, request: SampleRequest) -> Size:
         """(h, w) of an item in the network, before padding."""
-        short_side, _ = draw_augmentation(self.cfg, request.seed)
+        short_side, _ = draw_augmentation(self.cfg, request.seed, request.scale_seed)
         return resized_size(*self._sizes[request.index].tolist(), short_side, self.cfg.long_side)
 
     def padded_size(self, requests: Iterable[SampleRequest]) -> Size:

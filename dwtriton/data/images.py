@@ -163,12 +163,21 @@ def is_nearly_black(image: Tensor) -> bool:
     return image.dtype == torch.uint16 and int(image.int().max()) < 2**12
 
 
-def draw_augmentation(cfg: DataConfig, seed: int) -> tuple[int, tuple[int, ...]]:
-    """Draw the short side in pixels (uniform integer in `cfg.short_side`) and the sides to flip, for one sample."""
+def draw_augmentation(cfg: DataConfig, seed: int, scale_seed: int | None = None) -> tuple[int, tuple[int, ...]]:
+    """Draw the short side in pixels (uniform integer in `cfg.short_side`) and the sides to flip, for one sample.
+
+    The short side is that of `scale_seed` if one is given, for samples that share it.
+    """
     rng = np.random.default_rng(seed)
-    low, high = cfg.short_side
-    short_side = int(rng.integers(low, high, endpoint=True))
+    short_side = _draw_short_side(cfg, rng)
+    if scale_seed is not None:
+        short_side = _draw_short_side(cfg, np.random.default_rng(scale_seed))
     return short_side, tuple(side for side, share in ((-1, cfg.flip), (-2, cfg.vertical_flip)) if rng.random() < share)
+
+
+def _draw_short_side(cfg: DataConfig, rng: np.random.Generator) -> int:
+    low, high = cfg.short_side
+    return int(rng.integers(low, high, endpoint=True))
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from dwtriton.data.buckets import Size, choose_buckets, fits, padded_size, small
 from dwtriton.data.coco import CocoDataset, SampleRequest
 from dwtriton.data.workers import outlive_sigterm
 
+WINDOW = 16  # batches whose images are sorted by aspect together: few enough that an epoch hardly repeats another
+
 
 class OrientedBatchSampler(Sampler[list[SampleRequest]]):
     """Micro-batches of one rank, in an order drawn from (seed, epoch).
@@ -23,6 +25,7 @@ class OrientedBatchSampler(Sampler[list[SampleRequest]]):
     The images of a batch are either all landscape or all not. An epoch has every index at least once; the last batch of
     an orientation is filled up from that orientation's beginning. The seed of a request depends on (seed, epoch,
     position) alone: not on workers, nor on where a run was resumed.
+    With `aspects` (height / width of each image) the images of a batch are also of like aspect, and share one scale.
 
     Each batch is split over `world_size` ranks and `accumulate` micro-batches; together they always form the same
     batch. `padded_size` gives the (h, w) that all parts of a batch are padded to.
@@ -38,6 +41,7 @@ class OrientedBatchSampler(Sampler[list[SampleRequest]]):
         world_size: int = 1,
         accumulate: int = 1,
         padded_size: Callable[[list[SampleRequest]], Size] | None = None,
+        aspects: np.ndarray | None = None,
     ) -> None:
         if batch_size % (world_size * accumulate):
             raise UserError(
@@ -46,7 +50,7 @@ class OrientedBatchSampler(Sampler[list[SampleRequest]]):
             )
         self.groups = [np.flatnonzero(np.asarray(landscape) == wide) for wide in (False, True)]
         self.batch_size, self.seed, self.padded_size = batch_size, seed, padded_size
-        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.rank, self.world_size, self.accumulate, self.aspects = rank, world_size, accumulate, aspects
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -74,12 +78,34 @@ class OrientedBatchSampler(Sampler[list[SampleRequest]]):
     def global_batches(self) -> Iterator[list[SampleRequest]]:
         """Batches of all ranks together, from the chosen step of the epoch on."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        orders = [rng.permutation(group) for group in self.groups]
+        orders = [self._by_aspect(rng.permutation(group)) for group in self.groups]
         filled = [np.resize(order, -(-len(order) // self.batch_size) * self.batch_size) for order in orders]  # repeats
         batches = rng.permutation(np.concatenate(filled).reshape(-1, self.batch_size))  # [N, B]
         seeds = rng.integers(2**63, size=batches.shape)  # [N, B]
-        for batch in np.stack([batches, seeds], -1)[self.start :]:  # [B, 2]
-            yield [SampleRequest(index, seed) for index, seed in batch.tolist()]
+        scale_seeds = [None] * len(batches) if self.aspects is None else rng.integers(2**63, size=len(batches)).tolist()
+        for batch, scale_seed in zip(np.stack([batches, seeds], -1)[self.start :], scale_seeds[self.start :]):  # [B, 2]
+            yield [SampleRequest(index, seed, scale_seed=scale_seed) for index, seed in batch.tolist()]
+
+    def _by_aspect(self, order: np.ndarray) -> np.ndarray:
+        """Sort the images of each WINDOW batches by aspect, if that is known."""
+        if self.aspects is None:
+            return order
+        step = WINDOW * self.batch_size
+        parts = [order[begin : begin + step] for begin in range(0, len(order), step)]
+        return np.concatenate([part[np.argsort(self.aspects[part], kind="stable")] for part in parts] or [order])
+
+
+def training_sampler(
+    dataset: CocoDataset,
+    cfg: Config,
+    rank: int = 0,
+    world_size: int = 1,
+    padded_size: Callable[[list[SampleRequest]], Size] | None = None,
+) -> OrientedBatchSampler:
+    """Sampler of a rank's micro-batches. Raises UserError if the batch does not divide into equal micro-batches."""
+    aspects = dataset.aspects if cfg.data.scale_per == "batch" else None
+    settings = cfg.data.batch_size, cfg.train.seed, rank, world_size, cfg.train.accumulate
+    return OrientedBatchSampler(dataset.landscape, *settings, padded_size, aspects)
 
 
 def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:
@@ -92,8 +118,7 @@ def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: i
     def bucket(requests: list[SampleRequest]) -> Size:
         return smallest_bucket(dataset.padded_size(requests), buckets)
 
-    batches = dataset.landscape, cfg.data.batch_size, cfg.train.seed
-    sampler = OrientedBatchSampler(*batches, rank, world_size, cfg.train.accumulate, bucket)
+    sampler = training_sampler(dataset, cfg, rank, world_size, bucket)
     return _loader(dataset, cfg, sampler, persistent_workers=cfg.data.workers > 0)
 
 
@@ -123,8 +148,7 @@ def training_buckets(dataset: CocoDataset, cfg: Config, unbucketed: Counter[Size
 
 def unbucketed_sizes(dataset: CocoDataset, cfg: Config) -> Counter[Size]:
     """Number of batches of the first epoch by the (h, w) they would have without buckets."""
-    sampler = OrientedBatchSampler(dataset.landscape, cfg.data.batch_size, cfg.train.seed)
-    return Counter(map(dataset.padded_size, sampler.global_batches()))
+    return Counter(map(dataset.padded_size, training_sampler(dataset, cfg).global_batches()))
 
 
 def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:

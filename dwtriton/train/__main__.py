@@ -82,7 +82,7 @@ def print_plan(arguments: argparse.Namespace, console: Console) -> int:
         plan = make_plan(cfg, prepare_data(cfg, console)[0])
     console.print(plan.text)
     if ranks.is_main():
-        cli.print_result(arguments, {"epochs": plan.epochs, "steps": plan.steps, "buckets": plan.buckets})
+        cli.print_result(arguments, {name: getattr(plan, name) for name in ("epochs", "steps", "buckets", "padding")})
     return 0
 
 

@@ -46,6 +46,8 @@ def test_sizes_steps_and_padding_are_those_of_the_first_epoch(printed):
     assert rows(out, r"│ all +│ (\d+) +│ (\S+) ") == [(str(steps.total()), f"{1 - inside.total() / whole.total():.1%}")]
     assert f"2 epochs x {steps.total()} steps of 4 images" in out
     assert "3 buckets, each a graph of torch.compile" in out
+    (padding,) = [row[1] for row in rows(out, r"│ 3 +│ (\S+) +│ (\S+) ")]
+    assert padding == f"{1 - inside.total() / whole.total():.1%}"
 
 
 def test_more_buckets_cost_less_padding_down_to_none(printed):
