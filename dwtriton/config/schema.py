@@ -88,12 +88,12 @@ class DataConfig(Section):
         MAX_PIXELS, le=MAX_PIXELS, description="larger images are left out, before they are decoded; as Pillow does"
     )
     short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = Field(
-        (800, 800), description="lowest and highest short side of training images, pixels; drawn uniformly"
+        (800, 800), description="lowest and highest short side of training images in pixels, drawn uniformly"
     )
     scale_per: Literal["image", "batch"] = Field(
         "image",
-        description="the short side is drawn for each image, as in the released code, or for each batch, of images of "
-        "like aspect: much less padding (docs/performance.md#batches-of-several-scales)",
+        description="draw the short side for each image, as the released code does, or for a batch, whose images are "
+        "then of like aspect: less padding (docs/performance.md#batches-of-several-scales)",
     )
     long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
@@ -117,7 +117,9 @@ class DataConfig(Section):
         "the data; torch.compile makes one graph for each. 0: pad each batch to its largest image",
     )
     batch_size: PositiveInt = Field(16, description="images per optimiser step, over all GPUs and micro-batches")
-    workers: MayChange[NonNegativeInt] = Field(4, description="loader processes per rank; 0: load in the main process")
+    workers: MayChange[NonNegativeInt | Literal["auto"]] = Field(
+        "auto", description="loader processes per rank; auto: 0 without a GPU (docs/data-loading.md#how-many-workers)"
+    )
 
 
 class BackboneConfig(Section):

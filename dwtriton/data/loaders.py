@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, Sampler
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.batch import collate
-from dwtriton.data.buckets import Size, choose_buckets, fits, padded_size, smallest_bucket
+from dwtriton.data.buckets import Size, area, choose_buckets, fits, padded_size, smallest_bucket
 from dwtriton.data.coco import CocoDataset, SampleRequest
-from dwtriton.data.workers import outlive_sigterm
+from dwtriton.data.workers import choose_workers, outlive_sigterm
 
+FAST_GPU = 300 * 800 * 1088  # pixels/s: 300 images/s of COCO at r50_1x, the aim for an H100 (docs/performance.md)
+TIMED_IMAGES = 8  # for data.workers = "auto"
 WINDOW = 16  # batches whose images are sorted by aspect together: few enough that an epoch hardly repeats another
 
 
@@ -119,7 +121,7 @@ def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: i
         return smallest_bucket(dataset.padded_size(requests), buckets)
 
     sampler = training_sampler(dataset, cfg, rank, world_size, bucket)
-    return _loader(dataset, cfg, sampler, persistent_workers=cfg.data.workers > 0)
+    return _loader(dataset, cfg, sampler, persistent=True)
 
 
 def training_buckets(dataset: CocoDataset, cfg: Config, unbucketed: Counter[Size] | None = None) -> list[Size]:
@@ -165,15 +167,18 @@ def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: in
 
 
 def _loader(
-    dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | list[list[int]], persistent_workers: bool = False
+    dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | list[list[int]], persistent: bool = False
 ) -> DataLoader:
+    timed = [SampleRequest(index) for index in range(0, len(dataset), -(-len(dataset) // TIMED_IMAGES))]
+    pixels = sum(area(dataset.network_size(request)) for request in timed) / len(timed)  # of an image
+    workers = choose_workers(cfg.data.workers, (dataset[request] for request in timed), FAST_GPU / pixels)
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=cfg.data.workers,
+        num_workers=workers,
         collate_fn=partial(collate, num_classes=len(dataset.class_names), size_divisor=cfg.data.size_divisor),
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=persistent_workers,
+        persistent_workers=persistent and workers > 0,
         worker_init_fn=outlive_sigterm(),
         generator=torch.Generator(),  # its own, so that loading draws nothing from the generator of the run
     )

@@ -1,14 +1,38 @@
-"""Signals in worker processes."""
+"""Worker processes of loaders: how many, and what signals do to them."""
 
 import atexit
+import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing.synchronize import Event
+from typing import Literal
+
+import torch
 
 WORKER_GRACE_SECONDS = 60  # that a worker survives SIGTERM while the main process saves its state
+
+
+def choose_workers(setting: int | Literal["auto"], load: Iterable[object] = (), images_per_second: float = 0) -> int:
+    """Return the number of loader processes for the setting `data.workers`.
+
+    "auto" is none without a GPU, as the network needs the cores itself. With one it is as many as load
+    `images_per_second`, by the time that `load` takes to yield images, and one more to absorb a slow batch; but one
+    core of those that the rank has stays with the main process.
+    """
+    if setting != "auto":
+        return setting
+    if not torch.cuda.is_available():
+        return 0
+    free = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
+    began = time.perf_counter()
+    loaded = sum(1 for _ in load)
+    if not loaded:
+        return free
+    return min(free, math.ceil((time.perf_counter() - began) / loaded * images_per_second) + 1)
 
 
 def leave_signals_to_main(*_worker_id: int, main_ends: Event | None = None) -> None:

@@ -13,7 +13,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.data.coco import Sample
 from dwtriton.data.image_files import HIDDEN, is_image_file
 from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_image
-from dwtriton.data.workers import leave_signals_to_main
+from dwtriton.data.workers import choose_workers, leave_signals_to_main
 from dwtriton.inference.inputs import unlabelled_sample
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
@@ -77,7 +77,7 @@ def image_samples(paths: Sequence[Path], cfg: Config) -> DataLoader:
         list(enumerate(paths, 1)),
         batch_size=None,
         collate_fn=partial(_read_sample, cfg),
-        num_workers=min(cfg.data.workers, len(paths)),
+        num_workers=min(choose_workers(cfg.data.workers), len(paths)),
         worker_init_fn=leave_signals_to_main,
     )
 

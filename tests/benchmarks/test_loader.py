@@ -1,6 +1,7 @@
 """The benchmark of the loader: complete results, of loaders that make the same images."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from benchmarks import (
     loader,
+    loader_clock,
     plain_loader,
 )
 from benchmarks.cases import Size
@@ -42,6 +44,29 @@ def test_loaders_that_make_different_images_are_not_timed(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="different images"):
         loader.main(["--images", "4", "--batch", "2", "--out", str(tmp_path / "loader.json")])
     assert not list(tmp_path.iterdir())
+
+
+class Slow:
+    """Batches that take so many seconds each."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __iter__(self):
+        for _ in range(4):
+            time.sleep(self.seconds)
+            yield
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 0.0, 0.05), (0.03, 0.6, 0.9)])
+def test_the_clock_tells_how_long_a_gpu_would_wait(seconds, least, most):
+    """For a GPU that takes a batch of two images in 10 ms."""
+    assert least <= loader_clock.share_of_waiting(Slow(seconds), 2, 200, 0.1) <= most
+
+
+def test_the_clock_runs_on_the_loader_of_training(capsys):
+    code = loader_clock.main(["--images", "64", "--seconds", "0.1", "--pace", "5000", "--workers", "0"])
+    assert (code, "the loader does not keep up" in capsys.readouterr().out) == (1, True)
 
 
 def test_the_page_on_loading_shows_the_recorded_results():

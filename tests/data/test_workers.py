@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +14,7 @@ from dwtriton.config.schema import Config
 from dwtriton.data import workers
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import train_loader
-from dwtriton.data.workers import leave_signals_to_main
+from dwtriton.data.workers import choose_workers, leave_signals_to_main
 
 DESCRIPTORS = Path("/proc/self/fd")
 
@@ -51,6 +52,38 @@ def test_batches_are_laid_out_pixel_by_pixel_as_the_network_takes_them(tiny, cou
     cfg = config(tiny, count)
     for batch in train_loader(CocoDataset(cfg.data, "train"), cfg):
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def items(seconds, count=4):
+    for _ in range(count):
+        time.sleep(seconds)
+        yield None
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks_here", "images_per_second", "expected"),
+    [
+        (16, 1, 300, range(7, 12)),  # 20 ms an image: 6 of them, and one more; up to 4 more on a busy machine
+        (16, 1, 30, range(2, 4)),
+        (16, 8, 300, [1]),  # one of a rank's two cores stays with its main process
+        (4, 1, 300, [3]),
+        (1, 1, 300, [1]),
+    ],
+)
+def test_workers_follow_from_cores_and_the_time_of_an_image(
+    cores, ranks_here, images_per_second, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_here))
+    assert choose_workers("auto", items(0.02), images_per_second) in expected
+    assert choose_workers("auto") == max(1, cores // ranks_here - 1)  # where nothing can be timed
+
+
+def test_without_a_gpu_the_main_process_loads_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_workers("auto", items(0.01), 1000) == 0
+    assert choose_workers(3) == 3
 
 
 @pytest.mark.skipif(not DESCRIPTORS.exists(), reason="counts open files in /proc")
