@@ -1,8 +1,8 @@
 """The benchmark of the loader: complete results, of loaders that make the same images."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,22 +46,26 @@ def test_loaders_that_make_different_images_are_not_timed(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-class Slow:
-    """Batches that take so many seconds each."""
+@pytest.mark.parametrize(("seconds", "share"), [(0.0, 0.0), (0.01, 0.0), (0.03, 2 / 3)])
+def test_the_clock_tells_how_long_a_gpu_would_wait(seconds, share, monkeypatch):
+    """For a GPU that takes a batch of two images in 10 ms, in a time that only sleep and the loader let pass."""
+    now = [0.0]
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    class Loader:
+        """One batch is always begun; it is ready so many seconds after the last was taken."""
 
-    def __iter__(self):
-        for _ in range(4):
-            time.sleep(self.seconds)
-            yield
+        def __iter__(self):
+            ready = now[0] + seconds
+            for _ in range(5):
+                now[0] = max(now[0], ready)
+                ready = now[0] + seconds
+                yield
 
+    def sleep(duration):
+        now[0] += duration
 
-@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 0.0, 0.05), (0.03, 0.6, 0.9)])
-def test_the_clock_tells_how_long_a_gpu_would_wait(seconds, least, most):
-    """For a GPU that takes a batch of two images in 10 ms."""
-    assert least <= loader_clock.share_of_waiting(Slow(seconds), 2, 200, 0.1) <= most
+    monkeypatch.setattr(loader_clock, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    assert loader_clock.share_of_waiting(Loader(), 2, 200, 1) == pytest.approx(share, abs=1e-9)
 
 
 def test_the_clock_runs_on_the_loader_of_training(capsys):
