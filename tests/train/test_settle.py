@@ -5,6 +5,7 @@ import torch
 
 from dwtriton.config.load import load_config
 from dwtriton.core.errors import UserError
+from dwtriton.train import settle
 from dwtriton.train.settle import settle_buckets, settle_for_device
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -35,6 +36,20 @@ def test_auto_takes_bfloat16_where_the_hardware_multiplies_it_and_compiles_on_a_
     hardware(amx=False, bfloat16=True)
     assert settled(CPU) == ("float32", "off")
     assert settled(GPU) == ("bfloat16", "default")
+
+
+@pytest.mark.parametrize(("gain", "precision"), [(0.7, "float32"), (1.1, "float32"), (1.6, "bfloat16")])
+def test_avx512_trains_in_bfloat16_where_that_is_measured_to_be_faster(gain, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, "avx512_bf16": True})
+    monkeypatch.setattr(settle, "_gain_of_bfloat16", lambda: gain)
+    assert settled(CPU)[0] == precision
+
+
+def test_measuring_the_gain_changes_nothing_else():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert 0.01 < settle._gain_of_bfloat16() < 100
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_settings_of_the_config_stay(hardware):
