@@ -1,6 +1,8 @@
-"""Read files of tensors and check that they fit a module, with everything that is wrong in one error."""
+"""Read and write files of tensors, and check that they fit a module, with everything that is wrong in one error."""
 
+import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,23 +10,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dwtriton.core.errors import UserError
+from dwtriton.core.errors import UserError, WriteError
+from dwtriton.core.files import write_file
 
 
 def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
     """Read a file of tensors to the CPU, executing nothing in it.
 
-    Raises UserError if the file is missing or damaged; `what` names its kind there, and `remedy` is appended.
+    Raises UserError if the file is missing or damaged, be it by a bit; `what` names its kind there, and `remedy` is
+    appended.
     """
     if not path.is_file():
         raise UserError(f"{what} {path} {'is a folder; name a file' if path.is_dir() else 'does not exist'}{remedy}")
     try:
+        if zipfile.is_zipfile(path) and (entry := damaged_entry(path)):  # older files are not archives
+            raise ValueError(f"the checksum of its part {entry} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different type for every way a file can be damaged
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # whose text advises to execute what the file holds
             reason = "not a file of tensors"
         raise UserError(f"{what} {path} cannot be read, it is damaged or something else ({reason}){remedy}") from error
+
+
+def write_torch_file(path: Path, content: Any) -> None:
+    """Write a file of tensors, whole or not at all; what was at `path` is kept until the new file is read back.
+
+    Raises WriteError if the disk refuses the file or gives something else back.
+    """
+
+    def check(written: Path) -> None:
+        if entry := damaged_entry(written):
+            raise WriteError(f"{path} cannot be written: the disk gives back another {entry} than was written")
+
+    write_file(path, lambda file: torch.save(content, file), check)
+
+
+def damaged_entry(path: Path) -> str | None:
+    """Return the name of a part of an archive of tensors that does not match its checksum, if there is one.
+
+    The file is read from the disk, not from memory where a part that was just written may still be, on Linux.
+    """
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip()
+        except zipfile.BadZipFile as error:
+            return str(error)
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
