@@ -1,16 +1,17 @@
 """The folder of a run, written by rank 0: config, metrics, checkpoints, plots and, on request, event files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from dwtriton.config.load import dump_config
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import copy_file, keep_file, make_folder, write_text
+from dwtriton.core.files import copy_file, explain_writes, keep_file, make_folder, write_text
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.images import read_image
 from dwtriton.evaluate.coco_metrics import Evaluation
@@ -19,8 +20,12 @@ from dwtriton.train.metrics import MetricsFile, Speed
 from dwtriton.train.plots import draw_curves, draw_predictions
 from dwtriton.train.tensorboard import open_writer, write_row
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 RUNS = Path("runs")
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+EVENTS = "events.out.tfevents"  # beginning of the names of TensorBoard's files
 PLOTTED_IMAGES = 6  # validation images in predictions.png
 
 
@@ -69,27 +74,31 @@ class RunFolder:
         damaged = f"{self.metrics.unreadable} lines of {path / 'metrics.jsonl'} cannot be read and were left out"
         self.notes = [damaged] if self.metrics.unreadable else []
         self._keep_epoch(iteration, again=False)  # a run may be killed between last.pt and this
-        self.events = open_writer(path, iteration, self.metrics.rows) if cfg.train.tensorboard else None
+        with explain_writes(path / EVENTS):
+            self.events = open_writer(path, iteration, self.metrics.rows) if cfg.train.tensorboard else None
 
     def close(self) -> None:
         self.metrics.close()
         try:
-            if self.events:
-                self.events.close()
+            self._to_events(lambda events: events.close())
         finally:
             self.lock.release()
 
     def record(self, kind: str, iteration: int, epoch: int, **figures) -> None:
         """Record a "step" or an "evaluation"; iteration and epoch count from 1."""
         self.metrics.write({"kind": kind, "iteration": iteration, "epoch": epoch, **figures})
-        if self.events:
-            write_row(self.events, self.metrics.rows[-1])
+        self._to_events(lambda events: write_row(events, self.metrics.rows[-1]))
 
     def record_speed(self, iteration: int, speed: Speed) -> None:
         """Record the throughput, in the event files alone: `metrics.jsonl` is the same for a repeated run."""
+        for tag, value in zip(("train/images_per_second", "train/data_wait"), speed.read()):
+            self._to_events(lambda events, tag=tag, value=value: events.add_scalar(tag, value, iteration))
+
+    def _to_events(self, write: Callable[["SummaryWriter"], object]) -> None:
+        """Let `write` add to the event files, if the run has any."""
         if self.events:
-            for tag, value in zip(("train/images_per_second", "train/data_wait"), speed.read()):
-                self.events.add_scalar(tag, value, iteration)
+            with explain_writes(self.path / EVENTS):
+                write(self.events)
 
     def record_evaluation(
         self, iteration: int, epoch: int, evaluation: Evaluation, data: CocoDataset, results: list[dict]
@@ -102,14 +111,13 @@ class RunFolder:
         spread = range(0, len(data), max(1, len(data) // PLOTTED_IMAGES))
         images = [(data.image_ids[i], Path(data.paths[i])) for i in spread][:PLOTTED_IMAGES]
         draw_predictions(data.coco, results, images, self.path / "predictions.png")
-        if self.events:
-            self.events.add_image("predictions", read_image(self.path / "predictions.png").numpy(), iteration)
+        drawn = self.path / "predictions.png"
+        self._to_events(lambda events: events.add_image("predictions", read_image(drawn).numpy(), iteration))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write `last.pt`, after all rows: a resumed run finds every row up to the checkpoint."""
         self.metrics.sync()
-        if self.events:
-            self.events.flush()
+        self._to_events(lambda events: events.flush())
         if (self.path / LAST).exists():
             keep_file(self.path / LAST, self.path / PREVIOUS)
         save_checkpoint(self.path / LAST, checkpoint)
