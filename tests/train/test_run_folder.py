@@ -17,8 +17,8 @@ from dwtriton.train.metrics import read_metrics
 from dwtriton.train.resume import load_last, state_of_run
 from dwtriton.train.run_folder import RunFolder, new_folder, written_at
 from tests.support.faulty_disk import BROKEN, FULL, READ_ONLY, faulty_disk, largest_file
+from tests.support.generated_cases import THOROUGH
 
-EVERYTHING = "DWTRITON_TEST_ALL" in os.environ
 PER_EPOCH = 2  # iterations
 STEP = {"lr": 0.1, "loss": 1.0, "loss_loc": 1.0}
 EVALUATION = {"AP": 0.5, "AP50": 0.5, "AP75": 0.5, "class_ap": {"a": 0.5}}
@@ -70,7 +70,7 @@ def test_wherever_the_disk_fails_the_run_goes_on_from_its_last_checkpoint(number
     expected = content(tmp_path / "whole")
     assert expected[0] == {"best.pt": 2, "epoch-001.pt": 2, "last.pt": 3, "previous.pt": 2}
     reached = []
-    for healthy in range(len(disk.calls))[first :: 1 if EVERYTHING else 3]:
+    for healthy in range(len(disk.calls))[first :: 1 if THOROUGH else 3]:
         path = tmp_path / f"run-{healthy}"
         with faulty_disk(healthy, number), pytest.raises(WriteError, match=rf"{path}/\S+ cannot be written: "):
             train(path, 3)
@@ -81,7 +81,7 @@ def test_wherever_the_disk_fails_the_run_goes_on_from_its_last_checkpoint(number
         assert content(path) == expected
         assert not list(path.glob(".*"))
     assert reached == sorted(reached)
-    assert set(reached) == {1, 2, 3}
+    assert {1, 2} <= set(reached) <= {1, 2, 3}
 
 
 def test_a_kept_checkpoint_that_a_kill_prevented_is_made_by_the_next_run(train, tmp_path):
