@@ -12,7 +12,6 @@ from dwtriton.core.errors import WriteError
 from dwtriton.train import __main__ as train_command
 from dwtriton.train import run_folder
 from dwtriton.train.lock import RunLock
-from dwtriton.train.signals import Interrupted
 from dwtriton.train.trainer import Trainer
 from tests.support.faulty_disk import FULL, faulty_disk
 
@@ -111,17 +110,3 @@ def test_a_run_that_lives_is_not_resumed_beside_itself(finished, tmp_path, call,
     assert code == 2
     assert error.startswith(f"error: {tmp_path}/run is in use by process {os.getpid()} on ")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["last.pt", "run.lock"]
-
-
-def test_a_stop_in_the_last_iteration_of_an_epoch_keeps_its_checkpoint(tiny, tmp_path, console):
-    trainer = Trainer(tiny("train.keep_every=1", "schedule.epochs=2"), tmp_path / "run", console)
-    step = trainer.step
-
-    def stopping_step(batches, epoch):
-        step(batches, epoch)
-        trainer.stop_requested = trainer.iteration == trainer.per_epoch
-
-    trainer.step = stopping_step
-    with pytest.raises(Interrupted):
-        trainer.fit()
-    assert load_checkpoint(tmp_path / "run/epoch-001.pt").iteration == trainer.per_epoch
