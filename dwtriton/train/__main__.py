@@ -113,7 +113,8 @@ def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Con
     except Exception as error:
         if cause := cause_of_failure(error):
             return cli.report_failure(f"{cause}. {state_of_run(out, trainer.saved, trainer.total)}")
-        lost = [] if isinstance(error, torch.OutOfMemoryError) else ranks.lost_ranks()
+        own = isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError)
+        lost = [] if own else ranks.lost_ranks()
         if not lost and not isinstance(error, distributed.DistError):  # a failure of this rank
             raise
         name = f"rank {lost[0]}" if lost else "another rank"

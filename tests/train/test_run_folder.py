@@ -8,20 +8,17 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.core.errors import UserError, WriteError
 from dwtriton.train.lock import LOCK_FILE, RunLock
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.resume import load_last, state_of_run
 from dwtriton.train.run_folder import RunFolder, new_folder, written_at
+from tests.support import toy_run
 from tests.support.faulty_disk import BROKEN, FULL, READ_ONLY, faulty_disk, largest_file
 from tests.support.generated_cases import THOROUGH
-
-PER_EPOCH = 2  # iterations
-STEP = {"lr": 0.1, "loss": 1.0, "loss_loc": 1.0}
-EVALUATION = {"AP": 0.5, "AP50": 0.5, "AP75": 0.5, "class_ap": {"a": 0.5}}
+from tests.support.toy_run import PER_EPOCH
 
 
 @pytest.fixture
@@ -30,30 +27,9 @@ def cfg(small_config):
 
 
 @pytest.fixture
-def checkpoint(cfg):
-    """checkpoint(iteration): a small one, that says in its weights which it is."""
-    return lambda iteration: Checkpoint(cfg, ["a"], [1], iteration, {"weight": torch.full((600,), float(iteration))})
-
-
-@pytest.fixture
-def train(cfg, checkpoint):
-    """train(path, to): what a run writes from its last checkpoint to an iteration, but for plots."""
-
-    def train(path, to):
-        done = load_last(path).iteration if (path / "last.pt").exists() else 0
-        folder = RunFolder(path, cfg, done, PER_EPOCH, written_at(path / "last.pt"))
-        try:
-            for iteration in range(done, to + 1):
-                if iteration > done:
-                    folder.record("step", iteration, -(-iteration // PER_EPOCH), **STEP)
-                    folder.save(checkpoint(iteration))
-                if iteration and iteration % PER_EPOCH == 0:  # a resumed run may begin with it
-                    folder.record("evaluation", iteration, iteration // PER_EPOCH, **EVALUATION)
-                    folder.keep_last("best.pt")
-        finally:
-            folder.close()
-
-    return train
+def train(cfg):
+    """train(path, to): a run from its last checkpoint to an iteration."""
+    return lambda path, to: toy_run.train(path, cfg, to)
 
 
 def content(path):
@@ -123,7 +99,7 @@ def test_a_damaged_last_checkpoint_is_refused_and_the_latest_whole_one_offered(t
     train(tmp_path, 4)
     last = tmp_path / "last.pt"
     damaged = bytearray(last.read_bytes())
-    damaged[damaged.index(torch.full((2,), 4.0).numpy().tobytes()) + 200] ^= 1
+    damaged[damaged.index(load_checkpoint(last).model["weight"].numpy().tobytes()) + 200] ^= 1
     (tmp_path / "best.pt").write_bytes(damaged)  # of the same iteration, as is epoch-002.pt
     (tmp_path / "epoch-002.pt").unlink()
     last.write_bytes(damaged)
@@ -184,15 +160,16 @@ def test_a_disk_without_locks_is_written_to(tmp_path, monkeypatch):
     RunLock(tmp_path).release()
 
 
-def test_a_run_that_another_one_has_overtaken_begins_nothing(cfg, checkpoint, tmp_path):
+def test_a_run_that_another_one_has_overtaken_begins_nothing(cfg, train, tmp_path):
     """Both looked at the folder before one of them locked it."""
-    save_checkpoint(tmp_path / "last.pt", checkpoint(1))
+    train(tmp_path, 1)
+    before = sorted(tmp_path.iterdir())
     for seen in (None, 1):
         with pytest.raises(
             UserError, match=f"another run has just written to {tmp_path}: choose another --out, or add"
         ):
             RunFolder(tmp_path, cfg, 0, PER_EPOCH, seen)
-    assert not (tmp_path / "config.toml").exists()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_default_folders_never_collide_and_unused_ones_go(tmp_path, monkeypatch):
