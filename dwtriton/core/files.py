@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dwtriton.core.errors import UserError, WriteError
 
-LONGEST_STEM = 40  # characters of a name in that of its temporary file, so that no long name becomes too long
+MAX_NAME = 255  # bytes in the name of a file
 COPIED_AT_ONCE = 2**20  # bytes
 CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.EACCES)  # of some network disks; of folders that may be written, not read
 
@@ -79,7 +79,7 @@ def write_file(
 
     After an error, a kill or a loss of power `path` is what it was before. Raises WriteError where the disk refuses.
     """
-    temporary = path.with_name(f".{path.stem[:LONGEST_STEM]}.partial{path.suffix}")
+    temporary = path.with_name(fitting_name(f".{path.stem}", f".partial{path.suffix}"))
     try:
         with explain_writes(path):
             with CheckedFile(temporary) as file:
@@ -99,13 +99,20 @@ def write_file(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file as `write_file` does."""
-    write_file(path, lambda file: file.write(text.encode("utf-8")))
+    """Write a UTF-8 text file as `write_file` does; names of files that are no UTF-8 keep their bytes."""
+    write_file(path, lambda file: file.write(text.encode("utf-8", errors="surrogateescape")))
+
+
+def fitting_name(stem: str, suffix: str) -> str:
+    """Return the name `stem + suffix`, with the stem cut where a file system would refuse a name of this length."""
+    while stem and len(os.fsencode(stem + suffix)) > MAX_NAME:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def keep_file(path: Path, kept: Path) -> None:
     """Have what is at `path` at `kept`, too, for when `path` is replaced: a link where the disk allows, else a copy."""
-    temporary = kept.with_name(f".{kept.stem}.partial{kept.suffix}")
+    temporary = kept.with_name(fitting_name(f".{kept.stem}", f".partial{kept.suffix}"))
     try:
         with explain_writes(kept):
             temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130  # exit code
@@ -38,7 +38,7 @@ def interruptible() -> Iterator[None]:
         end_on_signals()
 
 
-def _handle(handler: signal.Handlers) -> None:
+def _handle(handler: Callable[[int, object], None]) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell
             signal.signal(number, handler)

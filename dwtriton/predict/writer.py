@@ -21,7 +21,7 @@ class DetectionsWriter(AbstractContextManager):
     def __init__(self, folder: Path) -> None:
         """Open the temporary file in `folder`, where the COCO file will need as much space. Raises WriteError."""
         self.folder = folder
-        with explain_writes(folder / "detections"):
+        with explain_writes(folder / "detections.json"):
             self._records = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- closed in __exit__
         self._runs: list[list[int]] = []  # of ids that follow each other: begin, end and offset in bytes
         self._drawn: dict[str, dict[str, str]] = {}  # by file name
@@ -37,7 +37,7 @@ class DetectionsWriter(AbstractContextManager):
         Raises WriteError.
         """
         offset = self._records.tell()
-        with explain_writes(self.folder / "detections"):
+        with explain_writes(self.folder / "detections.json"):
             self._records.write(json.dumps([image, annotations]).encode() + b"\n")
         if self._runs and self._runs[-1][1] == image["id"]:
             self._runs[-1][1] += 1
