@@ -91,7 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not wrong and len(state["class_names"]) not in (0, len(state["category_ids"])):
         wrong = ["class_names"]
     if wrong:
-        raise UserError(f"{path} is damaged: {', '.join(wrong)} in it cannot be")
+        raise UserError(f"{path} is damaged: it holds no valid {', '.join(wrong)}")
     return Checkpoint(**state | {"config": check_config(state["config"], str(path))})
 
 

@@ -23,8 +23,8 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
     if not path.is_file():
         raise UserError(f"{what} {path} {'is a folder; name a file' if path.is_dir() else 'does not exist'}{remedy}")
     try:
-        if zipfile.is_zipfile(path) and (entry := damaged_entry(path)):  # older files are not archives
-            raise ValueError(f"the checksum of its part {entry} is wrong")
+        if zipfile.is_zipfile(path):  # files before PyTorch 1.6 are not
+            _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different type for every way a file can be damaged
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -40,25 +40,29 @@ def write_torch_file(path: Path, content: Any) -> None:
     """
 
     def check(written: Path) -> None:
-        if entry := damaged_entry(written):
-            raise WriteError(f"{path} cannot be written: the disk gives back another {entry} than was written")
+        _forget_cached(written)
+        try:
+            _check_archive(written)
+        except OSError:
+            raise
+        except Exception as error:  # zipfile raises a different type for every way a file can be damaged
+            raise WriteError(f"{path} cannot be written: the disk gives something else back ({error})") from error
 
     write_file(path, lambda file: torch.save(content, file), check)
 
 
-def damaged_entry(path: Path) -> str | None:
-    """Return the name of a part of an archive of tensors that does not match its checksum, if there is one.
+def _check_archive(path: Path) -> None:
+    """Raise ValueError, or an error of zipfile, unless every part of an archive matches its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if part := archive.testzip():
+            raise ValueError(f"the checksum of its part {part} is wrong")
 
-    The file is read from the disk, not from memory where a part that was just written may still be, on Linux.
-    """
-    with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):
+
+def _forget_cached(path: Path) -> None:
+    """Have the system read a file from the disk next time, not from its memory; where that cannot be, do nothing."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return archive.testzip()
-        except zipfile.BadZipFile as error:
-            return str(error)
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:

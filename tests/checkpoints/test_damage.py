@@ -11,7 +11,6 @@ from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_ch
 from dwtriton.core.errors import UserError, WriteError
 from dwtriton.model import state_dict
 from dwtriton.model.detector import build_detector
-from dwtriton.model.state_dict import damaged_entry
 from dwtriton.train.step import TrainStep
 from tests.support.faulty_disk import BROKEN, FULL, faulty_disk
 
@@ -56,12 +55,11 @@ def test_a_checkpoint_that_the_disk_changes_does_not_replace_the_one_before(chec
         content = bytearray(written.read_bytes())
         content[len(content) // 2] ^= 1
         written.write_bytes(content)
-        return damaged_entry(written)
+        check_archive(written)
 
-    monkeypatch.setattr(state_dict, "damaged_entry", changed)
-    with pytest.raises(
-        WriteError, match=rf"^{path} cannot be written: the disk gives back another \S+ than was written$"
-    ):
+    check_archive = state_dict._check_archive
+    monkeypatch.setattr(state_dict, "_check_archive", changed)
+    with pytest.raises(WriteError, match=rf"^{path} cannot be written: the disk gives something else back \(the check"):
         save_checkpoint(path, checkpoint._replace(iteration=13))
     monkeypatch.undo()
     assert load_checkpoint(path).iteration == 12
@@ -105,7 +103,7 @@ def test_content_that_cannot_be_is_one_line(name, value, checkpoint, tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint)
     torch.save(torch.load(path, weights_only=True) | {name: value}, path)
-    with pytest.raises(UserError, match=f"^{path} is damaged: {name} in it cannot be$"):
+    with pytest.raises(UserError, match=f"^{path} is damaged: it holds no valid {name}$"):
         load_checkpoint(path)
 
 
