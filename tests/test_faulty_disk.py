@@ -18,19 +18,20 @@ from tests.support.generated_cases import THOROUGH
 from tests.support.videos import flat, make_video
 
 FAULTS = {FULL: "No space left on device", BROKEN: "Input/output error", READ_ONLY: "Read-only file system"}
+EXPORT_PROGRAM = export.export_program  # before a test replaces it
 
 
 @pytest.fixture(scope="module")
 def program(finished):
     """What `export` writes, which takes it most of its time to make."""
     ready = load_detector(finished[0] / "last.pt", "cpu")
-    return export.export_program(export.ExportedDetector(ready.network), (64, 96))
+    return EXPORT_PROGRAM(export.ExportedDetector(ready.network), (64, 96))
 
 
 @pytest.fixture
-def commands(finished, shapes_root, program, tmp_path, monkeypatch):
+def commands(finished, shapes_root, tmp_path, monkeypatch, request):
     """Module and arguments of each command, but for --out."""
-    monkeypatch.setattr(export, "export_program", lambda *_: program)
+    monkeypatch.setattr(export, "export_program", lambda *_: request.getfixturevalue("program"))
     weights = ["--weights", finished[0] / "last.pt"]
     images = sorted((shapes_root / "val").iterdir())[:2]
     video = make_video(tmp_path / "video.mp4", [flat(level) for level in (0, 90, 200)])
@@ -64,8 +65,8 @@ def written(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("predict", "evaluate", "split", "tile", "to-mmdet"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("explain", "pt2", "onnx")),
+        *("predict", "split", "tile", "to-mmdet"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "explain", "pt2", "onnx")),
     ],
 )
 def test_wherever_the_disk_fails_only_whole_files_remain(name, commands, tmp_path, call):
@@ -91,7 +92,13 @@ def test_wherever_the_disk_fails_only_whole_files_remain(name, commands, tmp_pat
         assert len(left) < len(whole) or place_of_fault > moves[-1]
 
 
-@pytest.mark.parametrize(("name", "size"), [("predict", 1500), ("tile", 1500), ("explain", 5000), ("pt2", 100_000)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("predict", 1500), ("tile", 1500)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("explain", 5000), ("pt2", 100_000))),
+    ],
+)
 def test_a_limit_on_the_size_of_files_is_met_by_every_library_that_writes(name, size, commands, tmp_path, call):
     module, arguments = commands[name]
     with largest_file(size):

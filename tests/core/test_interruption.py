@@ -11,8 +11,10 @@ from dwtriton.console import cli
 from dwtriton.core.errors import UserError
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", [["-m", "dwtriton.train"], ["-m", "dwtriton", "export"]])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(["-m", "dwtriton.train"], signal.SIGINT), (["-m", "dwtriton", "export"], signal.SIGTERM)],
+)
 def test_a_signal_during_imports(command, number):
     command = [sys.executable, "-X", "importtime", *command, "--help"]  # which says what has been imported
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
