@@ -6,7 +6,7 @@ DETECTOR := tests/model tests/export tests/benchmarks tests/docs
 DATA := tests/data tests/evaluate tests/predict tests/inference
 GPU := gpu-tests gpu-kernels gpu-steps gpu-more
 
-.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all lint bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
+.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all test-faults lint bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
@@ -35,6 +35,9 @@ test-rest:
 test-all: .venv/installed lint  ## the same with thousands of larger examples and every kernel binary: hours
 	DWTRITON_TEST_ALL=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu
 	DWTRITON_TEST_ALL=1 $(BIN)/python -m pytest -m "slow or not slow"
+
+test-faults: .venv/installed  ## kills 60 runs at random moments, resumes them and compares every bit; KILLS=... sets another number
+	$(BIN)/python -m tests.support.kills --kills $(or $(KILLS),60)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

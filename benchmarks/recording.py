@@ -9,7 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dwtriton.core.files import make_folder, write_atomically, write_text
+from dwtriton.core.files import make_folder, write_file, write_text
 
 RESULTS = Path(__file__).parent / "results"
 TOO_LARGE = "too little memory on this GPU"
@@ -103,7 +103,7 @@ def caption(results: dict) -> str:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, without pyplot and its windows."""
     FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=110))
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def significant(number: float) -> float:

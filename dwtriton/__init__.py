@@ -1,7 +1,11 @@
 """dwtriton: Dual Weighting label assignment for dense object detectors."""
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
+
+from dwtriton.core.interruption import end_on_signals
 
 _MODULES = {
     "DualWeightAssigner": "dwtriton.losses.dual_weight",
@@ -15,6 +19,9 @@ _MODULES = {
     "postprocess": "dwtriton.model.postprocess",
 }
 __all__ = list(_MODULES)
+
+if os.path.basename(sys.argv[0]) in ("-m", "dwtriton"):  # a command, `python -m dwtriton.NAME`, that begins to import
+    end_on_signals()
 
 
 def __getattr__(name: str) -> Any:

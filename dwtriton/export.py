@@ -20,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 from dwtriton.checkpoints.checkpoint import Checkpoint
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
-from dwtriton.core.errors import UserError
-from dwtriton.core.files import check_new_file, write_atomically
+from dwtriton.core.errors import RunError, UserError
+from dwtriton.core.files import CheckedFile, check_new_file, write_file
 from dwtriton.core.points import STRIDES, level_points
 from dwtriton.data.buckets import padded_size
 from dwtriton.inference.ready import load_detector
@@ -42,7 +42,7 @@ EXAMPLES = """\
   python -m dwtriton.export --weights best.pt --dynamic-size --out detector.pt2"""
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(RunError):
     """A file does not compute what the detector does."""
 
 
@@ -112,22 +112,30 @@ def export_program(model: ExportedDetector, size: tuple[int, int], dynamic_size:
     return torch.export.export(model, (images,), dynamic_shapes={"images": dims})
 
 
-def write_pt2(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> nn.Module:
-    """Write a torch.export file and return a function that runs it."""
+def write_pt2(program: ExportedProgram, metadata: dict[str, Any], file: CheckedFile) -> None:
+    """Write a torch.export file."""
     torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+def read_pt2(file: Path) -> nn.Module:
+    """Return a function that runs a torch.export file."""
     with warnings.catch_warnings(action="ignore"):  # of read-only memory, to which nothing is written
         return torch.export.load(file).module()
 
 
-def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Path) -> Callable[[Tensor], list[Tensor]]:
-    """Write an ONNX file of standard operators and return a function that runs it in ONNX Runtime on the CPU."""
-    import onnxruntime
-
+def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: CheckedFile) -> None:
+    """Write an ONNX file of standard operators."""
     names = {"input_names": ["images"], "output_names": OUTPUTS}
     with warnings.catch_warnings(action="ignore"):  # of libraries about each other
-        onnx = torch.onnx.export(program, **names, opset_version=ONNX_OPSET, verbose=False)
-    onnx.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
-    onnx.save(file)
+        exported = torch.onnx.export(program, **names, opset_version=ONNX_OPSET, verbose=False)
+    exported.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
+    file.write(exported.model_proto.SerializeToString())
+
+
+def read_onnx(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    """Return a function that runs an ONNX file in ONNX Runtime on the CPU."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
 
@@ -187,21 +195,21 @@ def main() -> int:
     program = export_program(model, size, arguments.dynamic_size)
     sizes = [size, size[::-1]] if arguments.dynamic_size else [size]
 
-    def write(file: Path) -> None:
-        """Write the file and check it; after an error there is no file."""
-        run = (write_onnx if out.suffix == ".onnx" else write_pt2)(program, metadata, file)
+    write, read = (write_onnx, read_onnx) if out.suffix == ".onnx" else (write_pt2, read_pt2)
+
+    def check(file: Path) -> None:
+        """Raise DisagreementError unless the file computes what the detector does."""
+        run = read(file)
         print_line(console, "comparing what the file computes with the detector")
         for batch, image_size in enumerate(sizes, 1):
             images = 255 * torch.rand(batch, 3, *image_size, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
                 found = Candidates(*run(images))
             if problem := disagreement(found, model, images):
-                raise DisagreementError(problem)
+                problem = f"the exported network differs from the detector: {problem}"
+                raise DisagreementError(f"{problem}. {out} was not written")
 
-    try:
-        write_atomically(out, write)
-    except DisagreementError as error:
-        return cli.report_failure(f"the exported network differs from the detector: {error}. {out} was not written")
+    write_file(out, lambda file: write(program, metadata, file), check)
     print_line(console, f"{out}: {out.stat().st_size / 1e6:.1f} MB, agrees with the detector")
     cli.print_result(arguments, {"file": str(out), **metadata})
     return 0

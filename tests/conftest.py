@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 
 import pytest
@@ -75,6 +76,15 @@ def finished(tiny, tmp_path_factory):
     trainer = Trainer(tiny(), out, console)
     trainer.fit()
     return out, console.file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A command leaves handlers of its own; they end with the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ older files. Any other change, such as a renamed key, makes a new format and add
 """
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,9 @@ from dwtriton.config.load import check_config, dump_config, flatten
 from dwtriton.config.renames import upgrade_keys
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import write_atomically
 from dwtriton.core.text import listed
 from dwtriton.model.detector import DualWeightDetector
-from dwtriton.model.state_dict import check_tensors
+from dwtriton.model.state_dict import check_tensors, write_torch_file
 
 FORMAT = 2
 MAX_NAMES = 12  # of classes in a note
@@ -49,10 +49,32 @@ class Checkpoint(NamedTuple):
         return self.model if self.ema is None else self.ema
 
 
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
+def _is_list(value: object, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(item) in kinds for item in value)
+
+
+CONTENT: dict[str, Callable[[Any], bool]] = {  # what the fields of a file hold, where it is not None; but for `config`
+    "class_names": lambda value: _is_list(value, str),
+    "category_ids": lambda value: _is_list(value, int, str),
+    "iteration": lambda value: type(value) is int and value >= 0,
+    "model": _is_state,
+    "optimizer": lambda value: isinstance(value, dict),
+    "scaler": lambda value: isinstance(value, dict),
+    "ema": _is_state,
+    "data": lambda value: isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()),
+}
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint of the current format, whole or not at all."""
+    """Write a checkpoint of the current format, whole and read back, or not at all. Raises WriteError."""
     state = checkpoint._asdict() | {"format": FORMAT, "config": dump_config(checkpoint.config)}
-    write_atomically(path, lambda file: torch.save(state, file))
+    write_torch_file(path, state)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -64,6 +86,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"python -m dwtriton.weights from-mmdet {path} --cfg NAME --out OUT.pt"
         )
     state = upgrade(state, str(path))
+    optional = [name for name, default in Checkpoint._field_defaults.items() if state.get(name) is default]
+    wrong = [name for name, fits in CONTENT.items() if name not in optional and not fits(state[name])]
+    if not wrong and len(state["class_names"]) not in (0, len(state["category_ids"])):
+        wrong = ["class_names"]
+    if wrong:
+        raise UserError(f"{path} is damaged: it holds no valid {', '.join(wrong)}")
     return Checkpoint(**state | {"config": check_config(state["config"], str(path))})
 
 
@@ -85,7 +113,7 @@ def upgrade(state: dict[str, Any], source: str) -> dict[str, Any]:
         raise UserError(f"{source} is damaged or of a newer version; missing: {missing}, unexpected: {unexpected}")
     try:
         return state | {"config": upgrade_keys(tomllib.loads(state["config"]))}
-    except (tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
+    except (tomllib.TOMLDecodeError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{source} is damaged: its config is not TOML ({error})") from None
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dwtriton.core.errors import UserError
+from dwtriton.core.errors import UserError, cause_of_failure
+from dwtriton.core.interruption import INTERRUPTED, interruptible
 
 EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad input; 130 interrupted"
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -103,11 +104,19 @@ def print_result(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command and exit with its code; print a UserError as one line on standard error."""
+    """Run a command and exit with its code; print a UserError and what fails a run as one line on standard error."""
     try:
-        sys.exit(main())
+        with interruptible():
+            code = main()
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = INTERRUPTED
+    except Exception as error:
+        cause = cause_of_failure(error)
+        if cause is None:
+            raise
+        code = report_failure(cause)
+    sys.exit(code)

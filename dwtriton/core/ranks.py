@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from dwtriton.core.errors import UserError
+from dwtriton.core.errors import RunError, UserError
 
 GLOO_SHUTDOWN_SECONDS = 0.2  # a gloo thread that frees a tensor while Python shuts down aborts the process
 
@@ -76,20 +76,22 @@ def raise_on_main(problem: str) -> None:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """End the job if any rank raises a UserError inside; the first that does reports it, the others exit silently.
+    """End the job if any rank raises a UserError or RunError inside: the first reports it, the others exit silently.
 
     All ranks must enter. Inside, no rank may wait for another except in `main_process_first`.
     """
     error = None
     try:
         yield
-    except UserError as raised:
+    except (UserError, RunError) as raised:
         error = raised
-    fails = all_gather_object(error is not None)
+    kinds = all_gather_object(type(error))
+    fails = [kind is not type(None) for kind in kinds]
     if any(fails):
-        if rank() != fails.index(True):
-            raise SystemExit(2)
-        raise error if all(fails) else UserError(f"rank {rank()}: {error}")
+        first = fails.index(True)
+        if rank() != first:
+            raise SystemExit(2 if issubclass(kinds[first], UserError) else 1)
+        raise error if all(fails) else type(error)(f"rank {rank()}: {error}")
 
 
 @contextmanager

@@ -27,10 +27,10 @@ def changes_of_data(before: dict[str, Any], now: Fingerprint) -> str:
     """Say how a data set differs from one whose fingerprint, as a dict, was `before`; empty if it does not."""
     changes = []
     for what, digest in (("images", "image_digest"), ("boxes", "box_digest")):
-        old, new = before[what], getattr(now, what)
+        old, new = before.get(what), getattr(now, what)
         if old != new:
             changes.append(f"{new} {what}, were {old}")
-        elif before[digest] != getattr(now, digest):
+        elif before.get(digest) != getattr(now, digest):
             changes.append(f"{new} {what} as before, but not the same")
     return "; ".join(changes)
 

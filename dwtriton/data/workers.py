@@ -39,17 +39,19 @@ def leave_signals_to_main(*_worker_id: int, main_ends: Event | None = None) -> N
     """Set the signal handlers of a worker process so that its main process decides when it ends.
 
     Ctrl-C reaches all processes of a terminal; workers ignore it, as the main process ends them when it stops.
+    SIGTERM ends a worker, without a word.
     A cluster may send SIGTERM to all processes of a job. If a DataLoader's worker died of it, DataLoader would raise in
-    the main process, which then could not save its state. With `main_ends`, SIGTERM therefore ends a worker only once
+    the main process, which then could not save its state. With `main_ends` it therefore ends a worker only once
     that is set, or after WORKER_GRACE_SECONDS, so that no worker outlives a main process that was killed.
     For `worker_init_fn` of a DataLoader, which passes the worker's number, and `initializer` of a Pool, which does not.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if main_ends is not None:
-        signal.signal(
-            signal.SIGTERM,
-            lambda _number, _frame: os._exit(0) if main_ends.is_set() else signal.alarm(WORKER_GRACE_SECONDS),
-        )
+    signal.signal(
+        signal.SIGTERM,
+        signal.SIG_DFL
+        if main_ends is None
+        else lambda _number, _frame: os._exit(0) if main_ends.is_set() else signal.alarm(WORKER_GRACE_SECONDS),
+    )
 
 
 def outlive_sigterm() -> Callable[[int], None]:

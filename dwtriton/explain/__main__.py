@@ -14,7 +14,7 @@ from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import check_absent, make_folder, write_atomically
+from dwtriton.core.files import check_absent, make_folder, write_file
 from dwtriton.data.coco import CocoDataset, Sample
 from dwtriton.data.prepare import prepare_validation
 from dwtriton.explain.comparison import ASSIGNERS, compare_sample
@@ -151,7 +151,7 @@ def draw_assigners(
 
 def save(figure: Figure, picture: Path) -> None:
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # text in a PDF stays text, in fonts that journals accept
-        write_atomically(picture, lambda path: figure.savefig(path, dpi=DPI))
+        write_file(picture, lambda file: figure.savefig(file, format=picture.suffix[1:].lower(), dpi=DPI))
 
 
 def find_image(dataset: CocoDataset, wanted: str | None) -> int:

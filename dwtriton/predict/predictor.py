@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 from torch import Tensor
-from torchvision.io import write_jpeg
+from torchvision.io import encode_jpeg
 
 from dwtriton.console.cli import print_line
 from dwtriton.console.drawing import draw_boxes
 from dwtriton.console.progress import progress
-from dwtriton.core.files import write_atomically
+from dwtriton.core.files import write_file
 from dwtriton.data.coco import Sample
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.inference.detect import coco_results
@@ -51,8 +51,8 @@ class Predictor:
                     problem = f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}"
                     print_line(self.console, problem, "yellow")
                 elif path in self.draw_to:
-                    picture = self._draw(read_image(path), found)
-                    write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), JPEG_QUALITY))
+                    picture = encode_jpeg(self._draw(read_image(path), found), JPEG_QUALITY).numpy()
+                    write_file(self.draw_to[path], lambda file, p=picture: file.write(p))
                     self.writer.set_drawn(sample.path, self.draw_to[path].name)
                 advance()
 
@@ -76,7 +76,7 @@ class Predictor:
             first = next(frames, None)
             if first is not None and path in self.draw_to:
                 shown = chain([first], frames)
-                write_atomically(self.draw_to[path], lambda file: write_video(file, shown, video.rate))
+                write_file(self.draw_to[path], lambda file: write_video(file, shown, video.rate))
                 self.writer.set_drawn(str(path), self.draw_to[path].name)
             deque(frames, maxlen=0)  # the rest, where nothing is drawn
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dwtriton.core.errors import UserError
+from dwtriton.core.files import CheckedFile
 from dwtriton.data.images import BrokenImageError
 
 MIN_COMPLETE = 0.9  # of the announced frames: edits and longer audio make files announce too many
@@ -73,10 +74,13 @@ class Video(AbstractContextManager):
             raise BrokenImageError(f"{self.path}: ends after {self.read} of {self.length} frames")
 
 
-def write_video(path: Path, frames: Iterator[Tensor], rate: Fraction) -> None:
-    """Write frames, uint8 [3, h, w] of one size, as H.264 at `rate` frames a second; odd sides grow by a pixel."""
+def write_video(file: CheckedFile, frames: Iterator[Tensor], rate: Fraction) -> None:
+    """Write frames, uint8 [3, h, w] of one size, as H.264 at `rate` frames a second; odd sides grow by a pixel.
+
+    Raises OSError soon after the disk refuses a part.
+    """
     av = import_av()
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate.limit_denominator(1001))  # exact for NTSC, 30000/1001
         stream.pix_fmt = "yuv420p"
         for number, frame in enumerate(frames):
@@ -86,4 +90,5 @@ def write_video(path: Path, frames: Iterator[Tensor], rate: Fraction) -> None:
                 stream.height, stream.width = even.shape[:2]
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even.numpy()), format="rgb24")
             container.mux(stream.encode(picture))
+            file.check()
         container.mux(stream.encode())

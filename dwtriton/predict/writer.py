@@ -3,11 +3,11 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from dwtriton.core.files import write_atomically
+from dwtriton.core.files import CheckedFile, explain_writes, write_file
 
 
 class DetectionsWriter(AbstractContextManager):
@@ -19,19 +19,26 @@ class DetectionsWriter(AbstractContextManager):
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open the temporary file in `folder`, where the COCO file will need as much space."""
-        self._records = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- closed in __exit__
+        """Open the temporary file in `folder`, where the COCO file will need as much space. Raises WriteError."""
+        self.folder = folder
+        with explain_writes(folder / "detections.json"):
+            self._records = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- closed in __exit__
         self._runs: list[list[int]] = []  # of ids that follow each other: begin, end and offset in bytes
         self._drawn: dict[str, dict[str, str]] = {}  # by file name
         self.images = self.frames = self.detections = self.last_id = 0
 
     def __exit__(self, *error: object) -> None:
-        self._records.close()
+        with suppress(OSError):  # of a full disk, which `add` has reported
+            self._records.close()
 
     def add(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
-        """Add one image, a frame if it has a `frame_id`, and its annotations; image ids may come in any order."""
+        """Add one image, a frame if it has a `frame_id`, and its annotations; image ids may come in any order.
+
+        Raises WriteError.
+        """
         offset = self._records.tell()
-        self._records.write(json.dumps([image, annotations]).encode() + b"\n")
+        with explain_writes(self.folder / "detections.json"):
+            self._records.write(json.dumps([image, annotations]).encode() + b"\n")
         if self._runs and self._runs[-1][1] == image["id"]:
             self._runs[-1][1] += 1
         else:
@@ -48,17 +55,17 @@ class DetectionsWriter(AbstractContextManager):
     def write(self, path: Path, info: dict[str, Any], categories: list[dict[str, Any]]) -> None:
         """Write the COCO file, whole or not at all: images by id, annotations numbered in the same order."""
 
-        def write_coco(file: Path) -> None:
+        def write_coco(file: CheckedFile) -> None:
             images = (image | self._drawn.get(image["file_name"], {}) for image, _ in self._read())
             annotations = (annotation for _, annotations in self._read() for annotation in annotations)
-            with file.open("w", encoding="utf-8") as out:
-                out.write(f'{{"info": {json.dumps(info)}, "images": [')
-                _write_items(out, images)
-                out.write('], "annotations": [')
-                _write_items(out, ({"id": number, **annotation} for number, annotation in enumerate(annotations, 1)))
-                out.write(f'], "categories": {json.dumps(categories)}}}')
+            numbered = ({"id": number, **annotation} for number, annotation in enumerate(annotations, 1))
+            file.write(f'{{"info": {json.dumps(info)}, "images": ['.encode())
+            _write_items(file, images)
+            file.write(b'], "annotations": [')
+            _write_items(file, numbered)
+            file.write(f'], "categories": {json.dumps(categories)}}}'.encode())
 
-        write_atomically(path, write_coco)
+        write_file(path, write_coco)
 
     def _read(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Yield images and their annotations by image id."""
@@ -68,6 +75,6 @@ class DetectionsWriter(AbstractContextManager):
                 yield json.loads(self._records.readline())
 
 
-def _write_items(out: TextIO, items: Iterable[dict[str, Any]]) -> None:
+def _write_items(file: CheckedFile, items: Iterable[dict[str, Any]]) -> None:
     for number, item in enumerate(items):
-        out.write((", " if number else "") + json.dumps(item))
+        file.write(((", " if number else "") + json.dumps(item)).encode())

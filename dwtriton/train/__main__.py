@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import time
-from datetime import datetime
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,16 +12,17 @@ from rich.table import Table
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.config.load import config_names, load_config, override_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core import elastic, ranks
-from dwtriton.core.errors import UserError
+from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.plan import make_plan
+from dwtriton.train.resume import load_last, state_of_run
+from dwtriton.train.run_folder import LAST, new_folder
 from dwtriton.train.signals import Interrupted
 from dwtriton.train.trainer import Trainer
 
@@ -88,12 +89,17 @@ def print_plan(arguments: argparse.Namespace, console: Console) -> int:
 
 def train(arguments: argparse.Namespace, console: Console) -> int:
     """Train on this rank and return the exit code."""
-    began = time.perf_counter()
     with ranks.raise_on_all_ranks():
         cfg = read_config(arguments)
-    out = arguments.out or Path("runs") / f"{Path(arguments.cfg).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    with nullcontext(arguments.out) if arguments.out else new_folder(Path(arguments.cfg).stem) as out:
+        return train_in(out, cfg, arguments, console)
+
+
+def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Console) -> int:
+    """Train on this rank in the folder `out` and return the exit code."""
+    began = time.perf_counter()
     ranks.check_same({"--out": str(out), "--resume": arguments.resume, "--data-changed": arguments.data_changed})
-    restarted = elastic.restarted() and ranks.all_gather_object((out / "last.pt").exists())[0]
+    restarted = elastic.restarted() and ranks.all_gather_object((out / LAST).exists())[0]
     trainer = Trainer(cfg, out, console, arguments.resume or restarted, arguments.data_changed)
     print_line(console, trainer.summary())
     try:
@@ -104,8 +110,11 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         return 130
     except NonFiniteLossError as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
-    except RuntimeError as error:
-        lost = [] if isinstance(error, torch.OutOfMemoryError) else ranks.lost_ranks()
+    except Exception as error:
+        if cause := cause_of_failure(error):
+            return cli.report_failure(f"{cause}. {state_of_run(out, trainer.saved, trainer.total)}")
+        own = isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError)
+        lost = [] if own else ranks.lost_ranks()
         if not lost and not isinstance(error, distributed.DistError):  # a failure of this rank
             raise
         name = f"rank {lost[0]}" if lost else "another rank"
@@ -122,7 +131,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
     print_line(console, evaluation.table)
     left_out = f"{trainer.left_out()} images and annotations left out"
     print_line(console, f"trained and evaluated in {minutes:.1f} minutes; {left_out}")
-    print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / 'last.pt'}")
+    print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / LAST}")
     evaluate = shlex.join(["python", "-m", "dwtriton.evaluate", "--weights", str(out / "best.pt")])
     print_line(console, f"look closer: {evaluate}")
     cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
@@ -142,7 +151,7 @@ def read_config(arguments: argparse.Namespace) -> Config:
     overrides = [*arguments.set, *([f"train.weights={arguments.weights}"] if arguments.weights else [])]
     if arguments.cfg:
         return load_config(arguments.cfg, overrides, arguments.data)
-    return override_config(load_checkpoint(arguments.out / "last.pt").config, overrides, arguments.data)
+    return override_config(load_last(arguments.out).config, overrides, arguments.data)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from torch import nn
 
 from dwtriton.core import ranks
+from dwtriton.core.errors import RunError
 from dwtriton.data.batch import Batch
 from dwtriton.train.step import StepLosses
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(RunError):
     """A loss or weight is NaN or infinite: names it, the iteration and the images."""
 
 

@@ -5,32 +5,57 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dwtriton.core.files import write_text
+from dwtriton.core.files import AppendedFile, write_text
+
+NEEDED = {"step": {"epoch", "lr", "loss"}, "evaluation": {"epoch", "AP", "AP50", "AP75"}}  # keys of a row, by its kind
 
 
 class MetricsFile:
-    """`metrics.jsonl`. Rows hold no times, so a resumed run writes the same file as an uninterrupted one."""
+    """`metrics.jsonl`. Rows hold no times, so a resumed run writes the same file as an uninterrupted one.
+
+    `unreadable` counts the lines that were left out when it was opened: damaged by a crash of the machine, or by hand.
+    """
 
     def __init__(self, path: Path, iteration: int = 0) -> None:
         """Open the file of a run that has done `iteration` steps; drop the rows that it will write again."""
-        rows = read_metrics(path) if path.exists() else []
+        rows, self.unreadable = _read_rows(path) if path.exists() else ([], 0)
         self.rows = [row for row in rows if row["iteration"] < iteration + (row["kind"] == "step")]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # by lines: a killed process loses no row
+        self._file = AppendedFile(path)  # a killed process loses no row
 
     def write(self, row: dict) -> None:
         """Append a row: `kind` ("step" or "evaluation"), `iteration` and `epoch`, both from 1, then the figures."""
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write_line(json.dumps(row))
+
+    def sync(self) -> None:
+        """Have all rows on the disk, before a checkpoint that a resumed run continues them from."""
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Return the rows of a `metrics.jsonl`, without a last line that a crash cut off."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the rows of a `metrics.jsonl`, without lines that cannot be read and a last one that a crash cut off."""
+    return _read_rows(path)[0]
+
+
+def _read_rows(path: Path) -> tuple[list[dict], int]:
+    """Return the rows and the number of whole lines that are none."""
+    found = [_read_row(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    rows = [row for row in found if row is not None]
+    return rows, len(found) - len(rows)
+
+
+def _read_row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8
+        return None
+    needed = NEEDED.get(str(row.get("kind"))) if isinstance(row, dict) else None
+    whole = needed is not None and row.keys() >= needed and isinstance(row.get("iteration"), int)
+    return row if whole else None
 
 
 class Speed:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from dwtriton.console.drawing import COLOURS, draw_boxes
 from dwtriton.console.fonts import drawable
-from dwtriton.core.files import write_atomically
+from dwtriton.core.files import write_file
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.values import Id
 
@@ -50,7 +50,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         precision.legend()
     for axes in (losses, rate, precision):
         axes.grid(alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=DPI))
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
 
 
 def draw_predictions(
@@ -78,7 +78,7 @@ def draw_predictions(
         title, font = drawable(title)  # the id of an image may be any text
         texts.text((middle, height * row + TITLE // 2), title, "black", ImageFont.truetype(font, 16), anchor="mm")
         sheet.paste(picture, (middle - picture.width // 2, height * row + TITLE))
-    write_atomically(path, lambda file: sheet.save(file, "PNG", compress_level=1))  # level 6 takes ten times as long
+    write_file(path, lambda file: sheet.save(file, "PNG", compress_level=1))  # level 6 takes ten times as long
 
 
 def _draw(pixels: Tensor, boxes: list[dict], truth: COCO) -> Image.Image:

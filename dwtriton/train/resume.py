@@ -1,10 +1,41 @@
-"""What a resumed run is told: that its data are others than before, or that it has nothing left to do."""
+"""How a run goes on: from which checkpoint, and what it is told about damage, changed data and nothing left to do."""
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
-from dwtriton.checkpoints.checkpoint import Checkpoint
+from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dwtriton.core.errors import UserError
 from dwtriton.data.fingerprint import Fingerprint, changes_of_data
+from dwtriton.train.run_folder import BEST, LAST, PREVIOUS
+
+
+def load_last(out: Path) -> Checkpoint:
+    """Read the checkpoint that the run in `out` goes on from.
+
+    Raises UserError if it is absent or damaged, with the latest other one of the run that is whole.
+    """
+    try:
+        return load_checkpoint(out / LAST)
+    except UserError as error:
+        others = {}
+        for path in (out / PREVIOUS, out / BEST, *sorted(out.glob("epoch-*.pt"))[-1:]):
+            with suppress(UserError):
+                others[path] = load_checkpoint(path).iteration
+        if not others:
+            raise
+        latest = max(others, key=others.get)
+        move = shlex.join(["cp", str(latest), str(out / LAST)])
+        whole = f"{latest}, of iteration {others[latest]}, is whole: to go on from it, {move} and --resume again"
+        raise UserError(f"{error}. {whole}") from None
+
+
+def state_of_run(out: Path, saved: int, total: int) -> str:
+    """Say in which state a run that failed left its folder, with `saved` of `total` iterations in `last.pt`."""
+    if not (out / LAST).exists():
+        return f"there is no {out / LAST}: {'bring it back' if saved else 'no iteration is saved, start again'}"
+    resume = shlex.join(["python", "-m", "dwtriton.train", "--resume", "--out", str(out)])
+    return f"{out / LAST} holds iteration {saved} of {total}; mend the cause and continue with: {resume}"
 
 
 def check_data(path: Path, checkpoint: Checkpoint, data: dict[str, Fingerprint], allow_changes: bool) -> list[str]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dwtriton.checkpoints.checkpoint import Checkpoint
+from dwtriton.checkpoints.checkpoint import Checkpoint, load_weights
 from dwtriton.config.schema import Config
 from dwtriton.core import ranks
+from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import AsyncHostCopy, to_device
 from dwtriton.data.batch import Batch
@@ -155,11 +157,20 @@ class TrainStep:
             "ema": None if self.ema is None else self.ema.module.state_dict(),
         }
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Restore optimiser, loss scale and EMA from a checkpoint; the detector has its weights already."""
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        if checkpoint.scaler is not None:
-            self.scaler.load_state_dict(checkpoint.scaler)
+    def load(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Restore optimiser, loss scale and EMA from the checkpoint in `path`; the detector has its weights already.
+
+        Raises UserError if they are not those of this run.
+        """
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            for parameter, state in self.optimizer.state.items():
+                if any(value.shape not in ((), parameter.shape) for value in state.values()):
+                    raise ValueError("momenta of other shapes")
+            if checkpoint.scaler is not None:
+                self.scaler.load_state_dict(checkpoint.scaler)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: its optimiser state does not fit ({error})") from None
         if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.ema)
+            load_weights(self.ema.module, checkpoint.ema or {}, f"the EMA in {path}")
             self.ema.updates = checkpoint.iteration

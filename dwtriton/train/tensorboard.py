@@ -4,6 +4,7 @@ Tags: `train/...` (losses, lr, images/s, data wait), `evaluation/...` (COCO metr
 (the plot), by iteration.
 """
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,10 @@ def open_writer(folder: Path, iteration: int, rows: list[dict]) -> "SummaryWrite
     """Return a writer for a run that has done `iteration` steps; `rows` are those of `metrics.jsonl` up to there.
 
     Events of later iterations are purged, as the run will repeat them. In a folder without event files all rows are
-    written.
+    written. A disk that refuses a part is an OSError of a later call.
     """
+    report = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else report(args)  # once is enough
     begin = iteration if any(folder.glob("events.out.tfevents.*")) else 0
     writer = import_writer()(str(folder), purge_step=iteration)
     for row in rows:

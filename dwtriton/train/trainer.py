@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dwtriton.checkpoints.checkpoint import Checkpoint, check_continues, load_checkpoint, load_weights, start_from
+from dwtriton.checkpoints.checkpoint import Checkpoint, check_continues, load_weights, start_from
 from dwtriton.config.load import MACHINE_KEYS, flatten
 from dwtriton.config.schema import Config
 from dwtriton.console.cli import print_line
@@ -30,8 +30,8 @@ from dwtriton.train.failures import explain_failures
 from dwtriton.train.finite import PendingStep, check_weights
 from dwtriton.train.metrics import Speed, losses_line
 from dwtriton.train.optimizer import check_warmup, lr_factor
-from dwtriton.train.resume import check_data, check_iterations, finished_hint
-from dwtriton.train.run_folder import RunFolder
+from dwtriton.train.resume import check_data, check_iterations, finished_hint, load_last
+from dwtriton.train.run_folder import LAST, RunFolder, written_at
 from dwtriton.train.settle import settle_buckets, settle_for_device
 from dwtriton.train.signals import Interrupted, stop_on_signals
 from dwtriton.train.step import TrainStep
@@ -41,7 +41,8 @@ from dwtriton.train.tensorboard import import_writer
 class Trainer:
     """One training run, on one rank of its job.
 
-    `iteration` counts the optimiser steps done, of `total`, `per_epoch` in each epoch. In `cfg`, precision, compile
+    `iteration` counts the optimiser steps done, of `total`, `per_epoch` in each epoch, and `saved` those in `last.pt`.
+    In `cfg`, precision, compile
     mode and buckets are settled for this device and data. `folder` is None on all ranks but 0.
     """
 
@@ -53,7 +54,7 @@ class Trainer:
         Raises the errors of config, data, weights and checkpoint before anything is written, and UserError if a run
         would be continued on other data than before, except if `data_changed`.
         """
-        self.out, self.last_checkpoint, self.console = out, out / "last.pt", console
+        self.out, self.last_checkpoint, self.console = out, out / LAST, console
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         cfg = settle_for_device(cfg, self.device)
@@ -63,7 +64,8 @@ class Trainer:
                 import_writer()
             if not resume and self.last_checkpoint.exists():
                 raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-            checkpoint = load_checkpoint(self.last_checkpoint) if resume else None
+            last_written = written_at(self.last_checkpoint)
+            checkpoint = load_last(out) if resume else None
         with ranks.raise_on_all_ranks(), ranks.main_process_first():
             draw_missing_shapes(cfg.data, console)
         with ranks.raise_on_all_ranks():
@@ -76,7 +78,7 @@ class Trainer:
         with ranks.raise_on_all_ranks(), ranks.main_process_first():  # rank 0 may have to download
             self.started_from = self._load_weights(checkpoint)
 
-        self.iteration = checkpoint.iteration if checkpoint else 0
+        self.iteration = self.saved = checkpoint.iteration if checkpoint else 0
         self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
         self.data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
@@ -89,10 +91,13 @@ class Trainer:
         capacity = self.train_set.most_boxes(self.micro_batch_size)
         self.train_step = TrainStep(self.detector, cfg, self.device, capacity)
         if checkpoint:
-            self.train_step.load(checkpoint)
+            with ranks.raise_on_all_ranks():
+                self.train_step.load(checkpoint, self.last_checkpoint)
         self.predict = compile_predict(PixelDetector(self.train_step.eval_detector, cfg.data), cfg.inference.compile)
         with ranks.raise_on_all_ranks():
-            self.folder = RunFolder(out, cfg, self.iteration) if ranks.is_main() else None
+            position = self.iteration, self.per_epoch
+            self.folder = RunFolder(out, cfg, *position, last_written) if ranks.is_main() else None
+        self.notes += self.folder.notes if self.folder else []
         self.pending: PendingStep | None = None  # the latest step
         self.broken: set[str] = set()  # "PATH: reason" of images that could not be read
         self.stop_requested = False  # by a signal
@@ -181,7 +186,7 @@ class Trainer:
         print_line(self.console, compiled + recorded)
 
     def train_epoch(self) -> None:
-        """Do the remaining iterations of the current epoch, then write a checkpoint."""
+        """Do the remaining iterations of the current epoch; write checkpoints between them and at the end."""
         self.detector.train()
         epoch, done = divmod(self.iteration, self.per_epoch)
         self.loader.batch_sampler.set_epoch(epoch, start=done)
@@ -190,11 +195,8 @@ class Trainer:
         for micro_batches in zip(*[batches] * self.cfg.train.accumulate):  # the same iterator `accumulate` times
             self.step(micro_batches, epoch)
             self._stop_if_requested()
-            if self.iteration % self.cfg.train.checkpoint_every == 0:
+            if self.iteration % self.cfg.train.checkpoint_every == 0 or self.iteration % self.per_epoch == 0:
                 self.save()
-        self.save()
-        if self.folder and self.cfg.train.keep_every and (epoch + 1) % self.cfg.train.keep_every == 0:
-            self.folder.keep_last(f"epoch-{epoch + 1:03}.pt")
 
     def step(self, micro_batches: Sequence[Batch], epoch: int) -> None:
         """Do one optimiser step, then read the losses of the one before: the device never waits for the host."""
@@ -239,6 +241,7 @@ class Trainer:
             state = self.train_step.checkpoint_state()
             data = {name: fingerprint._asdict() for name, fingerprint in self.data.items()}
             self.folder.save(Checkpoint(config=self.cfg, iteration=self.iteration, data=data, **classes, **state))
+        self.saved = self.iteration
 
     def evaluate(self) -> Evaluation | None:
         """Detect in this rank's validation images; on rank 0 compute and record the COCO metrics of all, and plot."""

@@ -16,12 +16,13 @@ from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import check_new_file, write_atomically
+from dwtriton.core.files import check_new_file
 from dwtriton.core.text import listed
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
+from dwtriton.model.state_dict import write_torch_file
 from dwtriton.weights.show import MAX_NAMES, summarise
 
 EXAMPLES = {
@@ -106,7 +107,7 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     meta = {"CLASSES": tuple(checkpoint.class_names), "iter": checkpoint.iteration}
     meta["dwtriton_config"] = dump_config(checkpoint.config)
     state = to_mmdet(checkpoint.weights)
-    write_atomically(arguments.out, lambda file: torch.save({"meta": meta, "state_dict": state}, file))
+    write_torch_file(arguments.out, {"meta": meta, "state_dict": state})
     which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
     print_line(console, f"converted: {len(state)} tensors of the {which}")
 

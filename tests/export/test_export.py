@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resize
 
 from dwtriton import export
 from dwtriton.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from dwtriton.core.files import write_file
 from dwtriton.data.images import read_image
 from dwtriton.inference.ready import load_detector
 from dwtriton.model.detector import build_detector
@@ -50,8 +51,8 @@ def folder(weights, shapes_root, tmp_path_factory):
     model = export.ExportedDetector(ready.network)
     program = export.export_program(model, SIZE)
     facts = export.describe(ready.checkpoint, SIZE)
-    export.write_pt2(program, facts, folder / "detector.pt2")
-    export.write_onnx(program, facts, folder / "detector.onnx")
+    write_file(folder / "detector.pt2", lambda file: export.write_pt2(program, facts, file))
+    write_file(folder / "detector.onnx", lambda file: export.write_onnx(program, facts, file))
     shutil.copyfile(next((shapes_root / "val").glob("*.jpg")), folder / "image.jpg")
     return folder
 
@@ -132,13 +133,13 @@ def test_what_disagrees_does_not_become_a_file(weights, tmp_path, call, monkeypa
     out = tmp_path / "detector.pt2"
     monkeypatch.setattr(export, "export_program", lambda *_: None)
 
-    def shifted(_program, _facts, file):
-        file.touch()
+    def shifted(_file):
         ready = load_detector(weights, "cpu")
         model = export.ExportedDetector(ready.network)
         return lambda images: [output + (output.ndim == 3) for output in model(images)]  # boxes by a pixel
 
-    monkeypatch.setattr(export, "write_pt2", shifted)
+    monkeypatch.setattr(export, "write_pt2", lambda *_: None)
+    monkeypatch.setattr(export, "read_pt2", shifted)
     code, printed, error = call(export, "--weights", weights, "--out", out, "--quiet")
     assert (code, printed) == (1, "")
     assert "candidates of stride 8 are none of the detector's" in error

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dwtriton.core.files import write_file
 from dwtriton.data.images import BrokenImageError
 from dwtriton.predict.video import Video, write_video
 from tests.support.videos import flat, make_video, noise
@@ -18,7 +19,7 @@ def levels(video):
 
 def test_a_written_video_is_read_back_in_order(tmp_path):
     frames = [torch.full((3, 33, 47), level, dtype=torch.uint8) for level in (20, 200, 90, 140, 60)]
-    write_video(tmp_path / "v.mp4", iter(frames), Fraction(30000, 1001))
+    write_file(tmp_path / "v.mp4", lambda file: write_video(file, iter(frames), Fraction(30000, 1001)))
     with Video(tmp_path / "v.mp4") as video:
         assert (video.rate, video.length) == (Fraction(30000, 1001), 5)
         read = list(video.frames())

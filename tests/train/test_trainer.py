@@ -20,7 +20,7 @@ from rich.console import Console
 from dwtriton.checkpoints import checkpoint as checkpoints
 from dwtriton.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from dwtriton.config.load import dump_config, load_config, override_config
-from dwtriton.core.errors import UserError
+from dwtriton.core.errors import UserError, WriteError
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.metrics import read_metrics
@@ -237,11 +237,11 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(finished, tmp_path, monk
     save_checkpoint(tmp_path / "last.pt", good)
 
     def half_save(state, path):
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoints.torch, "save", half_save)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"last\.pt cannot be written: disk full"):
         save_checkpoint(tmp_path / "last.pt", good._replace(iteration=99))
     assert load_checkpoint(tmp_path / "last.pt").iteration == good.iteration
 

@@ -214,7 +214,7 @@ def test_nothing_is_overwritten_unless_asked(detector, state, classes, tmp_path,
     assert "already exists: add --force" in error
 
     def interrupted(content, path):
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

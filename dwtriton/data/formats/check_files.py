@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dwtriton.core.files import write_atomically, write_text
+from dwtriton.core.files import write_file, write_text
 from dwtriton.data.formats.check import Findings
 
 PROBLEMS_FILE = "problems.txt"
@@ -34,7 +34,7 @@ def remove_old_sheets(folder: Path) -> None:
 
 def write_sheet(sheet: Figure, path: Path) -> None:
     """Write a sheet of samples, marked as a check's."""
-    write_atomically(path, lambda file: sheet.savefig(file, dpi=DPI, metadata={"Software": MAKER}))
+    write_file(path, lambda file: sheet.savefig(file, format="png", dpi=DPI, metadata={"Software": MAKER}))
 
 
 def write_problems(findings: Sequence[Findings], path: Path) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 
 from dwtriton.console.progress import progress
-from dwtriton.core.errors import UserError
-from dwtriton.core.files import make_folder, write_text
+from dwtriton.core.errors import UserError, WriteError
+from dwtriton.core.files import make_folder, move_folder, write_text
 from dwtriton.core.text import listed_lines
 from dwtriton.data.buckets import Size
 from dwtriton.data.image_files import is_image_file
@@ -183,8 +183,8 @@ def write_coco(
 ) -> None:
     """Write a data set beside `out` and rename it: by split its image files and `content(names in the split's folder)`.
 
-    Names are paths below `root`, by default below the folder that the files of a split have in common. Raises UserError
-    if the disk refuses.
+    Names are paths below `root`, by default below the folder that the files of a split have in common.
+    Raises WriteError where the disk refuses.
     """
     place = out.resolve()  # before it is moved: it may be the present folder
     with folder_beside(out) as temporary:
@@ -195,19 +195,19 @@ def write_coco(
             write_text(folder / ANNOTATIONS.format(split), json.dumps(content(files)))
         if out.exists():
             os.replace(place, temporary / "old")
-        os.replace(folder, place)
+        move_folder(folder, place)
 
 
 @contextmanager
 def folder_beside(out: Path) -> Iterator[Path]:
-    """Make a temporary folder on the disk of `out`. Raises UserError for what the disk refuses meanwhile."""
+    """Make a temporary folder on the disk of `out`. Raises WriteError for what the disk refuses meanwhile."""
     place = out.resolve()
     make_folder(place.parent)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as temporary:
             yield Path(temporary)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from None
+        raise WriteError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _link_images(paths: list[Path], root: Path | None, folder: Path, console: Console) -> list[str]:

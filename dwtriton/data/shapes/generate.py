@@ -1,7 +1,8 @@
 """Writing the generated `shapes` data set: JPEG files with COCO annotations."""
 
+import errno
+import io
 import json
-import os
 import tempfile
 from functools import partial
 from multiprocessing import Pool
@@ -14,6 +15,8 @@ from rich.console import Console
 
 from dwtriton.config.schema import ShapesConfig
 from dwtriton.console.progress import progress
+from dwtriton.core.errors import WriteError
+from dwtriton.core.files import make_folder, move_folder
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.scene import CATEGORY_IDS, draw_scene
 from dwtriton.data.workers import leave_signals_to_main
@@ -36,13 +39,13 @@ def generate_shapes(
 
     The same arguments give the same bytes, whatever the number of processors. Everything is written beside `root` and
     renamed at the end, so an interrupted call leaves no data set. Progress goes to `console`.
-    Raises DataError if `root` cannot be written.
+    Raises DataError if `root` is something else, and WriteError where the disk refuses.
     """
     if not is_vacant(root):
         raise DataError(f"the shapes data set cannot be written to {root}: it is not an empty folder")
     info = _info(train_images, val_images, seed, crowded)
+    make_folder(root.parent)
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
             folder = Path(temporary) / root.name
             (folder / "annotations").mkdir(parents=True)
@@ -61,9 +64,11 @@ def generate_shapes(
                     content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
                     content["categories"] = CATEGORIES
                     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
-            os.replace(folder, root)
+            move_folder(folder, root)
     except OSError as error:
-        raise DataError(f"the shapes data set cannot be written to {root}: {error}") from None
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has drawn it meanwhile
+            return
+        raise WriteError(f"the shapes data set cannot be written to {root}: {error.strerror or error}") from error
 
 
 def is_vacant(root: Path) -> bool:
@@ -95,7 +100,9 @@ def _draw_file(
     image_id = FIRST_IMAGE_ID[split] + index
     pixels, annotations = draw_scene(np.random.default_rng((seed, image_id)), crowded)
     name, (height, width) = f"{image_id:07d}.jpg", pixels.shape[:2]
-    Image.fromarray(pixels).save(folder / name, "JPEG", quality=JPEG_QUALITY)
+    encoded = io.BytesIO()  # Pillow does not notice every write to a file that fails
+    Image.fromarray(pixels).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    (folder / name).write_bytes(encoded.getvalue())
     return (
         {"id": image_id, "file_name": name, "width": width, "height": height},
         [{"image_id": image_id, **annotation} for annotation in annotations],

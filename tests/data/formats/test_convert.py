@@ -490,8 +490,8 @@ def test_a_disk_that_is_full_is_one_clear_error_and_leaves_nothing(tmp_path, cal
     monkeypatch.setattr(convert_module.os, "link", full)
     monkeypatch.setattr(convert_module.shutil, "copyfile", full)
     code, _, error, _ = convert_yolo(call, yolo(tmp_path / "yolo"))
-    assert code == 2
-    assert "coco cannot be written: [Errno 28] No space left" in error
+    assert code == 1
+    assert error == f"error: {tmp_path / 'coco'} cannot be written: No space left on device\n"
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 

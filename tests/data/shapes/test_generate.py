@@ -56,7 +56,7 @@ def digests(folder):
 
 def test_same_seed_gives_the_same_bytes_with_one_process_or_several(tmp_path, monkeypatch):
     for name, processes, seed in (("a", 1, 5), ("b", 3, 5), ("c", 2, 6)):
-        monkeypatch.setattr(shapes.os, "cpu_count", lambda processes=processes: processes)
+        monkeypatch.setattr("os.cpu_count", lambda processes=processes: processes)
         generate_shapes(tmp_path / name, 20, 4, seed)
     first, same, other = (digests(tmp_path / name) for name in "abc")
     assert len(first) == 26
