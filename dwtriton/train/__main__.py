@@ -20,6 +20,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError
 from dwtriton.data.prepare import prepare_data
+from dwtriton.evaluate.coco_metrics import EvaluatorsDisagreeError
 from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.plan import make_plan
 from dwtriton.train.signals import Interrupted
@@ -102,7 +103,7 @@ def train(arguments: argparse.Namespace, console: Console) -> int:
         resume = f"python -m dwtriton.train --resume --out {out}"
         print_line(console, f"stopped at iteration {trainer.iteration}; continue with: {resume}")
         return 130
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, EvaluatorsDisagreeError) as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
     except RuntimeError as error:
         lost = [] if isinstance(error, torch.OutOfMemoryError) else ranks.lost_ranks()
