@@ -80,14 +80,14 @@ def raise_on_all_ranks() -> Iterator[None]:
 
     All ranks must enter. Inside, no rank may wait for another except in `main_process_first`.
     """
-    error = None
+    error: UserError | None = None
     try:
         yield
     except UserError as raised:
         error = raised
     fails = all_gather_object(error is not None)
     if any(fails):
-        if rank() != fails.index(True):
+        if error is None or rank() != fails.index(True):
             raise SystemExit(2)
         raise error if all(fails) else UserError(f"rank {rank()}: {error}")
 
