@@ -11,6 +11,7 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.checkpoints.safetensors_file import load_safetensors, save_safetensors
 from dwtriton.config.load import dump_config, load_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
@@ -33,6 +34,10 @@ EXAMPLES = {
   python -m dwtriton.weights from-mmdet my.pth --cfg r50_1x --set head.num_classes=3 --classes val.json --out my.pt""",
     "to-mmdet": """\
   python -m dwtriton.weights to-mmdet runs/r50/last.pt --out r50.pth""",
+    "to-safetensors": """\
+  python -m dwtriton.weights to-safetensors runs/r50/best.pt --out r50.safetensors""",
+    "from-safetensors": """\
+  python -m dwtriton.weights from-safetensors r50.safetensors --out r50.pt""",
     "from-torchvision": """\
   python -m dwtriton.weights from-torchvision resnet50.pth --cfg r50_1x --out start.pt""",
 }
@@ -45,11 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
         ("show", show, "show what a file holds", "checkpoint of this package or MMDetection, or torchvision weights"),
         ("from-mmdet", convert_from_mmdet, "convert a checkpoint of MMDetection", "MMDetection checkpoint"),
         ("to-mmdet", convert_to_mmdet, "convert a checkpoint for MMDetection", "checkpoint of this package"),
+        ("to-safetensors", convert_to_safetensors, "convert to a safetensors file", "checkpoint of this package"),
+        ("from-safetensors", convert_from_safetensors, "convert from a safetensors file", "by `to-safetensors`"),
         ("from-torchvision", convert_from_torchvision, "convert the weights of a torchvision ResNet", "its state dict"),
     ):
         action = add_action(name, run, help)
         action.add_argument("file", metavar="FILE", type=Path, help=file)
-        if name.startswith("from"):
+        if name in ("from-mmdet", "from-torchvision"):
             cli.add_options(action, "--cfg", "--set")
             classes = "COCO JSON with the classes, if they are not COCO's 80"
             action.add_argument("--classes", metavar="FILE", type=Path, help=classes)
@@ -109,6 +116,21 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     write_atomically(arguments.out, lambda file: torch.save({"meta": meta, "state_dict": state}, file))
     which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
     print_line(console, f"converted: {len(state)} tensors of the {which}")
+
+
+def convert_to_safetensors(arguments: argparse.Namespace, console: Console) -> None:
+    """Write the weights that detection uses, with config and classes, as a safetensors file."""
+    checkpoint = load_checkpoint(arguments.file)
+    save_safetensors(arguments.out, checkpoint)
+    which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
+    print_line(console, f"converted: {len(checkpoint.weights)} tensors of the {which}")
+
+
+def convert_from_safetensors(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a checkpoint with everything in a safetensors file of `to-safetensors`."""
+    checkpoint = load_safetensors(arguments.file)
+    save_checkpoint(arguments.out, checkpoint)
+    print_line(console, f"converted: {len(checkpoint.model)} tensors; classes: {len(checkpoint.category_ids)}")
 
 
 def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> None:

@@ -48,7 +48,7 @@ def test_bash_completes_commands_options_configs_keys_and_files(complete):
     assert complete("summary", "--cfg", "x") == {"x101_64x4d_ms_2x"}
     assert "list" not in complete("summary", "--cfg", "")
     assert complete("train", "--cfg", "shapes", "--set", "optimizer.l") == {"optimizer.lr="}
-    assert complete("weights", "from") == {"from-mmdet", "from-torchvision"}
+    assert complete("weights", "from") == {"from-mmdet", "from-safetensors", "from-torchvision"}
     assert complete("weights", "from-mmdet", "--fo") == {"--force"}
     assert complete("tune", "--dtype", "b") == {"bfloat16"}
     assert complete("completion", "") == set(completion.SHELLS)
