@@ -10,6 +10,7 @@ from rich.text import Text
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dwtriton.checkpoints.mmdet_config import check_mmdet_config
 from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.checkpoints.safetensors_file import load_safetensors, save_safetensors
 from dwtriton.config.load import dump_config, load_config
@@ -22,7 +23,7 @@ from dwtriton.core.text import listed
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
-from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
+from dwtriton.model.mmdet_names import CENTER_PRIOR, from_mmdet, to_mmdet
 from dwtriton.weights.show import MAX_NAMES, summarise
 
 EXAMPLES = {
@@ -91,6 +92,7 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
             f"{arguments.file} detects {file.num_classes} classes, but head.num_classes of {arguments.cfg} is "
             f"{cfg.head.num_classes}: add --set head.num_classes={file.num_classes}"
         )
+    note = check_mmdet_config(file, cfg, str(arguments.file))
     classes = class_names(cfg, file.class_names, arguments.classes, console)
     with torch.device("meta"):
         own = build_detector(cfg).state_dict()
@@ -102,9 +104,12 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     model = {name: tensor.clone() for name, tensor in renamed.items()}  # torch.save writes all memory under a view
     save_checkpoint(arguments.out, Checkpoint(cfg, list(classes.values()), list(classes), file.iteration, model))
     print_line(console, f"converted: {len(model)} tensors")
-    print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
+    if all(name in file.weights for name in CENTER_PRIOR):
+        print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
     for name, reason in file.left_out.items():
         print_line(console, f"left out: {name}, {reason}")
+    if note:
+        print_line(console, f"note: {note}", "yellow")
 
 
 def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
