@@ -6,7 +6,7 @@ DETECTOR := tests/model tests/export tests/benchmarks tests/docs
 DATA := tests/data tests/evaluate tests/predict tests/inference
 GPU := gpu-tests gpu-kernels gpu-steps gpu-more
 
-.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all test-faults lint bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
+.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all test-faults lint types bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
 
 demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
@@ -32,7 +32,7 @@ test-data:
 test-rest:
 	$(BIN)/python -m pytest --ignore tests/kernels --ignore tests/train $(addprefix --ignore ,$(DETECTOR) $(DATA))
 
-test-all: .venv/installed lint  ## the same with thousands of larger examples and every kernel binary: hours
+test-all: .venv/installed lint types  ## the same with thousands of larger examples and every kernel binary: hours
 	DWTRITON_TEST_ALL=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu
 	DWTRITON_TEST_ALL=1 $(BIN)/python -m pytest -m "slow or not slow"
 
@@ -42,6 +42,9 @@ test-faults: .venv/installed  ## kills 60 runs at random moments, resumes them a
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed  ## mypy on the public names and what they are made of: half a minute, a second when repeated
+	$(BIN)/mypy
 
 bench: .venv/installed  ## loss and gradient on this machine against the alternatives: about three minutes on a CPU
 	$(BIN)/python -m benchmarks.loss

@@ -10,6 +10,18 @@ from dwtriton.console import cli
 from dwtriton.core.errors import UserError
 
 SHELLS = ("bash", "zsh", "tcsh")
+BASH_ENDING = """
+# no space after the `=` of a config key, where the value follows; config files as well as names after --cfg
+_dwtriton() {
+  _shtab_dwtriton "$@"
+  [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace 2>/dev/null
+  if [[ "${COMP_WORDS[COMP_CWORD-1]}" == --cfg ]]; then
+    while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -X '!*.toml' -- "${COMP_WORDS[COMP_CWORD]}")
+  fi
+  return 0
+}
+complete -o bashdefault -o default -F _dwtriton dwtriton
+"""
 EXAMPLES = """\
   source <(dwtriton completion bash)                                  this shell only; in ~/.bashrc, every shell
   dwtriton completion zsh > ~/.zfunc/_dwtriton                        ~/.zfunc must be in fpath
@@ -37,7 +49,8 @@ def completion_script(shell: str) -> str:
         if action.metavar in files:
             action.complete = files[action.metavar]
         action.choices = words.get(action.metavar, action.choices)
-    return shtab.complete(parser, shell)
+    script = shtab.complete(parser, shell)
+    return script + BASH_ENDING if shell == "bash" else script
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -7,6 +7,7 @@ caller, because its result has no fixed shape.
 import argparse
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -128,6 +129,7 @@ def write_onnx(program: ExportedProgram, metadata: dict[str, Any], file: Checked
     names = {"input_names": ["images"], "output_names": OUTPUTS}
     with warnings.catch_warnings(action="ignore"):  # of libraries about each other
         exported = torch.onnx.export(program, **names, opset_version=ONNX_OPSET, verbose=False)
+    _name_batch(exported.model)
     exported.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     file.write(exported.model_proto.SerializeToString())
 
@@ -176,6 +178,15 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
             return f"{wrong.sum()} of {wrong.numel()} candidates of stride {stride} are none of the detector's"
         begin = end
     return None
+
+
+def _name_batch(model: Any) -> None:
+    """Call the batch's dimension "batch" wherever it stands, instead of by a symbol of torch.export such as s34."""
+    symbol = re.compile(rf"\b{re.escape(str(model.graph.inputs[0].shape[0]))}\b")
+    for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
+        for axis, size in enumerate(value.shape or ()):
+            if symbol.search(str(size)):
+                value.shape[axis] = symbol.sub("batch", str(size))
 
 
 def main() -> int:

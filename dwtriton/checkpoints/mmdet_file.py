@@ -11,6 +11,7 @@ from torch import Tensor
 from dwtriton.config.load import config_names, load_config
 from dwtriton.core.errors import UserError
 from dwtriton.model.detector import build_detector
+from dwtriton.model.mmdet_names import CENTER_PRIOR
 from dwtriton.model.state_dict import read_torch_file
 
 CLASS_WEIGHT = "bbox_head.conv_cls.weight"
@@ -141,6 +142,8 @@ def config_misfits(weights: Mapping[str, Tensor], num_classes: int | None) -> di
     for config in config_names():
         with torch.device("meta"):
             own = build_detector(load_config(config, overrides)).mmdet_state_dict()
+        if not any(name in weights for name in CENTER_PRIOR):  # which may be absent
+            own = {name: tensor for name, tensor in own.items() if name not in CENTER_PRIOR}
         misfits[config] = len({name for name, _ in given ^ {(name, tensor.shape) for name, tensor in own.items()}})
     return misfits
 

@@ -80,7 +80,7 @@ def raise_on_all_ranks() -> Iterator[None]:
 
     All ranks must enter. Inside, no rank may wait for another except in `main_process_first`.
     """
-    error = None
+    error: UserError | None = None
     try:
         yield
     except (UserError, RunError) as raised:
@@ -89,7 +89,7 @@ def raise_on_all_ranks() -> Iterator[None]:
     fails = [kind is not type(None) for kind in kinds]
     if any(fails):
         first = fails.index(True)
-        if rank() != first:
+        if error is None or rank() != first:
             raise SystemExit(2 if issubclass(kinds[first], UserError) else 1)
         raise error if all(fails) else type(error)(f"rank {rank()}: {error}")
 

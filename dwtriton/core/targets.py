@@ -35,7 +35,7 @@ class PackedTargets(NamedTuple):
 
     def to(self, device: torch.device | str) -> "PackedTargets":
         """Return the same targets on another device."""
-        return PackedTargets(*(None if part is None else part.to(device) for part in self))
+        return PackedTargets._make(None if part is None else part.to(device) for part in self)
 
     def image_index(self) -> Tensor:
         """Return the image of each row, (N,) int64; B for padding."""
@@ -73,7 +73,7 @@ def pack_targets(
     """
     boxes, labels, offsets, iscrowd, weights = packed = concatenate_targets(targets, "cpu")
     check_values(packed)
-    rows = [boxes, labels, iscrowd] if weights is None else [boxes, labels, iscrowd, weights]
+    rows = [part for part in (boxes, labels, iscrowd, weights) if part is not None]
     if capacity is not None:
         added = capacity - len(labels)
         if added < 0:
@@ -212,6 +212,5 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
 def _require(fit: bool, name: str, form: str, value: object) -> None:
     """Raise ValueError, with shape and dtype of a tensor or the type of anything else, unless `fit`."""
     if not fit:
-        is_tensor = isinstance(value, Tensor)
-        found = f"{tuple(value.shape)} {value.dtype}" if is_tensor else type(value).__name__
+        found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} must be {form}, not {found.replace('torch.', '')}")

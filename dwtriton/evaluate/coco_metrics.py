@@ -1,4 +1,4 @@
-"""COCOeval's metrics of the detections of a data set."""
+"""COCO's metrics of the detections of a data set."""
 
 import contextlib
 import io
@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dwtriton.core import ranks
+from dwtriton.evaluate.evaluators import Evaluator, default_evaluator, run_coco_eval
 
 CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "AP": (slice(None), 0),
@@ -18,17 +19,22 @@ CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "APl": (slice(None), 3),
 }
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+TOLERANCE = 1e-12  # of figures that both evaluators compute
 UNDEFINED = "\n -1.000: the data have no object of this size, so there is nothing to measure"
+
+
+class EvaluatorsDisagreeError(RuntimeError):
+    """Two evaluators have different figures of the same detections."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """COCOeval's box metrics in 0..1; -1 where there is nothing to measure, as in COCOeval."""
+    """COCO's box metrics in 0..1; -1 where there is nothing to measure, as in COCOeval."""
 
     metrics: dict[str, float]  # by METRICS
     class_metrics: dict[str, dict[str, float]]  # by class name, then by CLASS_METRICS
     table: str  # COCOeval's own summary, and what its -1 mean if there are any
-    evaluator: COCOeval  # with the matches of all objects and detections
+    evaluator: Evaluator  # that computed them
 
     @property
     def class_ap(self) -> dict[str, float]:
@@ -44,37 +50,48 @@ def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], s
     return [result for own, _ in gathered for result in own], set().union(*(files for _, files in gathered))
 
 
-def evaluate(truth: COCO, results: list[dict]) -> Evaluation:
-    """Evaluate COCO box results with COCOeval against the ground truth of all its images."""
-    evaluator = match(truth, results)
+def evaluate(truth: COCO, results: list[dict], evaluator: Evaluator | None = None) -> Evaluation:
+    """Evaluate COCO box results against the ground truth of all its images, with hotcoco if it is installed.
+
+    `evaluator` names one of `evaluators.EVALUATORS` instead.
+    """
+    evaluator = evaluator or default_evaluator()
+    coco_eval = run_coco_eval(truth, results, evaluator)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.accumulate()
+        coco_eval.accumulate()
+    summary = COCOeval(iouType="bbox")  # pycocotools' means and table of either's precision and recall
+    summary.eval = coco_eval.eval
     with contextlib.redirect_stdout(io.StringIO()) as table:
-        evaluator.summarize()
-    precision = evaluator.eval["precision"][..., -1]  # [IoUs, recalls, classes, areas], 100 detections
+        summary.summarize()
+    precision = summary.eval["precision"][..., -1]  # [IoUs, recalls, classes, areas], 100 detections
     return Evaluation(
-        metrics=dict(zip(METRICS, evaluator.stats.tolist())),
+        metrics=dict(zip(METRICS, summary.stats.tolist())),
         class_metrics={
             str(truth.cats[category]["name"]): {
                 metric: _mean_precision(precision[ious, :, k, area]) for metric, (ious, area) in CLASS_METRICS.items()
             }
-            for k, category in enumerate(evaluator.params.catIds)
+            for k, category in enumerate(sorted(truth.cats))
         },
-        table=table.getvalue().rstrip() + (UNDEFINED if -1 in evaluator.stats else ""),
+        table=table.getvalue().rstrip() + (UNDEFINED if -1 in summary.stats else ""),
         evaluator=evaluator,
     )
 
 
-def match(truth: COCO, results: list[dict], **params: object) -> COCOeval:
-    """Return COCOeval with its matches of COCO box results and the ground truth; `params` replace its parameters."""
-    found = COCO()
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
-        if results:
-            found = truth.loadRes([dict(result) for result in results])  # copies: loadRes writes into its input
-        evaluator = COCOeval(truth, found, "bbox")
-        vars(evaluator.params).update(params)
-        evaluator.evaluate()
-    return evaluator
+def confirm(evaluation: Evaluation, truth: COCO, results: list[dict]) -> None:
+    """Compute the figures of an evaluation again with pycocotools.
+
+    Raises EvaluatorsDisagreeError if a metric, of all classes or of one, differs by more than TOLERANCE.
+    """
+    if evaluation.evaluator == "pycocotools":
+        return
+    reference = evaluate(truth, results, "pycocotools")
+    found, expected = ({"all classes": each.metrics} | each.class_metrics for each in (evaluation, reference))
+    for name, metrics in expected.items():
+        for metric, value in metrics.items():
+            if abs(found[name][metric] - value) > TOLERANCE:
+                both = f"{found[name][metric]} by {evaluation.evaluator} and {value} by pycocotools"
+                remedy = "trust the latter, from dwtriton.evaluate --evaluator pycocotools, and report both versions"
+                raise EvaluatorsDisagreeError(f"{metric} of {name} is {both}; {remedy}")
 
 
 def _mean_precision(precision: np.ndarray) -> float:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import iou as mask_iou
 
-from dwtriton.evaluate.coco_metrics import match
+from dwtriton.data.values import Id
+from dwtriton.evaluate.evaluators import Evaluator, default_evaluator, run_coco_eval
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # a match has at least the first; an error below the second is background
 RECALLS = np.linspace(0, 1, 101)  # COCO's recall grid
@@ -67,26 +67,20 @@ class Analysis:
     counts: dict[str, int]  # by ERROR_TYPES and SPECIAL_ERRORS
 
 
-def analyse(coco: COCO, results: list[dict], evaluator: COCOeval | None = None) -> Analysis:
+def analyse(coco: COCO, results: list[dict], evaluator: Evaluator | None = None) -> Analysis:
     """Find the type and cost of every error of COCO results, from their matches in COCOeval.
 
-    `evaluator`, from `evaluate` of the same, saves the time for matching again.
+    `evaluator` as in `coco_metrics.evaluate`.
     """
-    if evaluator is None:
-        evaluator = match(coco, results, iouThrs=np.array([FOREGROUND_IOU]), areaRng=[[0, 1e10]], areaRngLbl=["all"])
-    matches = {  # id of the object, or None, by id of the detection
-        id_: int(object_id) or None
-        for found in filter(None, evaluator.evalImgs)
-        if found["aRng"] == evaluator.params.areaRng[0]  # objects of all sizes; the first IoU is 0.5
-        for id_, object_id, ignored in zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0])
-        if not ignored
-    }
+    matches: dict[Id, list[tuple[dict, Id | None]]] = {image_id: [] for image_id in coco.imgs}
+    for number, object_id in sorted(_match(coco, results, evaluator or default_evaluator()).items()):
+        matches[results[number]["image_id"]].append((results[number], object_id))
     truths: list[Truth] = []
     detections: list[Detection] = []
     for image_id in sorted(coco.imgs):  # COCOeval's order decides between equal scores
         objects = [annotation for annotation in coco.imgToAnns[image_id] if not annotation["iscrowd"]]
-        found = [result for result in evaluator.cocoDt.imgToAnns[image_id] if result["id"] in matches]
-        _analyse_image(objects, sorted(found, key=lambda result: -result["score"]), matches, truths, detections)
+        found = sorted(matches[image_id], key=lambda match: -match[0]["score"])
+        _analyse_image(objects, found, truths, detections)
     detections.sort(key=lambda detection: -detection.score)
 
     types = Counter(detection.error_type for detection in detections)
@@ -165,19 +159,32 @@ def _precision_curve(correct: np.ndarray, total: int) -> np.ndarray:
     return np.append(envelope, 0.0)[reached]
 
 
+def _match(coco: COCO, results: list[dict], evaluator: Evaluator) -> dict[int, Id | None]:
+    """Return the id of the object, or None, that each detection matches which counts, by its position in `results`."""
+    params = {"iouThrs": np.array([FOREGROUND_IOU]), "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+    coco_eval = run_coco_eval(coco, results, evaluator, **params)
+    object_ids = [None, *coco.anns]
+    return {
+        number - 1: object_ids[int(match)]
+        for found in filter(None, coco_eval.evalImgs)
+        for number, match, ignored in zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0])
+        if not ignored
+    }
+
+
 def _analyse_image(
-    objects: list[dict], results: list[dict], matches: dict, truths: list[Truth], detections: list[Detection]
+    objects: list[dict], matches: list[tuple[dict, Id | None]], truths: list[Truth], detections: list[Detection]
 ) -> None:
-    """Append the objects and the results, by descending score, of one image to `truths` and `detections`."""
-    boxes, others = ([record["bbox"] for record in records] for records in (results, objects))
+    """Append the objects and the (result, id of its object) by descending score of an image to the last two."""
+    boxes, others = [result["bbox"] for result, _ in matches], [o["bbox"] for o in objects]
     ious = np.reshape(mask_iou(boxes, others, [0] * len(others)), (len(boxes), len(others)))  # [D, G]
-    classes, others = ([record["category_id"] for record in records] for records in (results, objects))
+    classes, others = [result["category_id"] for result, _ in matches], [o["category_id"] for o in objects]
     same = np.equal.outer(classes, others)  # [D, G]
-    numbers = {record["id"]: number for number, record in enumerate(objects)}
-    found = {numbers[matches[result["id"]]] for result in results if matches[result["id"]]}
+    numbers = {o["id"]: number for number, o in enumerate(objects)}
+    found = {numbers[object_id] for _, object_id in matches if object_id is not None}
     reachable = set(found)
-    for result, row, same_class in zip(results, ious, same):
-        error_type, truth, fixable = None, numbers.get(matches[result["id"]]), False
+    for (result, object_id), row, same_class in zip(matches, ious, same):
+        error_type, truth, fixable = None, numbers.get(object_id), False
         if truth is None:
             error_type, truth = _error_type(row, same_class)
             if error_type in ("classification", "localisation") and truth not in reachable:

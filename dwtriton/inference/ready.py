@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class ReadyDetector:
     """
 
     def __init__(self, network: PixelDetector, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, device
         self.class_names, self.category_ids = checkpoint.labels, checkpoint.category_ids
         self.predict = compile_predict(self.network, self.config.inference.compile)
@@ -83,10 +84,10 @@ class ReadyDetector:
             unlabelled_sample(read_pixels(image, f"images[{index}]"), self.config, index, f"images[{index}]")
             for index, image in enumerate(images)
         )
-        results = [{} for _ in images]
+        results: list[dict[str, Any]] = [{} for _ in images]
         for sample, found in self.detect(samples, batch_size, score_threshold=score_threshold):
             names = [self.class_names[label] for label in found["labels"].tolist()]
-            results[sample.image_id] = found | {"names": names}
+            results[int(sample.image_id)] = found | {"names": names}
         return results
 
     def detect(

@@ -125,7 +125,7 @@ class PointLoss(nn.Module):
     @torch.no_grad()
     def _choose(self, outputs: HeadOutputs, packed: PackedTargets) -> tuple[Boxes, Grid, Choice]:
         boxes = read_boxes(packed, outputs.cls_logits[0].shape[1], torch.float64)
-        sizes = [tuple(level.shape[2:]) for level in outputs.cls_logits]
+        sizes = [(level.shape[2], level.shape[3]) for level in outputs.cls_logits]
         grid = Grid(sizes, self.strides, pyramid_points(sizes, self.strides, packed.boxes.device, torch.float64).T)
         detached = HeadOutputs(*([level.detach() for level in kind] for kind in outputs))
         return boxes, grid, self.choose(detached, packed, boxes, grid)

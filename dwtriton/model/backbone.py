@@ -33,6 +33,15 @@ class ResNet(nn.Module):
     Raises UserError for settings that do not fit together.
     """
 
+    conv1: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    relu: nn.ReLU
+    maxpool: nn.MaxPool2d
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, cfg: BackboneConfig, checkpointing: bool = False) -> None:
         super().__init__()
         if checkpointing and not cfg.frozen_statistics:

@@ -18,7 +18,7 @@ class DeformableConv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
+        geometry: Any = (self.kernel_size, self.stride, self.padding, self.dilation)
         self.conv_offset = nn.Conv2d(self.in_channels, 3 * math.prod(self.kernel_size), *geometry)
         self.reset_parameters()
 
@@ -34,8 +34,8 @@ class DeformableConv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         if hasattr(self, "conv_offset"):  # not yet when nn.Conv2d's constructor calls
-            nn.init.zeros_(self.conv_offset.weight)
-            nn.init.zeros_(self.conv_offset.bias)
+            for parameter in self.conv_offset.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, in_channels, H, W] to [B, out_channels, H', W'] in the dtype of x, computed in at least float32."""

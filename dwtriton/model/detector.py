@@ -1,6 +1,7 @@
 """The detector: backbone, feature pyramid, head, loss and post-processing in one module."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class DualWeightDetector(nn.Module):
             return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}
         if self.training:
             raise ValueError("training mode needs targets: detector(images, targets); for detections use predict")
-        return self.predict(images, image_sizes=[tuple(images.shape[-2:])] * len(images))
+        return self.predict(images, image_sizes=[(images.shape[-2], images.shape[-1])] * len(images))
 
     def head_outputs(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return (cls_logits, box_distances, objectness), lists over levels; see `DenseHead.forward`."""
@@ -83,7 +84,7 @@ class DualWeightDetector(nn.Module):
         scale_factors: Pairs | None = None,
         *,
         candidates: Callable[[Tensor], Candidates] | None = None,
-        **limits: float,
+        **limits: Any,
     ) -> Detections:
         """Return the detections of each image, highest-scoring first, computed in evaluation mode.
 
@@ -99,7 +100,7 @@ class DualWeightDetector(nn.Module):
         finally:
             self.train(training)
         limits = self.inference_cfg.model_dump(include={"score_threshold", "nms_iou", "max_detections"}) | limits
-        return select(found, tuple(images.shape[2:]), image_sizes, scale_factors, **limits)
+        return select(found, (images.shape[2], images.shape[3]), image_sizes, scale_factors, **limits)
 
     def load_mmdet_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the weights of an MMDetection checkpoint of Dual Weighting (its `state_dict`), in place.

@@ -14,7 +14,8 @@ def build_fpn(in_channels: list[int], channels: int) -> FeaturePyramidNetwork:
     for module in fpn.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return fpn
 
 

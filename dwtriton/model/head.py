@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,10 +57,13 @@ class DenseHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, DeformableConv2d):
                 module.reset_parameters()
+        assert self.class_conv.bias is not None
+        assert self.box_conv.bias is not None
         nn.init.constant_(self.class_conv.bias, -math.log(1 / INITIAL_CLASS_PROBABILITY - 1))
         nn.init.constant_(self.box_conv.bias, INITIAL_BOX_BIAS)
 
@@ -115,7 +119,8 @@ def _tower(cfg: HeadConfig) -> nn.Sequential:
     )
     tower = nn.Sequential(*(conv(cfg.channels, cfg.channels) for _ in range(cfg.convs)))
     if cfg.deformable:
-        tower[-1][0] = DeformableConv2d.like(tower[-1][0])
+        last: Any = tower[-1]
+        last[0] = DeformableConv2d.like(last[0])
     return tower
 
 

@@ -10,6 +10,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.model.state_dict import check_tensors
 from dwtriton.reference.formulas import SIGMA
 
+CENTER_PRIOR = ("bbox_head.center_prior.mean", "bbox_head.center_prior.sigma")  # parameters there, constants here
 RENAMED = {
     r"backbone\.(.+)": r"backbone.\1",
     r"fpn\.inner_blocks\.(\d)\.0\.(\w+)": r"neck.lateral_convs.\1.conv.\2",
@@ -45,11 +46,14 @@ def to_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_mmdet(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors `given` under MMDetection's names as a detector's state dict, with the names of `state`.
 
+    The constants of the centre prior may be absent: FCOS heads of MMDetection that are trained by our loss have none.
     Raises UserError that lists every missing, unexpected or mis-shaped tensor, or names another centre prior.
     """
-    check_tensors(to_mmdet(state), given, "the MMDetection state dict")
-    for name, constant in _center_prior(num_classes=len(state["head.class_conv.bias"])).items():
-        if not torch.equal(given[name].cpu(), constant):
+    constants = _center_prior(num_classes=len(state["head.class_conv.bias"]))
+    absent = constants if not constants.keys() & given.keys() else {}
+    check_tensors(to_mmdet(state), {**given, **absent}, "the MMDetection state dict")
+    for name, constant in constants.items():
+        if name in given and not torch.equal(given[name].cpu(), constant):
             reason = "the centre prior is a constant here, so a checkpoint with another one cannot be converted"
             raise UserError(f"{name} is not {constant[0, 0]:.8g} everywhere: {reason}")
     return {name: given[mmdet_name(name)] for name in state}
@@ -57,7 +61,4 @@ def from_mmdet(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict
 
 def _center_prior(num_classes: int) -> dict[str, Tensor]:
     """Return the constants of the released head's centre prior (docs/method.md#centre-prior)."""
-    return {
-        "bbox_head.center_prior.mean": torch.zeros(num_classes, 2),
-        "bbox_head.center_prior.sigma": torch.full((num_classes, 2), SIGMA),
-    }
+    return dict(zip(CENTER_PRIOR, (torch.zeros(num_classes, 2), torch.full((num_classes, 2), SIGMA))))

@@ -25,6 +25,9 @@ class PixelDetector(nn.Module):
     weights; checkpoints hold the state dict of `detector`, which has neither mean nor std.
     """
 
+    mean: Tensor  # [3, 1, 1]
+    std: Tensor  # [3, 1, 1]
+
     def __init__(self, detector: DualWeightDetector, cfg: DataConfig) -> None:
         super().__init__()
         self.detector = detector

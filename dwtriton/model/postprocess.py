@@ -48,7 +48,8 @@ def postprocess(
     Raises ValueError for shapes, lengths or sizes that do not fit together.
     """
     candidates = best_candidates(cls_logits, box_distances, objectness, strides, candidates_per_level, score)
-    padded = tuple(side * strides[0] for side in cls_logits[0].shape[-2:])
+    height, width = cls_logits[0].shape[-2:]
+    padded = (height * strides[0], width * strides[0])
     return select(candidates, padded, image_sizes, scale_factors, score_threshold, nms_iou, max_detections)
 
 
@@ -65,9 +66,10 @@ def best_candidates(
     The shapes of outputs depend on the shapes of inputs alone, so it compiles as one graph.
     """
     check_levels(strides, cls_logits, box_distances, objectness)
+    factors: Sequence[Tensor | None] = objectness or [None] * len(strides)
     levels = [
-        _level_candidates(*maps, stride, candidates_per_level, score)
-        for *maps, stride in zip(cls_logits, box_distances, objectness or [None] * len(strides), strides)
+        _level_candidates(logits, distances, factor, stride, candidates_per_level, score)
+        for logits, distances, factor, stride in zip(cls_logits, box_distances, factors, strides)
     ]
     return Candidates(*(torch.cat(parts, 1) for parts in zip(*levels)))
 
@@ -96,9 +98,9 @@ def select(
 
     detections = []
     for image in zip(boxes, scores, labels):
-        image = [values[image[1] > score_threshold] for values in image]
-        best = batched_nms(*image, nms_iou)[:max_detections]
-        detections.append(dict(zip(("boxes", "scores", "labels"), (values[best] for values in image))))
+        above = [values[image[1] > score_threshold] for values in image]
+        best = batched_nms(*above, nms_iou)[:max_detections]
+        detections.append(dict(zip(("boxes", "scores", "labels"), (values[best] for values in above))))
     return detections
 
 

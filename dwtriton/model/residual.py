@@ -1,5 +1,7 @@
 """torchvision's residual blocks, with batch norms on stored statistics folded into the convolutions before them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,13 +17,22 @@ def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     nothing; in float32 rounding stays that of the batch norm.
     """
     folds = torch.compiler.is_compiling() and torch.is_autocast_enabled(x.device.type)
-    if not folds or norm.training or type(conv) is not nn.Conv2d:
+    mean, var = norm.running_mean, norm.running_var
+    if not folds or norm.training or type(conv) is not nn.Conv2d or mean is None or var is None:
         return norm(conv(x))
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C_out]
-    shift = norm.bias - norm.running_mean * factor
+    factor = norm.weight * (var + norm.eps).rsqrt()  # [C_out]
+    shift = norm.bias - mean * factor
     weight = conv.weight * factor[:, None, None, None]
     y = F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return (y + shift[:, None, None]).to(y.dtype)  # added in float32
+
+
+def _shortcut(downsample: Any, x: Tensor) -> Tensor:
+    """Return x, or what a convolution and its norm make of it."""
+    if downsample is None:
+        return x
+    conv, norm = downsample
+    return conv_norm(conv, norm, x)
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -31,7 +42,7 @@ class BasicBlock(resnet.BasicBlock):
         """Map x [B, C, H, W] to [B, C', H / stride, W / stride]."""
         out = self.relu(conv_norm(self.conv1, self.bn1, x))
         out = conv_norm(self.conv2, self.bn2, out)
-        out += x if self.downsample is None else conv_norm(*self.downsample, x)
+        out += _shortcut(self.downsample, x)
         return self.relu(out)
 
 
@@ -43,5 +54,5 @@ class Bottleneck(resnet.Bottleneck):
         out = self.relu(conv_norm(self.conv1, self.bn1, x))
         out = self.relu(conv_norm(self.conv2, self.bn2, out))
         out = conv_norm(self.conv3, self.bn3, out)
-        out += x if self.downsample is None else conv_norm(*self.downsample, x)
+        out += _shortcut(self.downsample, x)
         return self.relu(out)

@@ -12,6 +12,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder
 from dwtriton.inference.ready import load_detector
+from dwtriton.predict.formats import FORMATS, write_csv, write_yolo
 from dwtriton.predict.inputs import find_inputs, picture_names
 from dwtriton.predict.predictor import Predictor
 from dwtriton.predict.video import import_av
@@ -20,7 +21,8 @@ from dwtriton.predict.writer import DetectionsWriter
 EXAMPLES = """\
   python -m dwtriton.predict --weights runs/shapes-1/last.pt image.jpg photos/ "more/*.png"
   python -m dwtriton.predict --weights best.pt street.mp4 --threshold 0.4 --out street
-  python -m dwtriton.predict --weights best.pt photos/ --no-pictures --json"""
+  python -m dwtriton.predict --weights best.pt photos/ --no-pictures --json
+  python -m dwtriton.predict --weights best.pt photos/ --format yolo --format csv"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     which = "keep boxes with a higher score (default: %(default)s)"
     parser.add_argument("--threshold", metavar="SCORE", type=float, default=0.3, help=which)
     parser.add_argument("--batch", metavar="N", type=int, default=8, help="images in a batch (default: %(default)s)")
-    parser.add_argument("--no-pictures", action="store_true", help="write only detections.json")
+    which = "write detections in this format too, beside COCO's detections.json; repeatable"
+    parser.add_argument("--format", choices=FORMATS, action="append", default=[], help=which)
+    parser.add_argument("--no-pictures", action="store_true", help="write the detections alone")
     cli.add_options(parser, "--force", help="write into --out even if it is not empty")
     cli.add_options(parser, "--set")
     return parser
@@ -53,10 +57,10 @@ def main() -> int:
     ready = load_detector(arguments.weights, overrides=overrides)
     if not ready.checkpoint.class_names:
         print_line(console, f"{arguments.weights} has no class names; category ids are shown instead", "yellow")
-    names = {} if arguments.no_pictures else picture_names([*images, *videos])
+    names = picture_names([*images, *videos])
     make_folder(arguments.out)
     with DetectionsWriter(arguments.out) as writer:
-        draw_to = {path: arguments.out / name for path, name in names.items()}
+        draw_to = {} if arguments.no_pictures else {path: arguments.out / name for path, name in names.items()}
         predictor = Predictor(ready, writer, draw_to, arguments.batch, console)
         try:
             predictor.predict_images(images)
@@ -69,7 +73,7 @@ def main() -> int:
             print_line(console, "interrupted; what was found so far is kept", "yellow")
             raise
         finally:
-            finish(predictor, arguments, console)
+            finish(predictor, arguments, console, names)
     counts = predictor.counts()
     if not counts["images"] + counts["frames"]:
         raise UserError(f"none of {len(images) + len(videos)} files could be used; the first: {predictor.skipped[0]}")
@@ -86,8 +90,8 @@ def check_out(out: Path, force: bool, inputs: Sequence[Path]) -> None:
         raise UserError(f"{out} is not empty: add --force to write into it all the same, or choose another --out")
 
 
-def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console) -> None:
-    """Report what was found and what was not read, and write detections.json if anything was."""
+def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console, names: dict[Path, str]) -> None:
+    """Report what was found and what was not read, and write the detections if anything was."""
     counts, ready = predictor.counts(), predictor.ready
     for kind in ("skipped", "incomplete"):
         for line in counts[kind]:
@@ -104,6 +108,14 @@ def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console
         categories = [{"id": id_, "name": name} for id_, name in zip(ready.category_ids, ready.class_names)]
         predictor.writer.write(arguments.out / "detections.json", info, categories)
         print_line(console, f"detections: {arguments.out / 'detections.json'}")
+        if "yolo" in arguments.format:
+            stems = {str(path): Path(name).stem for path, name in names.items()}
+            write_yolo(arguments.out / "labels", predictor.writer.records(), categories, stems)
+            print_line(console, f"detections: {arguments.out / 'labels'}")
+        if "csv" in arguments.format:
+            class_names = dict(zip(ready.category_ids, ready.class_names))
+            write_csv(arguments.out / "detections.csv", predictor.writer.records(), class_names)
+            print_line(console, f"detections: {arguments.out / 'detections.csv'}")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ class DetectionsWriter(AbstractContextManager):
         """Write the COCO file, whole or not at all: images by id, annotations numbered in the same order."""
 
         def write_coco(file: CheckedFile) -> None:
-            images = (image | self._drawn.get(image["file_name"], {}) for image, _ in self._read())
-            annotations = (annotation for _, annotations in self._read() for annotation in annotations)
+            images = (image | self._drawn.get(image["file_name"], {}) for image, _ in self.records())
+            annotations = (annotation for _, annotations in self.records() for annotation in annotations)
             numbered = ({"id": number, **annotation} for number, annotation in enumerate(annotations, 1))
             file.write(f'{{"info": {json.dumps(info)}, "images": ['.encode())
             _write_items(file, images)
@@ -67,7 +67,7 @@ class DetectionsWriter(AbstractContextManager):
 
         write_file(path, write_coco)
 
-    def _read(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    def records(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Yield images and their annotations by image id."""
         for begin, end, offset in sorted(self._runs):
             self._records.seek(offset)

@@ -29,7 +29,7 @@ def dual_weights(
 ) -> list[DualWeights]:
     """Return the weights of each image, in float32, or in float64 if any input is float64."""
     dtype = outputs.arithmetic
-    sizes = [tuple(level.shape[2:]) for level in outputs.cls_logits]
+    sizes = [(level.shape[2], level.shape[3]) for level in outputs.cls_logits]
     points = pyramid_points(sizes, strides, targets.boxes.device, dtype)
     point_strides = torch.cat([points.new_full((h * w,), stride) for (h, w), stride in zip(sizes, strides)])
     num_classes = outputs.cls_logits[0].shape[1]

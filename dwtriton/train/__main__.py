@@ -19,6 +19,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.data.prepare import prepare_data
+from dwtriton.evaluate.coco_metrics import EvaluatorsDisagreeError
 from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.plan import make_plan
 from dwtriton.train.resume import load_last, state_of_run
@@ -108,7 +109,7 @@ def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Con
         resume = f"python -m dwtriton.train --resume --out {out}"
         print_line(console, f"stopped at iteration {trainer.iteration}; continue with: {resume}")
         return 130
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, EvaluatorsDisagreeError) as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
     except Exception as error:
         if cause := cause_of_failure(error):

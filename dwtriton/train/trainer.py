@@ -20,7 +20,7 @@ from dwtriton.data.batch import Batch
 from dwtriton.data.loaders import eval_loader, train_loader
 from dwtriton.data.prepare import draw_missing_shapes, prepare_data
 from dwtriton.data.problems import DataError
-from dwtriton.evaluate.coco_metrics import Evaluation, evaluate, gather_results
+from dwtriton.evaluate.coco_metrics import Evaluation, confirm, evaluate, gather_results
 from dwtriton.inference.detect import detect
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
@@ -156,8 +156,8 @@ class Trainer:
     def fit(self) -> Evaluation | None:
         """Train to the last epoch; return the final evaluation on rank 0, None on the others.
 
-        Raises NonFiniteLossError at most one iteration after a loss became bad, with `last.pt` unchanged, and
-        Interrupted after SIGINT or SIGTERM, with `last.pt` at the iteration reached.
+        Raises NonFiniteLossError at most one iteration after a loss became bad, with `last.pt` unchanged,
+        Interrupted after SIGINT or SIGTERM, with `last.pt` at the iteration reached, and EvaluatorsDisagreeError.
         """
         folder = closing(self.folder) if self.folder else nullcontext()
         with stop_on_signals(self._request_stop), self.display, folder:
@@ -254,6 +254,8 @@ class Trainer:
             self._report_broken(broken)
             evaluation = evaluate(self.val_set.coco, results)
             self.folder.record_evaluation(self.iteration, epoch, evaluation, self.val_set, results)
+            if self.iteration == self.total:
+                confirm(evaluation, self.val_set.coco, results)
         metrics = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         print_line(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {metrics}")
         return evaluation

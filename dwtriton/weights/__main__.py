@@ -10,7 +10,9 @@ from rich.text import Text
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dwtriton.checkpoints.mmdet_config import check_mmdet_config
 from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.checkpoints.safetensors_file import load_safetensors, save_safetensors
 from dwtriton.config.load import dump_config, load_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
@@ -21,7 +23,7 @@ from dwtriton.core.text import listed
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
-from dwtriton.model.mmdet_names import from_mmdet, to_mmdet
+from dwtriton.model.mmdet_names import CENTER_PRIOR, from_mmdet, to_mmdet
 from dwtriton.model.state_dict import write_torch_file
 from dwtriton.weights.show import MAX_NAMES, summarise
 
@@ -34,6 +36,10 @@ EXAMPLES = {
   python -m dwtriton.weights from-mmdet my.pth --cfg r50_1x --set head.num_classes=3 --classes val.json --out my.pt""",
     "to-mmdet": """\
   python -m dwtriton.weights to-mmdet runs/r50/last.pt --out r50.pth""",
+    "to-safetensors": """\
+  python -m dwtriton.weights to-safetensors runs/r50/best.pt --out r50.safetensors""",
+    "from-safetensors": """\
+  python -m dwtriton.weights from-safetensors r50.safetensors --out r50.pt""",
     "from-torchvision": """\
   python -m dwtriton.weights from-torchvision resnet50.pth --cfg r50_1x --out start.pt""",
 }
@@ -46,11 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
         ("show", show, "show what a file holds", "checkpoint of this package or MMDetection, or torchvision weights"),
         ("from-mmdet", convert_from_mmdet, "convert a checkpoint of MMDetection", "MMDetection checkpoint"),
         ("to-mmdet", convert_to_mmdet, "convert a checkpoint for MMDetection", "checkpoint of this package"),
+        ("to-safetensors", convert_to_safetensors, "convert to a safetensors file", "checkpoint of this package"),
+        ("from-safetensors", convert_from_safetensors, "convert from a safetensors file", "by `to-safetensors`"),
         ("from-torchvision", convert_from_torchvision, "convert the weights of a torchvision ResNet", "its state dict"),
     ):
         action = add_action(name, run, help)
         action.add_argument("file", metavar="FILE", type=Path, help=file)
-        if name.startswith("from"):
+        if name in ("from-mmdet", "from-torchvision"):
             cli.add_options(action, "--cfg", "--set")
             classes = "COCO JSON with the classes, if they are not COCO's 80"
             action.add_argument("--classes", metavar="FILE", type=Path, help=classes)
@@ -85,6 +93,7 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
             f"{arguments.file} detects {file.num_classes} classes, but head.num_classes of {arguments.cfg} is "
             f"{cfg.head.num_classes}: add --set head.num_classes={file.num_classes}"
         )
+    note = check_mmdet_config(file, cfg, str(arguments.file))
     classes = class_names(cfg, file.class_names, arguments.classes, console)
     with torch.device("meta"):
         own = build_detector(cfg).state_dict()
@@ -96,9 +105,12 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     model = {name: tensor.clone() for name, tensor in renamed.items()}  # torch.save writes all memory under a view
     save_checkpoint(arguments.out, Checkpoint(cfg, list(classes.values()), list(classes), file.iteration, model))
     print_line(console, f"converted: {len(model)} tensors")
-    print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
+    if all(name in file.weights for name in CENTER_PRIOR):
+        print_line(console, "left out: the 2 constants of the centre prior, which the method fixes here")
     for name, reason in file.left_out.items():
         print_line(console, f"left out: {name}, {reason}")
+    if note:
+        print_line(console, f"note: {note}", "yellow")
 
 
 def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
@@ -110,6 +122,21 @@ def convert_to_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     write_torch_file(arguments.out, {"meta": meta, "state_dict": state})
     which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
     print_line(console, f"converted: {len(state)} tensors of the {which}")
+
+
+def convert_to_safetensors(arguments: argparse.Namespace, console: Console) -> None:
+    """Write the weights that detection uses, with config and classes, as a safetensors file."""
+    checkpoint = load_checkpoint(arguments.file)
+    save_safetensors(arguments.out, checkpoint)
+    which = "model" if checkpoint.ema is None else "EMA, which detection uses; the model's own are left out"
+    print_line(console, f"converted: {len(checkpoint.weights)} tensors of the {which}")
+
+
+def convert_from_safetensors(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a checkpoint with everything in a safetensors file of `to-safetensors`."""
+    checkpoint = load_safetensors(arguments.file)
+    save_checkpoint(arguments.out, checkpoint)
+    print_line(console, f"converted: {len(checkpoint.model)} tensors; classes: {len(checkpoint.category_ids)}")
 
 
 def convert_from_torchvision(arguments: argparse.Namespace, console: Console) -> None:

@@ -8,6 +8,7 @@ from rich.text import Text
 from torch import Tensor
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from dwtriton.checkpoints.mmdet_config import check_mmdet_config
 from dwtriton.checkpoints.mmdet_file import MmdetFile, is_mmdet, read_checkpoint_file, sort_mmdet
 from dwtriton.config.load import flatten
 from dwtriton.config.schema import Config
@@ -50,8 +51,13 @@ def _ours(checkpoint: Checkpoint) -> tuple[dict[str, str], Table]:
 
 
 def _mmdet(file: MmdetFile) -> tuple[dict[str, str], Table]:
+    kind = "checkpoint of MMDetection, for `from-mmdet`"
+    try:
+        check_mmdet_config(file, Config(), "the file")
+    except UserError as error:
+        kind = f"checkpoint of MMDetection, which `from-mmdet` refuses: {error}"
     facts = {
-        "kind": "checkpoint of MMDetection, for `from-mmdet`",
+        "kind": kind,
         "epoch, iteration": f"{file.meta.get('epoch', 'unknown')}, {file.meta.get('iter', 'unknown')}",
         "classes": f"{file.num_classes or 'unknown'}: {listed(file.class_names or ['without names'], MAX_NAMES)}",
         "config": f"fits {file.fitting_configs()}",

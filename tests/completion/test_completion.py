@@ -48,13 +48,24 @@ def test_bash_completes_commands_options_configs_keys_and_files(complete):
     assert complete("summary", "--cfg", "x") == {"x101_64x4d_ms_2x"}
     assert "list" not in complete("summary", "--cfg", "")
     assert complete("train", "--cfg", "shapes", "--set", "optimizer.l") == {"optimizer.lr="}
-    assert complete("weights", "from") == {"from-mmdet", "from-torchvision"}
+    assert complete("weights", "from") == {"from-mmdet", "from-safetensors", "from-torchvision"}
     assert complete("weights", "from-mmdet", "--fo") == {"--force"}
     assert complete("tune", "--dtype", "b") == {"bfloat16"}
     assert complete("completion", "") == set(completion.SHELLS)
     assert complete("evaluate", "--weights", "best") == {"best.pt", "best-folder"}
     assert complete("train", "--data", "best") == {"best-folder"}
     assert complete("explain", "--out", "best") == {"best.pt", "best-folder"}
+
+
+def test_bash_puts_no_space_after_a_key_and_offers_config_files(complete, bash_script, tmp_path):
+    (tmp_path / "mine.toml").touch()
+    assert complete("train", "--cfg", "mi") == {"mine.toml"}
+    code = f"{bash_script}\ncompopt() {{ echo called $*; }}\n" + (
+        'COMP_WORDS=(dwtriton train --set "$1"); COMP_CWORD=3; _dwtriton dwtriton "$1" --set; echo "${COMPREPLY[@]}"'
+    )
+    for word, expected in (("optimizer.l", "called -o nospace\noptimizer.lr=\n"), ("optimizer.x", "\n")):
+        done = subprocess.run(["bash", "--norc", "-s", word], input=code, capture_output=True, text=True, check=True)
+        assert done.stdout.replace("called +o filenames\n", "") == expected
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

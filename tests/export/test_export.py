@@ -84,6 +84,8 @@ def test_a_torch_export_file_gives_the_detections_of_the_detector_for_any_batch(
 def test_an_onnx_file_gives_the_detections_of_the_detector_with_standard_operators(folder, weights, images):
     model = onnx.load(folder / "detector.onnx")
     onnx.checker.check_model(model, full_check=True)
+    dims = [value.type.tensor_type.shape.dim[0].dim_param for value in [*model.graph.input, *model.graph.output]]
+    assert dims == ["batch"] * 4
     assert {node.domain for node in model.graph.node} <= {""}
     assert not model.functions
     session = onnxruntime.InferenceSession(folder / "detector.onnx", providers=["CPUExecutionProvider"])

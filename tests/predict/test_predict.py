@@ -350,3 +350,14 @@ def test_two_videos_of_one_name(tmp_path, predict):
     assert [picture["id"] for picture in content["images"]] == [1, 2, 3, 4, 5, 6]
     assert [picture["drawn"] for picture in content["images"]] == ["v.mp4"] * 3 + ["v-2.mp4"] * 3
     assert (tmp_path / "out" / "v-2.mp4").exists()
+
+
+def test_other_formats_hold_the_same_detections(images, tmp_path, predict):
+    code, printed, _, content = predict(*images.values(), "--no-pictures", "--format", "yolo", "--format", "csv")
+    assert code == 0
+    assert "labels" in printed
+    lines = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out" / "labels").iterdir()}
+    assert len(lines.pop("classes")) == len(content["categories"])
+    for name in images:
+        assert len(lines[Path(name).stem]) == len(found_in(content, name))
+    assert len((tmp_path / "out" / "detections.csv").read_text().splitlines()) == 1 + len(content["annotations"]) > 1
