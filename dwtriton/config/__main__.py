@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config, Section, ShapesConfig
@@ -52,7 +51,7 @@ def run_settings(arguments: argparse.Namespace, console: Console) -> int:
     else:
         table = Table("key", "value", "meaning")
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         console.print(table)
     cli.print_result(arguments, {row.key: {"value": json.loads(row.value), "meaning": row.meaning} for row in rows})
     return 0

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from dwtriton.core.errors import UserError
 
+MAX_NAME = 255  # bytes in the name of a file
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then move it to `path`: an interrupted write leaves the old file in place."""
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(fitting_name(f".{path.stem}", f".partial{path.suffix}"))
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -18,8 +20,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, completely or not at all."""
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    """Write a UTF-8 text file, completely or not at all; names of files that are no UTF-8 keep their bytes."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", errors="surrogateescape"))
+
+
+def fitting_name(stem: str, suffix: str) -> str:
+    """Return the name `stem + suffix`, with the stem cut where a file system would refuse a name of this length."""
+    while stem and len(os.fsencode(stem + suffix)) > MAX_NAME:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def make_folder(path: Path) -> None:

@@ -133,7 +133,8 @@ def decode(path: Path, size: tuple[int, int] | None, exif: str, max_pixels: int)
     try:
         if header.kind in PILLOW_FORMATS:
             return _decode_with_pillow(path)
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=upright)
+        content = torch.from_numpy(np.fromfile(path, np.uint8))  # torchvision opens only files whose names are UTF-8
+        image = decode_image(content, ImageReadMode.RGB, apply_exif_orientation=upright)
     except (RuntimeError, OSError, ValueError, SyntaxError) as error:
         raise BrokenImageError(f"{path}: {str(error).splitlines()[0]}") from None
     if image.ndim != 3 or tuple(image.shape[-2:]) != found:

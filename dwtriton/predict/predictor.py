@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from torch import Tensor
-from torchvision.io import write_jpeg
+from torchvision.io import encode_jpeg
 
 from dwtriton.console.cli import print_line
 from dwtriton.console.drawing import draw_boxes
@@ -51,8 +51,8 @@ class Predictor:
                     problem = f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}"
                     print_line(self.console, problem, "yellow")
                 elif path in self.draw_to:
-                    picture = self._draw(read_image(path), found)
-                    write_atomically(self.draw_to[path], lambda file, p=picture: write_jpeg(p, str(file), JPEG_QUALITY))
+                    picture = encode_jpeg(self._draw(read_image(path), found), JPEG_QUALITY).numpy().tobytes()
+                    write_atomically(self.draw_to[path], lambda file, content=picture: file.write_bytes(content))
                     self.writer.set_drawn(sample.path, self.draw_to[path].name)
                 advance()
 

@@ -7,6 +7,7 @@ Tags: `train/...` (losses, lr, images/s, data wait), `evaluation/...` (COCO metr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dwtriton.console.terminal import printable
 from dwtriton.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ def open_writer(folder: Path, iteration: int, rows: list[dict]) -> "SummaryWrite
     """Return a writer for a run that has done `iteration` steps; `rows` are those of `metrics.jsonl` up to there.
 
     Events of later iterations are purged, as the run will repeat them. In a folder without event files all rows are
-    written.
+    written. Raises UserError for a path that is not UTF-8, which TensorBoard cannot open.
     """
+    if printable(str(folder)) != str(folder):
+        raise UserError(f"TensorBoard cannot write to {folder}, whose name is not plain text: choose another --out")
     begin = iteration if any(folder.glob("events.out.tfevents.*")) else 0
     writer = import_writer()(str(folder), purge_step=iteration)
     for row in rows:
@@ -44,6 +47,6 @@ def write_row(writer: "SummaryWriter", row: dict) -> None:
     """Write a row of `metrics.jsonl`, of an iteration or an evaluation."""
     group = "train" if row["kind"] == "step" else "evaluation"
     scalars = {f"{group}/{name}": value for name, value in row.items() if name not in NOT_SCALARS}
-    scalars |= {f"class_ap/{name}": ap for name, ap in row.get("class_ap", {}).items()}
+    scalars |= {f"class_ap/{printable(name)}": ap for name, ap in row.get("class_ap", {}).items()}
     for tag, value in scalars.items():
         writer.add_scalar(tag, value, row["iteration"])

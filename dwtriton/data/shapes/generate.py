@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dwtriton.config.schema import ShapesConfig
 from dwtriton.console.progress import progress
+from dwtriton.console.terminal import Terminal
 from dwtriton.data.problems import DataError
 from dwtriton.data.shapes.scene import CATEGORY_IDS, draw_scene
 from dwtriton.data.workers import leave_signals_to_main
@@ -53,7 +54,7 @@ def generate_shapes(
                         partial(_draw_file, folder / split, seed, split, crowded), range(count), chunksize=8
                     )
                     images, annotations = [], []
-                    with progress(console or Console(quiet=True), f"drawing {split} shapes", count) as advance:
+                    with progress(console or Terminal(quiet=True), f"drawing {split} shapes", count) as advance:
                         for image, objects in drawn:
                             images.append(image)
                             annotations += [{"id": n, **box} for n, box in enumerate(objects, len(annotations) + 1)]
