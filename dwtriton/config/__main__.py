@@ -7,8 +7,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from dwtriton.config.kinds import Section
 from dwtriton.config.load import load_config
-from dwtriton.config.schema import Config, Section, ShapesConfig
+from dwtriton.config.schema import Config, ShapesConfig
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 

@@ -14,6 +14,7 @@ from dwtriton.console.terminal import Terminal, escape_unknown_characters, print
 from dwtriton.core.errors import UserError
 
 EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad input; 130 interrupted"
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # in PyTorch's error for too little memory, which has no type of its own
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--cfg": {"metavar": "NAME|FILE", "required": True, "help": "config, by name or as a TOML file"},
     "--set": {"metavar": "KEY=VALUE", "action": "append", "default": [], "help": "change a config key; repeatable"},
@@ -99,8 +100,8 @@ def _print_error(problem: object) -> None:
 
 
 def read_size(text: str, divisor: int = 1) -> tuple[int, int]:
-    """Return (h, w) of `--size HxW`. Raises UserError unless both are positive multiples of `divisor`."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    """Return (h, w) of `--size HxW`. Raises UserError unless both are multiples of `divisor`, from 1 to 99999."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     height, width = map(int, match.groups()) if match else (0, 0)
     if not (height and width) or height % divisor or width % divisor:
         unit = "pixels" if divisor == 1 else f"multiples of {divisor} pixels"
@@ -127,7 +128,9 @@ def run(main: Callable[[], int]) -> None:
         sys.exit(2)
     except OSError as error:
         sys.exit(report_failure(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
-    except MemoryError:
-        sys.exit(report_failure("this machine has too little memory for it"))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and CPU_ALLOCATOR not in str(error):
+            raise
+        sys.exit(report_failure(f"this machine has too little memory{f': {error}' if str(error) else ''}"))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,7 +15,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from dwtriton.config.schema import MAX_PIXELS, DataConfig
+from dwtriton.config.kinds import MAX_PIXELS
+from dwtriton.config.schema import DataConfig
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 REFUSED_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".psd", ".dng"}  # images too, to be named and not passed over

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dwtriton.config.schema import MAX_WEIGHT, DataConfig
+from dwtriton.config.kinds import MAX_WEIGHT
+from dwtriton.config.schema import DataConfig
 from dwtriton.core.text import first_of
 from dwtriton.data.annotations import Records
 from dwtriton.data.problems import DataError, DataProblems

@@ -8,7 +8,7 @@ from typing import Any
 
 from pycocotools import mask
 
-from dwtriton.config.schema import MAX_PIXELS
+from dwtriton.config.kinds import MAX_PIXELS
 
 RLE_TEXT = re.compile(r"(?:[P-o]{0,6}[0-O])+")  # COCO's compressed counts, each complete: its decoder does not check
 
