@@ -203,7 +203,7 @@ def test_training_batches_have_one_orientation(many):
 
 
 def test_batches_that_no_machine_holds_are_named_with_their_keys(tiny):
-    data = tiny.write().model_copy(update={"batch_size": 2**16, "size_divisor": 2**16})
+    data = tiny.write().model_copy(update={"batch_size": 2**16, "size_divisor": 2**16, "buckets": 0})
     cfg = Config(data=data, head={"num_classes": 3})
     with pytest.raises(
         UserError, match=r"65536 images of 65536x65536 in a batch take .* GB of memory: lower data\.batch"
