@@ -31,6 +31,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), data_root: Path
     Values of overrides are TOML; what is not valid TOML is taken as a string. `data_root` replaces `data.root`.
     Raises UserError for an unknown name or key, naming the nearest valid one, for a wrong value and an unreadable file.
     """
+    if not isinstance(name, str | Path):
+        raise UserError(f"name must be that of a config, or a path, not {name!r}")
     return _change(_read(_find(name, Path.cwd())), overrides, data_root, str(name))
 
 
