@@ -16,6 +16,7 @@ from dwtriton.core.text import nearest
 
 CONFIG_FOLDER = Path(__file__).parent / "presets"
 MAX_SHOWN = 80  # characters of a wrong value in its error
+MAX_DEPTH = 20  # of tables
 MACHINE_KEYS = frozenset({"data.root", "data.workers"})  # may differ between the machines of a job
 
 
@@ -105,11 +106,13 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(inherited | {"published_ap": None}, values)
 
 
-def _merge(base: Any, changes: Any) -> Any:
-    """Return `base` with `changes`, table by table; anything but two tables is replaced."""
+def _merge(base: Any, changes: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return `base` with `changes`, table by table; anything but two tables is replaced. Raises UserError."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
-    return base | {key: _merge(base.get(key), value) for key, value in changes.items()}
+    if not depth:
+        raise UserError(f"config: it is nested too deeply, with more than {MAX_DEPTH} tables in each other")
+    return base | {key: _merge(base.get(key), value, depth - 1) for key, value in changes.items()}
 
 
 def _change(values: dict[str, Any], overrides: Sequence[str], data_root: Path | None, source: str) -> Config:

@@ -68,7 +68,9 @@ def check_levels(
             if level.shape != (batch, channels, *size) or len(size) != 2 or 0 in size:
                 expected = f"({batch}, {channels}, H, W)" if name == "cls_logits" else (batch, channels, *size)
                 raise ValueError(f"{name}[{i}] must be {expected} and not empty, not {tuple(level.shape)}")
-            if not level.is_floating_point() or not is_dense(level):
-                raise ValueError(f"{name}[{i}] must be a dense floating tensor, not {describe(level)}")
+            if not level.is_floating_point():
+                raise ValueError(f"{name}[{i}] must be a floating tensor, not {level.dtype}")
             if level.device != first.device:
                 raise ValueError(f"{name}[{i}] lies on {level.device}, cls_logits[0] on {first.device}")
+            if not is_dense(level):
+                raise ValueError(f"{name}[{i}] must be a dense tensor, not {describe(level)}")

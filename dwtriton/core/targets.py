@@ -129,8 +129,7 @@ def check_packed(packed: PackedTargets) -> None:
     """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not read."""
     for name, part in zip(packed._fields, packed):
         optional = name in packed._field_defaults and part is None
-        fit = isinstance(part, Tensor) and part.layout == torch.strided  # on one device, as is checked below
-        _require(fit or optional, f"packed {name}", "a dense tensor", part)
+        _require(optional or (isinstance(part, Tensor) and is_dense(part)), f"packed {name}", "a dense tensor", part)
     boxes, labels, offsets, iscrowd, weights = packed
     fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
     _require(fit, "packed boxes", "(N, 4) float32 or float64", boxes)

@@ -128,6 +128,7 @@ def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
         ("r50_1x", [f"data.short_side=[1, {10**20}]"], r"data\.short_side\.1 = 1000.*less than or equal to 65536"),
         ("r50_1x", [f"data.short_side={'[' * 3000}"], r"override of data\.short_side: its value is nested too deeply"),
         ("r50_1x", [f"{'a.' * 3000}a=1"], r"config r50_1x: it is nested too deeply"),
+        ("r50_1x", [f"{'a.' * 3000}a=1"] * 2, r"config: it is nested too deeply"),
         ("r50_1x", ["." * 3000], r"^override '\.{79}\.\.\. is not of the form section\.key=value$"),
         ("r50_1x", ["description.x=1"], r"description = \{'x': 1\}: input should be a valid string"),
     ],

@@ -9,7 +9,6 @@ from dwtriton import DualWeightAssigner, DualWeightLoss, PackedTargets, pack_tar
 STRIDES = (8, 16)
 SIZES = ((4, 6), (2, 3))
 STRANGE = [None, 5, "x", 2.5, [], {}, object(), torch.zeros(2), [None], ["a"], True]
-META, SPARSE = torch.zeros(1, 2, 4, 6, device="meta"), torch.zeros(1, 2, 4, 6).to_sparse()
 
 
 def arguments(images=1):
@@ -43,14 +42,13 @@ def test_arguments_of_the_loss(name, strange):
             module(**arguments() | {name: strange})
 
 
-@pytest.mark.parametrize("level", [META, SPARSE], ids=["meta", "sparse"])
-def test_tensors_without_values_at_their_places(level):
+def test_sparse_tensors():
+    sparse = torch.zeros(1, 2, 4, 6).to_sparse()
     for module in (DualWeightLoss(STRIDES), DualWeightAssigner(STRIDES)):
-        with pytest.raises(ValueError, match=r"cls_logits\[0\] must be a dense floating tensor, not \(1, 2, 4, 6\)"):
-            module(**with_first_level("cls_logits", level))
-    for boxes in (torch.zeros(1, 4, device="meta"), torch.zeros(1, 4).to_sparse()):
-        with pytest.raises(ValueError, match="image 0: boxes must be a dense tensor, not"):
-            pack_targets([{"boxes": boxes, "labels": torch.tensor([1])}], "cpu")
+        with pytest.raises(ValueError, match=r"cls_logits\[0\] must be a dense tensor, not .* sparse_coo"):
+            module(**with_first_level("cls_logits", sparse))
+    with pytest.raises(ValueError, match="image 0: boxes must be a dense tensor, not"):
+        pack_targets([{"boxes": torch.zeros(1, 4).to_sparse(), "labels": torch.tensor([1])}], "cpu")
 
 
 @pytest.mark.parametrize("strange", STRANGE, ids=repr)
