@@ -31,7 +31,7 @@ EXAMPLES = """\
 def build_parser(with_options: bool = False) -> argparse.ArgumentParser:
     """Return the parser of all commands; their options need imports of several seconds and are left out by default."""
     description = "Dual Weighting label assignment for dense object detectors."
-    parser = argparse.ArgumentParser(prog="dwtriton", description=description, **cli.help_with(EXAMPLES))
+    parser = cli.Parser(prog="dwtriton", description=description, **cli.help_with(EXAMPLES))
     parser.add_argument("--version", action="version", version=f"dwtriton {metadata.version('dwtriton')}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name, help in COMMANDS.items():

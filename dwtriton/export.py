@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from dwtriton.checkpoints.checkpoint import Checkpoint
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
+from dwtriton.console.terminal import printable
 from dwtriton.core.errors import RunError, UserError
 from dwtriton.core.files import CheckedFile, check_new_file, write_file
 from dwtriton.core.points import STRIDES, level_points
@@ -77,6 +78,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out.suffix not in (".pt2", ".onnx"):
         raise UserError(f"--out {out} must end in .pt2 (torch.export) or .onnx")
+    if printable(str(out)) != str(out):
+        raise UserError(f"PyTorch and ONNX Runtime cannot write to {out}, whose name is not plain text: choose another")
     if out.suffix == ".onnx":
         if arguments.dynamic_size:
             raise UserError("--dynamic-size is for .pt2 files; an ONNX file takes images of one size: give --size")

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from rich.console import Console
 
 from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config
+from dwtriton.console.terminal import Terminal
 from dwtriton.train.trainer import Trainer
 from tests.support.golden_cases import GOLDEN
 from tests.support.golden_weights import generate_tensor
@@ -65,14 +65,14 @@ def tiny(shapes_root):
 
 @pytest.fixture
 def console():
-    return Console(file=io.StringIO(), width=200)
+    return Terminal(file=io.StringIO(), width=200)
 
 
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
     """The folder of a tiny run trained to its end, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    console = Console(file=io.StringIO(), width=200)
+    console = Terminal(file=io.StringIO(), width=200)
     trainer = Trainer(tiny(), out, console)
     trainer.fit()
     return out, console.file.getvalue()

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from dwtriton.config.kinds import Section
 from dwtriton.config.load import load_config
-from dwtriton.config.schema import Config, Section, ShapesConfig
+from dwtriton.config.schema import Config, ShapesConfig
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 
@@ -52,7 +52,7 @@ def run_settings(arguments: argparse.Namespace, console: Console) -> int:
     else:
         table = Table("key", "value", "meaning")
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         console.print(table)
     cli.print_result(arguments, {row.key: {"value": json.loads(row.value), "meaning": row.meaning} for row in rows})
     return 0

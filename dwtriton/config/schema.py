@@ -1,66 +1,36 @@
 """The configuration as typed models, whose defaults are the published `r50_1x`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
+from pydantic import Field
+
+from dwtriton.config.kinds import (
+    COMPILE_MODES,
+    COMPILE_SWITCH,
+    MAX_PIXELS,
+    BoxWeight,
+    Buckets,
+    Fraction,
+    MayChange,
     NonNegativeFloat,
     NonNegativeInt,
+    Pixels,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
-    WrapValidator,
+    Real,
+    Section,
+    Seed,
+    Span,
 )
-
-T = TypeVar("T")
-MAY_CHANGE = "may change when a run is resumed"
-MayChange = Annotated[T, MAY_CHANGE]  # of a field that has no influence on what a run learns
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Sizes = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]  # (height, width) in pixels
-MAX_WEIGHT = 3e38  # of a box: finite in float32
-BoxWeight = Annotated[float, Field(strict=True, ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
-MAX_PIXELS = 178_956_970  # of an image: Pillow refuses larger ones
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
-
-
-def _compile_mode(setting: Any) -> Any:
-    return {True: "default", False: "off"}[setting] if isinstance(setting, bool) else setting
-
-
-COMPILE_SWITCH = BeforeValidator(_compile_mode)
-
-
-def _ascending(span: tuple[int, int]) -> tuple[int, int]:
-    if span[0] > span[1]:
-        raise ValueError("the lowest comes first")
-    return span
-
-
-def _buckets(setting: Any, validate: Callable[[Any], Any]) -> Any:
-    try:
-        return validate(setting)
-    except ValidationError:
-        raise ValueError("give a number of buckets, or their sizes in pixels as [[height, width], ...]") from None
-
-
-class Section(BaseModel):
-    """One table of a config: immutable; unknown keys are errors; defaults are validated like given values."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ShapesConfig(Section):
     """Size of the generated `shapes` data set, which is drawn into `data.root` on first use."""
 
-    train_images: PositiveInt = Field(2000, description="images to train on")
-    val_images: PositiveInt = Field(300, description="images to validate with")
-    seed: NonNegativeInt = Field(0, description="of everything that is drawn")
+    train_images: int = Field(2000, strict=True, gt=0, le=10**6, description="images to train on")
+    val_images: int = Field(300, strict=True, gt=0, le=10**6, description="images to validate with")
+    seed: Seed = Field(0, description="of everything that is drawn")
     crowded: bool = Field(False, description="16 to 30 objects in every image, which are smaller")
 
 
@@ -84,10 +54,14 @@ class DataConfig(Section):
         description="whether annotations are of images turned as their EXIF orientation says (apply) or as they lie in "
         "the file (ignore); auto: found out from the annotated sizes",
     )
-    max_pixels: PositiveInt = Field(
-        MAX_PIXELS, le=MAX_PIXELS, description="larger images are left out, before they are decoded; as Pillow does"
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        strict=True,
+        gt=0,
+        le=MAX_PIXELS,
+        description="larger images are left out, before they are decoded; as Pillow does",
     )
-    short_side: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = Field(
+    short_side: Span = Field(
         (800, 800), description="lowest and highest short side of training images in pixels, drawn uniformly"
     )
     scale_per: Literal["image", "batch"] = Field(
@@ -95,7 +69,7 @@ class DataConfig(Section):
         description="draw the short side for each image, as the released code does, or for a batch, whose images are "
         "then of like aspect: less padding (docs/performance.md#batches-of-several-scales)",
     )
-    long_side: PositiveInt = Field(1333, description="longest side allowed in training, pixels")
+    long_side: Pixels = Field(1333, description="longest side allowed in training, pixels")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip in training")
     vertical_flip: Fraction = Field(0.0, description="probability of a vertical flip in training, as for aerial images")
     colour: Fraction = Field(
@@ -108,16 +82,20 @@ class DataConfig(Section):
         description="of classes by name, 1 where absent: multiplies the weights of their boxes in training "
         "(docs/method.md#weights-of-boxes)",
     )
-    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
+    mean: tuple[Real, Real, Real] = Field((123.675, 116.28, 103.53), description="of R, G, B in 0..255")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field((58.395, 57.12, 57.375), description="of R, G, B")
-    size_divisor: PositiveInt = Field(32, multiple_of=32, description="batches are zero-padded to a multiple of this")
-    buckets: Annotated[NonNegativeInt | Sizes, WrapValidator(_buckets)] = Field(
+    size_divisor: int = Field(
+        32, strict=True, gt=0, le=2**16, multiple_of=32, description="batches are zero-padded to a multiple of this"
+    )
+    buckets: Buckets = Field(
         4,
         description="sizes [height, width] in pixels to which training batches are padded, or how many to choose for "
         "the data; torch.compile makes one graph for each. 0: pad each batch to its largest image",
     )
-    batch_size: PositiveInt = Field(16, description="images per optimiser step, over all GPUs and micro-batches")
-    workers: MayChange[NonNegativeInt | Literal["auto"]] = Field(
+    batch_size: int = Field(
+        16, strict=True, gt=0, le=2**16, description="images per optimiser step, over all GPUs and micro-batches"
+    )
+    workers: MayChange[Literal["auto"] | Annotated[int, Field(strict=True, ge=0, le=128)]] = Field(
         "auto", description="loader processes per rank; auto: 0 without a GPU (docs/data-loading.md#how-many-workers)"
     )
 
@@ -131,16 +109,18 @@ class BackboneConfig(Section):
     )
     deformable: bool = Field(False, description="DCNv2 in layer2, layer3 and layer4; needs depth 50 or 101")
     weights: str = Field("IMAGENET1K_V1", description="that (downloaded), a torchvision state-dict file, or none")
-    frozen_stages: int = Field(1, ge=0, le=4, description="0: nothing; 1: conv1, bn1, layer1; n: up to layer n")
+    frozen_stages: int = Field(
+        1, strict=True, ge=0, le=4, description="0: nothing; 1: conv1, bn1, layer1; n: up to layer n"
+    )
     frozen_statistics: bool = Field(True, description="batch norms use their running statistics in training too")
 
 
 class HeadConfig(Section):
     """Feature pyramid, and the dense head that its five levels share (docs/recipe.md#model)."""
 
-    num_classes: PositiveInt = Field(80, description="categories of the data")
-    channels: PositiveInt = Field(256, description="of the pyramid and of the towers")
-    convs: NonNegativeInt = Field(4, description="convolutions in each of the two towers")
+    num_classes: int = Field(80, strict=True, gt=0, le=10**5, description="categories of the data")
+    channels: int = Field(256, strict=True, gt=0, le=4096, description="of the pyramid and of the towers")
+    convs: int = Field(4, strict=True, ge=0, le=32, description="convolutions in each of the two towers")
     groups: PositiveInt = Field(32, description="of the group norms; divides channels")
     refine: bool = Field(False, description="box refinement: each side is sampled again at a learned offset")
     deformable: bool = Field(False, description="DCNv2 in the last convolution of both towers")
@@ -155,7 +135,9 @@ class FCOSConfig(Section):
 class ATSSConfig(Section):
     """Settings of `losses.ATSSLoss`."""
 
-    topk: PositiveInt = Field(9, description="nearest points of each level that are candidates of a box")
+    topk: int = Field(
+        9, strict=True, gt=0, le=10**4, description="nearest points of each level that are candidates of a box"
+    )
     anchor_scale: PositiveFloat = Field(8.0, description="side of a point's anchor in strides")
     box_weight: NonNegativeFloat = Field(2.0, description="factor of loss_bbox")
 
@@ -164,7 +146,9 @@ class SimOTAConfig(Section):
     """Settings of `losses.SimOTALoss`."""
 
     center_radius: PositiveFloat = Field(2.5, description="strides from the centre of a box to its candidates")
-    candidate_topk: PositiveInt = Field(10, description="IoUs whose sum is the number of a box's points")
+    candidate_topk: int = Field(
+        10, strict=True, gt=0, le=10**4, description="IoUs whose sum is the number of a box's points"
+    )
     iou_weight: NonNegativeFloat = Field(3.0, description="factor of -ln IoU in the cost")
     cls_weight: NonNegativeFloat = Field(1.0, description="factor of the cross entropy in the cost")
     box_weight: NonNegativeFloat = Field(5.0, description="factor of loss_bbox")
@@ -175,7 +159,7 @@ class TaskAlignedConfig(Section):
 
     alpha: PositiveFloat = Field(1.0, description="exponent of the score")
     beta: PositiveFloat = Field(6.0, description="exponent of the IoU")
-    topk: PositiveInt = Field(13, description="best aligned points of a box")
+    topk: int = Field(13, strict=True, gt=0, le=10**4, description="best aligned points of a box")
     box_weight: NonNegativeFloat = Field(2.0, description="factor of loss_bbox")
 
 
@@ -243,7 +227,7 @@ class TrainConfig(Section):
     Each epoch ends with a checkpoint, the last one with an evaluation.
     """
 
-    seed: NonNegativeInt = Field(0, description="of weights, order and augmentation")
+    seed: Seed = Field(0, description="of weights, order and augmentation")
     weights: Path | None = Field(None, description="checkpoint to start from, not backbone.weights; --weights sets it")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -262,7 +246,9 @@ class TrainConfig(Section):
     )
     accumulate: PositiveInt = Field(1, description="micro-batches per optimiser step; they share data.batch_size")
     activation_checkpointing: MayChange[bool] = Field(False, description="less memory, more time in the backward pass")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of an EMA of the weights, to evaluate; 0: no EMA")
+    ema_decay: float = Field(
+        0.0, strict=True, ge=0, lt=1, description="decay of an EMA of the weights, to evaluate; 0: no EMA"
+    )
     log_every: MayChange[PositiveInt] = Field(50, description="iterations per line, if the console is not a terminal")
     checkpoint_every: MayChange[PositiveInt] = Field(1000, description="iterations between checkpoints")
     keep_every: MayChange[NonNegativeInt] = Field(0, description="epochs between those kept as epoch-N.pt; 0: none")
@@ -273,8 +259,8 @@ class TrainConfig(Section):
 class InferenceConfig(Section):
     """Image size and post-processing in every evaluation and every command that detects (docs/recipe.md#testing)."""
 
-    short_side: PositiveInt = Field(800, description="short side of the resized image, pixels")
-    long_side: PositiveInt = Field(1333, description="longest side allowed, pixels; it may make the short side shorter")
+    short_side: Pixels = Field(800, description="short side of the resized image, pixels")
+    long_side: Pixels = Field(1333, description="longest side allowed, pixels; it may make the short side shorter")
     score_threshold: Fraction = Field(0.05, description="detections have a higher score")
     candidates_per_level: PositiveInt = Field(1000, description="highest-scoring (point, class) pairs taken per level")
     nms_iou: Fraction = Field(0.6, description="of two boxes of a class with a higher IoU, NMS drops the lower-scoring")
@@ -288,7 +274,7 @@ class Config(Section):
     """A whole run. Every default is the value of the published `r50_1x`."""
 
     description: MayChange[str] = Field("", description="what the config is, for lists")
-    published_ap: MayChange[float | None] = Field(None, description="COCO val2017 box AP of the paper's release")
+    published_ap: MayChange[Real | None] = Field(None, description="COCO val2017 box AP of the paper's release")
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()

@@ -6,10 +6,11 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
+from dwtriton.console.terminal import Terminal, escape_unknown_characters, printable
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.core.interruption import INTERRUPTED, interruptible
 
@@ -25,6 +26,13 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors show arguments as `printable` does: a shell may have put the names of files there."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def help_with(examples: str) -> dict[str, Any]:
     """Return the arguments of a parser whose --help ends with examples and the exit codes."""
     epilog = f"examples:\n{examples}\n\n{EXIT_CODES}"
@@ -33,7 +41,7 @@ def help_with(examples: str) -> dict[str, Any]:
 
 def command_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return the parser of a command, with --quiet and --json."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **help_with(examples))
+    parser = Parser(prog=f"python -m {prog}", description=description, **help_with(examples))
     _add_output_options(parser)
     return parser
 
@@ -46,7 +54,7 @@ def parser_with_actions(
     `examples` by action. The parsed arguments hold the name as `action` and the function as `run`.
     """
     all_examples = "\n".join(examples.values())
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, **help_with(all_examples))
+    parser = Parser(prog=f"python -m {prog}", description=description, **help_with(all_examples))
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
 
     def add_action(name: str, run: Callable, help: str) -> argparse.ArgumentParser:
@@ -73,7 +81,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def open_console(arguments: argparse.Namespace, silent: bool = False) -> Console:
     """Return the console for texts and tables; it prints nothing with --quiet, with --json, or if it is `silent`."""
-    return Console(quiet=arguments.quiet or arguments.json or silent)
+    return Terminal(quiet=arguments.quiet or arguments.json or silent)
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
@@ -83,13 +91,17 @@ def print_line(console: Console, text: str, style: str | None = None) -> None:
 
 def report_failure(problem: str) -> int:
     """Print why a run failed as one line on standard error, even with --quiet; return the exit code."""
-    print(f"error: {problem}", file=sys.stderr)
+    _print_error(problem)
     return 1
 
 
+def _print_error(problem: object) -> None:
+    print(printable(f"error: {problem}"), file=sys.stderr)
+
+
 def read_size(text: str, divisor: int = 1) -> tuple[int, int]:
-    """Return (h, w) of `--size HxW`. Raises UserError unless both are positive multiples of `divisor`."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    """Return (h, w) of `--size HxW`. Raises UserError unless both are multiples of `divisor`, from 1 to 99999."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     height, width = map(int, match.groups()) if match else (0, 0)
     if not (height and width) or height % divisor or width % divisor:
         unit = "pixels" if divisor == 1 else f"multiples of {divisor} pixels"
@@ -100,17 +112,18 @@ def read_size(text: str, divisor: int = 1) -> tuple[int, int]:
 def print_result(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """Print the result of a command as one line if --json is given."""
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps(result).replace("\x7f", r"\u007f"))  # the one control character that JSON lets through
 
 
 def run(main: Callable[[], int]) -> None:
     """Run a command and exit with its code; print a UserError and what fails a run as one line on standard error."""
+    escape_unknown_characters()
     try:
         with interruptible():
             code = main()
             sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED

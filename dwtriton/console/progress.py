@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from dwtriton.console.cli import print_line
 
@@ -42,9 +41,9 @@ class ProgressDisplay:
     ) -> None:
         self.console, self.resumed_at, self.clock = console, done, clock
         self.steps_between_lines, self.time_limit = steps_between_lines, time_limit
-        name, eta = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[eta]}")
         options = {"transient": True, "expand": True, "disable": not console.is_terminal, "get_time": clock}
-        self.bars = _Bars(name, BarColumn(None), MofNCompleteColumn(), eta, console=console, **options)
+        columns = "{task.description}", BarColumn(None), MofNCompleteColumn(), "{task.fields[eta]}"
+        self.bars = _Bars(*columns, console=console, **options)
         self.bars.add_task(what, start=False, total=total, completed=done, eta="")
         [self.task] = self.bars.tasks
         self.seconds_in_stages = 0.0
@@ -99,7 +98,7 @@ class _Bars(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         if self.figures:
-            yield Text(self.figures)
+            yield self.figures
 
 
 def clock_time(seconds: float) -> str:

@@ -1,10 +1,13 @@
 """The outputs of a dense detection head, which losses, assigners and post-processing take."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dwtriton.core.tensors import describe, is_dense
 
 Levels = Sequence[Tensor]  # one tensor per pyramid level, finest first
 
@@ -27,8 +30,25 @@ class HeadOutputs(NamedTuple):
         return torch.float64 if any(level.dtype == torch.float64 for level in self.levels) else torch.float32
 
 
-def check_levels(strides: Sequence[int], cls_logits: Levels, box_distances: Levels, objectness: Levels | None) -> None:
-    """Raise ValueError unless each field has one floating tensor per stride, of fitting shapes, all on one device."""
+def check_strides(strides: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides as a tuple. Raises ValueError unless there is one and all are positive."""
+    numbers = isinstance(strides, list | tuple) and all(isinstance(s, int | float) for s in strides)
+    if not numbers or not strides or not all(0 < stride < math.inf for stride in strides):
+        raise ValueError(f"strides must be positive pixels, one for each level, not {strides!r}")
+    return tuple(strides)
+
+
+def check_levels(
+    strides: Sequence[int],
+    cls_logits: Levels,
+    box_distances: Levels,
+    objectness: Levels | None,
+    some_images: bool = True,
+) -> None:
+    """Raise ValueError unless each field has one floating tensor per stride, of fitting shapes, all on one device.
+
+    Without `some_images` there may be none.
+    """
     named = {"cls_logits": cls_logits, "box_distances": box_distances}
     if objectness is not None:
         named["objectness"] = objectness
@@ -38,7 +58,7 @@ def check_levels(strides: Sequence[int], cls_logits: Levels, box_distances: Leve
         if not levels or len(levels) != len(strides):
             raise ValueError(f"{name} has {len(levels)} levels, but the strides are {strides}: one level for each")
     first = cls_logits[0]
-    if first.ndim != 4 or 0 in first.shape:
+    if first.ndim != 4 or 0 in first.shape[0 if some_images else 1 :]:
         raise ValueError(f"cls_logits[0] must be (B, C, H, W) and not empty, not {tuple(first.shape)}")
     batch, num_classes = first.shape[:2]  # not len(), which torch.export takes for a constant
     for i, logits in enumerate(cls_logits):
@@ -52,3 +72,5 @@ def check_levels(strides: Sequence[int], cls_logits: Levels, box_distances: Leve
                 raise ValueError(f"{name}[{i}] must be a floating tensor, not {level.dtype}")
             if level.device != first.device:
                 raise ValueError(f"{name}[{i}] lies on {level.device}, cls_logits[0] on {first.device}")
+            if not is_dense(level):
+                raise ValueError(f"{name}[{i}] must be a dense tensor, not {describe(level)}")

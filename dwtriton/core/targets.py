@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dwtriton.core.tensors import describe, is_dense
 from dwtriton.core.transfer import to_device
 
 FLOATS = (torch.float32, torch.float64)
@@ -71,6 +72,8 @@ def pack_targets(
     Raises ValueError, naming image and index, for a wrong shape or dtype, a box that is not finite or whose
     x1 > x2 or y1 > y2, a negative label, a weight that is negative or not finite, and for more boxes than `capacity`.
     """
+    if capacity is not None and (not isinstance(capacity, int) or isinstance(capacity, bool)):
+        raise ValueError(f"capacity must be a number of boxes or None, not {capacity!r}")
     boxes, labels, offsets, iscrowd, weights = packed = concatenate_targets(targets, "cpu")
     check_values(packed)
     rows = [part for part in (boxes, labels, iscrowd, weights) if part is not None]
@@ -124,6 +127,9 @@ def concatenate_targets(
 
 def check_packed(packed: PackedTargets) -> None:
     """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not read."""
+    for name, part in zip(packed._fields, packed):
+        optional = name in packed._field_defaults and part is None
+        _require(optional or (isinstance(part, Tensor) and is_dense(part)), f"packed {name}", "a dense tensor", part)
     boxes, labels, offsets, iscrowd, weights = packed
     fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
     _require(fit, "packed boxes", "(N, 4) float32 or float64", boxes)
@@ -178,7 +184,10 @@ def _as_tensors(image: int, target: Mapping[str, Tensor]) -> Mapping[str, Tensor
         return target
     changes = {}
     if isinstance(target.get("iscrowd"), Sequence):
-        changes["iscrowd"] = torch.tensor(target["iscrowd"]).reshape(-1).bool()
+        try:
+            changes["iscrowd"] = torch.tensor(target["iscrowd"]).reshape(-1).bool()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"targets, image {image}: iscrowd cannot be made a tensor: {error}") from None
     form = getattr(getattr(target.get("boxes"), "format", None), "name", "XYXY")
     if form in BOX_FORMATS:
         pairs = target["boxes"].as_subclass(Tensor).split(2, dim=-1)
@@ -196,6 +205,7 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
     for name in ("boxes", "labels"):
         if not isinstance(target.get(name), Tensor):
             raise ValueError(f"{where}{name!r} is missing or not a tensor")
+        _require(is_dense(target[name]), where + name, "a dense tensor", target[name])
     boxes, labels = target["boxes"], target["labels"]
     crowd = target.get("iscrowd", labels)
     fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
@@ -212,5 +222,4 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
 def _require(fit: bool, name: str, form: str, value: object) -> None:
     """Raise ValueError, with shape and dtype of a tensor or the type of anything else, unless `fit`."""
     if not fit:
-        found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name} must be {form}, not {found.replace('torch.', '')}")
+        raise ValueError(f"{name} must be {form}, not {describe(value)}")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dwtriton.config.load import load_config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
+from dwtriton.console.terminal import Terminal
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder
 from dwtriton.core.text import first_of, listed_lines
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = build_parser().parse_args()
     console = cli.open_console(arguments)
-    return arguments.run(arguments, console, Console(stderr=True, quiet=console.quiet))
+    return arguments.run(arguments, console, Terminal(stderr=True, quiet=console.quiet))
 
 
 def run_check(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
@@ -173,7 +173,7 @@ def show_findings(found: Findings, console: Console) -> None:
         print_line(console, f"{figures['weighted']} boxes have a weight other than 1, {figures['weight_0']} of them 0")
     classes = Table("class", "boxes")
     for name, count in figures["classes"].items():
-        classes.add_row(Text(name), str(count))
+        classes.add_row(name, str(count))
     console.print(classes)
     for line in found.problems.summary() or ["no problems found"]:
         print_line(console, line, "yellow" if found.problems.summary() else None)

@@ -1,15 +1,15 @@
 """Reading a COCO detection file into records by id, with everything for which a training refuses the file."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
+from dwtriton.config.kinds import MAX_PIXELS
 from dwtriton.core.text import first_of
 from dwtriton.data.problems import DataError
-from dwtriton.data.values import Id, box_of, id_text, number, whole_number
+from dwtriton.data.text_files import read_json
+from dwtriton.data.values import Id, box_of, id_text, number, url_path, whole_number
 
 KEYS = {
     "images": ("id", "file_name"),
@@ -77,7 +77,7 @@ def read_records(path: Path) -> Records:
         if not isinstance(image["file_name"], str):
             fatal.append(f"image {image['id']}: file_name must be a string")
         sizes = [whole_number(image.get(side)) for side in SIDES]
-        known = all(size is not None and size > 0 for size in sizes)
+        known = all(size is not None and 0 < size <= MAX_PIXELS for size in sizes)
         image.update(zip(SIDES, sizes if known else (None, None)))
     image_ids, category_ids = ({str(id_): id_ for id_ in section} for section in (images, categories))
     for annotation in annotations.values():
@@ -88,18 +88,14 @@ def read_records(path: Path) -> Records:
     groups = _drop_groups(categories, annotations)
     if not categories:
         fatal.append("'categories' is empty; a detector needs at least one")
-    names = Counter(str(category["name"]) for category in categories.values())
+    fatal += [f"category {id_}: name must be text" for id_, c in categories.items() if not _is_text(c["name"])]
+    names = Counter(str(category["name"]) for category in categories.values() if _is_text(category["name"]))
     fatal += [f"two categories have the name {name!r}; give each its own" for name, n in names.items() if n > 1]
     return Records(path, content.get("info") or {}, images, categories, annotations, fatal, groups)
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}); is the file truncated?") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise OtherFormatError(f"{path} is not COCO detection JSON: it holds a {type(content).__name__}, not an object")
     missing = [section for section in KEYS if not isinstance(content.get(section), list)]
@@ -112,7 +108,7 @@ def _name_by_url(image: dict[str, Any]) -> None:
     """Name an image without a file_name by its URL; the folder of images has the last part of it."""
     url = next((image[key] for key in URL_KEYS if isinstance(image.get(key), str)), None)
     if url is not None:
-        image["file_name"] = urlsplit(url).path.rpartition("/")[2]
+        image["file_name"] = url_path(url).rpartition("/")[2]
 
 
 def _by_id(content: dict[str, Any], section: str, fatal: list[str]) -> dict[Id, dict[str, Any]]:
@@ -151,6 +147,11 @@ def _drop_groups(categories: dict[Id, dict[str, Any]], annotations: dict[Id, dic
         if id_ not in used and category.get("supercategory", "given") in NO_GROUP and str(category["name"]) in parents
     ]
     return [str(categories.pop(id_)["name"]) for id_ in groups if len(categories) > 1]
+
+
+def _is_text(name: Any) -> bool:
+    """Whether the name of a category is text, or a number that can stand for it."""
+    return isinstance(name, str | int | float) and not isinstance(name, bool)
 
 
 def _is_id(value: Any) -> bool:

@@ -20,9 +20,9 @@ def different_categories(train: dict[Id, str], val: dict[Id, str]) -> list[str]:
         return []
     return sorted(
         f"{id_} {name}"
-        for own, others in ((train, val), (val, train))
+        for own, others in ((train, set(val.values())), (val, set(train.values())))
         for id_, name in own.items()
-        if name not in others.values()
+        if name not in others
     )
 
 
@@ -32,16 +32,16 @@ def match_classes(records: Records, classes: Sequence[str], problems: DataProble
     Categories that the detector does not know are left out with their annotations; those that the file lacks are added
     with new ids. Raises DataError if no class is in the file.
     """
-    known = {name: id_ for id_, name in records.class_names.items()}
+    known, wanted = {name: id_ for id_, name in records.class_names.items()}, set(classes)
     absent = [name for name in classes if name not in known]
-    unknown = {id_: name for name, id_ in known.items() if name not in classes}
+    unknown = {id_: name for name, id_ in known.items() if name not in wanted}
     if len(absent) == len(classes):
         raise DataError(
             f"{records.path} has none of the classes {listed(classes, MAX_NAMES)}, but {listed(list(known), MAX_NAMES)}"
         )
     if absent:
         problems.warn(f"classes without a category in {records.path}, not measured: {listed(absent, MAX_NAMES)}")
-    if [name for name in known if name in classes] != [name for name in classes if name in known]:
+    if [name for name in known if name in wanted] != [name for name in classes if name in known]:
         problems.warn(f"classes have another order in {records.path}; they are matched by name")
     annotations = {}
     for id_, annotation in records.annotations.items():

@@ -33,6 +33,7 @@ from dwtriton.data.usable import check_measurable, choose_usable
 from dwtriton.data.values import Id
 
 SplitName = Literal["train", "val"]
+MAX_COCO_ID = 2**53  # of annotations: COCOeval keeps those of matches as float64, and reads 0 as none
 
 
 class SampleRequest(NamedTuple):
@@ -229,9 +230,10 @@ def _to_target(
 
 def _ground_truth(records: Records, annotations: list[dict[str, Any]]) -> COCO:
     """The object that COCOeval reads, made without printing."""
-    for annotation in annotations:
-        if annotation["id"] == 0:  # COCOeval reads the id of a match as true or false: 0 would count as unmatched
-            annotation["id"] = max(records.annotations) + 1
+    ids = [annotation["id"] for annotation in annotations]
+    if not all(isinstance(id_, int) and 0 < id_ <= MAX_COCO_ID for id_ in ids):
+        for number, annotation in enumerate(annotations, 1):
+            annotation["id"] = number
     coco = COCO()
     coco.dataset = {
         "info": records.info,

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dwtriton.data.images import IMAGE_SUFFIXES, REFUSED_SUFFIXES
+from dwtriton.data.values import url_path
 
 MAX_COMPARED = 2000  # files of a folder, in the search for the nearest name
 HIDDEN = "._"  # what macOS writes beside each file begins so
@@ -23,7 +24,7 @@ def find_file(folder: Path, name: str) -> str | None:
     A name that is no file is tried with slashes for backslashes, without the quoting of URLs, without the query of a
     URL, and then without its first folders, one after another.
     """
-    return next((candidate for candidate in _candidates(name) if _is_file(folder / candidate)), None)
+    return next((candidate for candidate in _candidates(name) if is_file(folder / candidate)), None)
 
 
 def nearest_file(folder: Path, name: str) -> str | None:
@@ -41,12 +42,13 @@ def nearest_file(folder: Path, name: str) -> str | None:
 def _candidates(name: str) -> Iterator[str]:
     yield name
     plain = name.replace("\\", "/")
-    for path in (plain, unquote(plain), unquote(urlsplit(plain).path) if "://" in plain else plain):
+    for path in (plain, unquote(plain), unquote(url_path(plain)) if "://" in plain else plain):
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
         yield from ("/".join(parts[begin:]) for begin in range(len(parts)))
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is an ordinary file of this name; not for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, or holds a null byte

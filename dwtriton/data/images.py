@@ -15,7 +15,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from dwtriton.config.schema import MAX_PIXELS, DataConfig
+from dwtriton.config.kinds import MAX_PIXELS
+from dwtriton.config.schema import DataConfig
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 REFUSED_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".psd", ".dng"}  # images too, to be named and not passed over
@@ -133,7 +134,8 @@ def decode(path: Path, size: tuple[int, int] | None, exif: str, max_pixels: int)
     try:
         if header.kind in PILLOW_FORMATS:
             return _decode_with_pillow(path)
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=upright)
+        content = torch.from_numpy(np.fromfile(path, np.uint8))  # torchvision opens only files whose names are UTF-8
+        image = decode_image(content, ImageReadMode.RGB, apply_exif_orientation=upright)
     except (RuntimeError, OSError, ValueError, SyntaxError) as error:
         raise BrokenImageError(f"{path}: {str(error).splitlines()[0]}") from None
     if image.ndim != 3 or tuple(image.shape[-2:]) != found:

@@ -1,5 +1,7 @@
 """Which images form a batch, on which rank and in which micro-batch, and the loaders of training and evaluation."""
 
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +21,8 @@ from dwtriton.data.workers import choose_workers, outlive_sigterm
 FAST_GPU = 300 * 800 * 1088  # pixels/s: 300 images/s of COCO at r50_1x, the aim for an H100 (docs/performance.md)
 TIMED_IMAGES = 8  # for data.workers = "auto"
 WINDOW = 16  # batches whose images are sorted by aspect together: few enough that an epoch hardly repeats another
+
+PIXEL_BYTES = {"cuda": 3, "cpu": 3 + 12 + 64}  # in main memory, at least: as bytes, in float32, after the first layer
 
 
 class OrientedBatchSampler(Sampler[list[SampleRequest]]):
@@ -113,9 +117,11 @@ def training_sampler(
 def train_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: int = 1) -> DataLoader:
     """Loader of a rank's micro-batches, for any number of epochs; `loader.batch_sampler.set_epoch` chooses one.
 
-    Raises UserError if the batch does not divide into equal micro-batches.
+    Raises UserError if the batch does not divide into equal micro-batches, or cannot fit into the machine's memory.
     """
     buckets = training_buckets(dataset, cfg)
+    images = cfg.data.batch_size // (world_size * cfg.train.accumulate)
+    _check_memory(images, buckets or dataset.largest_sizes(), "data.batch_size, data.short_side or data.long_side")
 
     def bucket(requests: list[SampleRequest]) -> Size:
         return smallest_bucket(dataset.padded_size(requests), buckets)
@@ -158,12 +164,26 @@ def eval_loader(dataset: CocoDataset, cfg: Config, rank: int = 0, world_size: in
 
     A batch holds images that pad to the same size. No image is padded beyond its own next multiple of
     `data.size_divisor`, so its detections do not depend on the others (the official test path has batches of one).
+    Raises UserError if an image cannot fit into the machine's memory.
     """
+    _check_memory(1, dataset.largest_sizes(), "inference.short_side or inference.long_side")
     order = np.argsort(dataset.aspects, kind="stable").tolist()
     by_size = [list(same) for _, same in groupby(order, lambda index: dataset.padded_size([SampleRequest(index)]))]
     size = max(1, cfg.data.batch_size // world_size)
     batches = [same[i : i + size] for same in by_size for i in range(0, len(same), size)]
     return _loader(dataset, cfg, batches[rank::world_size])
+
+
+def _check_memory(images: int, sizes: Sequence[Size], keys: str) -> None:
+    """Raise UserError, naming `keys`, if images of the largest of these (h, w) are certain to exceed the memory."""
+    height, width = max(sizes, key=math.prod)
+    needed = images * height * width * PIXEL_BYTES["cuda" if torch.cuda.is_available() else "cpu"]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"{images} images of {height}x{width} in a batch take at least {needed / 1e9:.0f} GB, and this machine has "
+            f"{memory / 1e9:.0f} GB of memory: lower {keys}"
+        )
 
 
 def _loader(

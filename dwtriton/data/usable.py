@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dwtriton.config.schema import MAX_WEIGHT, DataConfig
+from dwtriton.config.kinds import MAX_PIXELS, MAX_WEIGHT
+from dwtriton.config.schema import DataConfig
 from dwtriton.core.text import first_of
 from dwtriton.data.annotations import Records
 from dwtriton.data.problems import DataError, DataProblems
@@ -103,9 +104,13 @@ def _has_box(annotation: dict[str, Any], records: Records, problems: DataProblem
     if not isinstance(category_id, Id) or category_id not in records.categories:
         problems.add("unknown category, annotation skipped", f"category {category_id!r} in {name}")
         return False
-    if annotation["bbox"] is None:
+    box = annotation["bbox"]
+    if box is None:
         problems.add("box is not four finite numbers, annotation skipped", name)
-    return annotation["bbox"] is not None
+    elif max(map(abs, box)) > MAX_PIXELS:
+        problems.add("box that no image can hold, annotation skipped", name)
+        return False
+    return box is not None
 
 
 def _is_outside(annotation: dict[str, Any], records: Records, problems: DataProblems) -> bool:

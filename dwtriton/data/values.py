@@ -5,12 +5,15 @@ import re
 import sys
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from pycocotools import mask
 
-from dwtriton.config.schema import MAX_PIXELS
+from dwtriton.config.kinds import MAX_PIXELS
 
 RLE_TEXT = re.compile(r"(?:[P-o]{0,6}[0-O])+")  # COCO's compressed counts, each complete: its decoder does not check
+
+MAX_DIGITS = 1000  # of whole numbers in strings: Python's int() refuses some thousands
 
 Id = int | str
 
@@ -32,10 +35,18 @@ def is_finite(value: Any) -> bool:
 
 def whole_number(value: Any) -> int | None:
     """Return a whole number, also from "7", 7.0 and "7.0"; None for everything else."""
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-        return int(value)  # exact, however long
+    if isinstance(value, str) and len(value) <= MAX_DIGITS and value.strip().lstrip("+-").isdecimal():
+        return int(value)  # exact
     value = number(value)
     return int(value) if value is not None and value == int(value) else None
+
+
+def url_path(url: str) -> str:
+    """Return the path in a URL, without host and query; the empty string for what is no URL."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
 def id_text(value: Any) -> str | None:

@@ -5,7 +5,6 @@ import json
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dwtriton.checkpoints.checkpoint import check_classes
 from dwtriton.config.load import MACHINE_KEYS, flatten
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         print_line(console, line)
     table = Table("class", "AP")
     for name, ap in evaluation.class_ap.items():
-        table.add_row(Text(name), "-" if ap < 0 else f"{ap:.3f}")
+        table.add_row(name, "-" if ap < 0 else f"{ap:.3f}")
     console.print(table)
     print_line(console, evaluation.table)
     print_line(console, f"metrics in {out / 'metrics.json'}, report in {out / 'report.html'}")

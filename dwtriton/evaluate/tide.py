@@ -139,10 +139,11 @@ def worst_false_positives(analysis: Analysis, count: int) -> list[tuple[Detectio
 def precision_curves(truths: list[Truth], detections: list[Detection]) -> dict[int, np.ndarray]:
     """Return the precision at each of RECALLS of every category that has objects or detections (sorted by score)."""
     totals = Counter(truth.category_id for truth in truths)
-    classes = np.array([detection.category_id for detection in detections], dtype=np.int64)
+    categories = sorted(totals.keys() | {detection.category_id for detection in detections})
+    number = {category: number for number, category in enumerate(categories)}
+    classes = np.array([number[detection.category_id] for detection in detections], dtype=np.int64)
     correct = np.array([detection.error_type is None for detection in detections], dtype=bool)
-    categories = sorted(totals.keys() | set(classes.tolist()))
-    return {category: _precision_curve(correct[classes == category], totals[category]) for category in categories}
+    return {name: _precision_curve(correct[classes == k], totals[name]) for name, k in number.items()}
 
 
 def _precision_curve(correct: np.ndarray, total: int) -> np.ndarray:
@@ -178,9 +179,9 @@ def _analyse_image(
     """Append the objects and the (result, id of its object) by descending score of an image to the last two."""
     boxes, others = [result["bbox"] for result, _ in matches], [o["bbox"] for o in objects]
     ious = np.reshape(mask_iou(boxes, others, [0] * len(others)), (len(boxes), len(others)))  # [D, G]
-    classes, others = [result["category_id"] for result, _ in matches], [o["category_id"] for o in objects]
-    same = np.equal.outer(classes, others)  # [D, G]
-    numbers = {o["id"]: number for number, o in enumerate(objects)}
+    own, others = [result["category_id"] for result, _ in matches], [record["category_id"] for record in objects]
+    same = np.reshape([one == other for one in own for other in others], ious.shape).astype(bool)  # [D, G]
+    numbers = {record["id"]: number for number, record in enumerate(objects)}
     found = {numbers[object_id] for _, object_id in matches if object_id is not None}
     reachable = set(found)
     for (result, object_id), row, same_class in zip(matches, ious, same):

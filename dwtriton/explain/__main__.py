@@ -14,7 +14,7 @@ from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
-from dwtriton.core.files import check_absent, make_folder, write_file
+from dwtriton.core.files import check_absent, fitting_name, make_folder, write_file
 from dwtriton.data.coco import CocoDataset, Sample
 from dwtriton.data.prepare import prepare_validation
 from dwtriton.explain.comparison import ASSIGNERS, compare_sample
@@ -67,9 +67,10 @@ def main() -> int:
     dataset = prepare_validation(first.config, console)
     check_classes(arguments.weights[0], first.checkpoint, dataset.class_names)
     sample = dataset[find_image(dataset, arguments.image)]
-    name = Path(sample.path).stem + ("" if arguments.object is None else f"-object-{arguments.object}")
-    name += "-strip" if len(arguments.weights) > 1 else "".join(f"-{assigner}" for assigner in assigners)
-    picture = file or arguments.out / f"{name}.{arguments.format or FORMATS[0]}"
+    shows = "" if arguments.object is None else f"-object-{arguments.object}"
+    shows += "-strip" if len(arguments.weights) > 1 else "".join(f"-{assigner}" for assigner in assigners)
+    name = fitting_name(Path(sample.path).stem, f"{shows}.{arguments.format or FORMATS[0]}")
+    picture = file or arguments.out / name
     check_absent([picture], arguments.force)
     count = int(objects_of(sample).sum())
     if not count:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from dwtriton.console.fonts import drawable
 from dwtriton.core.errors import UserError
 from dwtriton.explain.comparison import Comparison, Positives
 from dwtriton.explain.explanation import level_name, window
@@ -53,8 +54,8 @@ def draw_comparison(comparison: Comparison, box: int | None = None) -> Figure:
         for axes, level in zip(grid[:, 0], levels):
             axes.set_ylabel(level_name(comparison.strides[level]))
         of_all = f"{count} objects" if count > 1 else "1 object"
-        title = of_all if box is None else f"object {comparison.title(box)}"
-        figure.suptitle(title, fontsize=FONT_SIZE + 1, parse_math=False)
+        title, font = drawable(of_all if box is None else f"object {comparison.title(box)}")
+        figure.suptitle(title, font=font, fontsize=FONT_SIZE + 1, parse_math=False)
         return figure
 
 

@@ -32,6 +32,8 @@ def load_detector(
     data_root: other data in COCO layout for the commands that read data; nothing is generated there.
     Raises UserError for a file that is no checkpoint, overrides that do not fit it, and a device that is not there.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"path must be that of a checkpoint, not {path!r}")
     path, device = Path(path), _find_device(device)
     checkpoint = load_checkpoint(path)
     config = override_config(checkpoint.config, overrides, data_root)
@@ -77,7 +79,7 @@ class ReadyDetector:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
         if score_threshold is None:
             score_threshold = self.config.inference.score_threshold
-        if not 0 <= score_threshold <= 1:
+        if not isinstance(score_threshold, int | float) or not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold is a score from 0 to 1, not {score_threshold}")
         images = image_list(images)
         samples = (

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from dwtriton import reference
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
-from dwtriton.core.head_outputs import HeadOutputs, Levels
+from dwtriton.core.head_outputs import HeadOutputs, Levels, check_strides
 from dwtriton.core.points import STRIDES
 from dwtriton.core.targets import PackedTargets
-from dwtriton.losses.inputs import Targets, check_inputs, check_strides
+from dwtriton.losses.inputs import Targets, check_inputs
 from dwtriton.reference import ablations, formulas
 from dwtriton.reference.dense_weights import DualWeights
 
@@ -28,6 +28,8 @@ class _DualWeighting(nn.Module):
     def __init__(self, strides: Sequence[int] = STRIDES, soft_prior: bool = True, backend: str = "auto") -> None:
         super().__init__()
         self.strides = check_strides(strides)
+        if not isinstance(soft_prior, bool):
+            raise ValueError(f"soft_prior is true or false, not {soft_prior!r}")
         self.soft_prior, self.backend = soft_prior, backend
         self._may_use_kernels = _has_kernels(backend)
 
@@ -71,7 +73,9 @@ class DualWeightLoss(_DualWeighting):
         For each level l: `cls_logits[l]` (B, C, H, W); `box_distances[l]` (B, 4, H, W), left, top, right, bottom >= 0
         from the point to the predicted sides, in pixels; `objectness[l]` (B, 1, H, W) logits. Any floating dtype and
         memory format; arithmetic is float32 (float64 if an input is float64), also under autocast. `objectness=None`
-        is for heads without that branch: the score is then sigmoid(cls_logits) alone.
+        is for heads without that branch: the score is then sigmoid(cls_logits) alone. Distances are not checked, which
+        would wait for the device: at a point inside a box, NaN or infinity makes the positive losses NaN, and what is
+        negative gives losses and gradients without a meaning; at other points distances do not count.
         `targets`: a list with one dict for each image as for `pack_targets`, or the result of `pack_targets`. On CPU
         tensors their values are checked; on other devices an invalid label or box makes all losses NaN.
         The normalisers are means over all ranks if torch.distributed is initialised: call the loss on every rank.

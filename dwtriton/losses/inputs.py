@@ -11,14 +11,6 @@ from dwtriton.core.targets import PackedTargets, check_packed, check_values, con
 Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 
 
-def check_strides(strides: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides as a tuple. Raises ValueError unless there is one and all are positive."""
-    strides = tuple(strides)
-    if not strides or not all(stride > 0 for stride in strides):
-        raise ValueError(f"strides must be positive pixels, one for each level, not {strides}")
-    return strides
-
-
 def check_inputs(
     strides: Sequence[int], cls_logits: Levels, box_distances: Levels, objectness: Levels | None, targets: Targets
 ) -> PackedTargets:

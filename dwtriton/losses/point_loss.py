@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dwtriton.core import ranks
-from dwtriton.core.head_outputs import HeadOutputs, Levels
+from dwtriton.core.head_outputs import HeadOutputs, Levels, check_strides
 from dwtriton.core.points import STRIDES, inside_rectangles, points_in_rectangles, pyramid_points
 from dwtriton.core.targets import PackedTargets
-from dwtriton.losses.inputs import Targets, check_inputs, check_strides
+from dwtriton.losses.inputs import Targets, check_inputs
 from dwtriton.reference.formulas import box_sides
 from dwtriton.reference.pairs import Boxes, read_boxes
 

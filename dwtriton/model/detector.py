@@ -25,8 +25,10 @@ Targets = Sequence[Mapping[str, Tensor]] | PackedTargets
 def build_detector(cfg: Config) -> "DualWeightDetector":
     """Return the detector of a config, in training mode with fresh weights; nothing is loaded or downloaded.
 
-    Raises UserError for settings that do not fit together.
+    Raises UserError for settings that do not fit together, and TypeError for anything but a Config.
     """
+    if not isinstance(cfg, Config):
+        raise TypeError(f"cfg must be a Config, as load_config returns it, not {type(cfg).__name__}")
     return DualWeightDetector(cfg)
 
 
@@ -116,6 +118,8 @@ class DualWeightDetector(nn.Module):
 
 def _check_images(images: Tensor) -> None:
     """Raise ValueError unless `images` is a batch that the network can take."""
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a tensor [B, 3, H, W], not {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], got {tuple(images.shape)}")
     if not images.is_floating_point():

@@ -1,13 +1,14 @@
 """From head outputs to detections: candidates of each level, boxes, non-maximum suppression per class."""
 
+import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from dwtriton.core.head_outputs import Levels, check_levels
+from dwtriton.core.head_outputs import Levels, check_levels, check_strides
 from dwtriton.core.points import STRIDES, level_points
 
 Pairs = Sequence[tuple[float, float]] | Tensor  # one pair for each image, [B, 2]
@@ -45,7 +46,9 @@ def postprocess(
     the image.
     Returns for each image {"boxes": [N, 4] xyxy in pixels, "scores": [N], "labels": [N] int64}, N <= max_detections;
     boxes and scores are float32, or float64 for distances in float64.
-    Raises ValueError for shapes, lengths or sizes that do not fit together.
+    Distances are not checked, which would wait for the device: boxes of NaN are NaN, those of negative ones may have
+    their sides swapped. Raises ValueError for shapes, lengths or sizes that do not fit together, and for settings
+    out of range.
     """
     candidates = best_candidates(cls_logits, box_distances, objectness, strides, candidates_per_level, score)
     height, width = cls_logits[0].shape[-2:]
@@ -65,7 +68,11 @@ def best_candidates(
 
     The shapes of outputs depend on the shapes of inputs alone, so it compiles as one graph.
     """
-    check_levels(strides, cls_logits, box_distances, objectness)
+    strides = check_strides(strides)
+    check_levels(strides, cls_logits, box_distances, objectness, some_images=False)
+    if score not in get_args(Score):
+        raise ValueError(f"score is one of {', '.join(get_args(Score))}, not {score!r}")
+    _check_count("candidates_per_level", candidates_per_level)
     factors: Sequence[Tensor | None] = objectness or [None] * len(strides)
     levels = [
         _level_candidates(logits, distances, factor, stride, candidates_per_level, score)
@@ -85,15 +92,18 @@ def select(
 ) -> list[dict[str, Tensor]]:
     """Return the detections among the candidates of a batch of `padded_size` (h, w), as `postprocess` does."""
     boxes, scores, labels = candidates
+    _check_fraction("score_threshold", score_threshold)
+    _check_fraction("nms_iou", nms_iou)
+    _check_count("max_detections", max_detections)
     image_sizes = _per_image("image_sizes", image_sizes, len(boxes))
     for index, (height, width) in enumerate(image_sizes):
         if height > padded_size[0] or width > padded_size[1]:
             size = f"image_sizes[{index}] = {height:g} x {width:g}"
             raise ValueError(f"{size} is larger than the padded batch, {padded_size}")
-    limits = boxes.new_tensor(image_sizes).flip(1)  # [B, 2] width, height
+    limits = boxes.new_tensor(image_sizes).reshape(-1, 2).flip(1)  # [B, 2] width, height
     boxes = boxes.clamp(min=0).minimum(limits.repeat(1, 2)[:, None])
     if scale_factors is not None:
-        factors = boxes.new_tensor(_per_image("scale_factors", scale_factors, len(boxes)))  # [B, 2]
+        factors = boxes.new_tensor(_per_image("scale_factors", scale_factors, len(boxes))).reshape(-1, 2)  # [B, 2]
         boxes = boxes / factors.repeat(1, 2)[:, None]
 
     detections = []
@@ -137,10 +147,26 @@ def _level_candidates(
 
 def _per_image(name: str, pairs: Pairs, batch: int) -> list[tuple[float, float]]:
     """Return the pairs as a list of tuples. Raises ValueError unless each image has one with positive entries."""
+    if not isinstance(pairs, Tensor | Sequence):
+        raise ValueError(f"{name} must hold a pair for each image, not {pairs!r}")
     pairs = pairs.tolist() if isinstance(pairs, Tensor) else list(pairs)
     if len(pairs) != batch:
         raise ValueError(f"{name} has {len(pairs)} entries for a batch of {batch} images")
-    for index, pair in enumerate(pairs):
-        if len(pair) != 2 or not all(value > 0 for value in pair):
-            raise ValueError(f"{name}[{index}] = {pair!r} is not a pair of positive numbers")
-    return [(float(a), float(b)) for a, b in pairs]
+    try:
+        numbers = [tuple(map(float, pair)) for pair in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {pairs!r} are not pairs of numbers") from None
+    for index, pair in enumerate(numbers):
+        if len(pair) != 2 or not all(0 < value < math.inf for value in pair):
+            raise ValueError(f"{name}[{index}] = {pairs[index]!r} is not a pair of positive numbers")
+    return numbers
+
+
+def _check_count(name: str, count: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")

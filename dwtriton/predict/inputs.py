@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
+from dwtriton.core.files import fitting_name
 from dwtriton.data.coco import Sample
 from dwtriton.data.image_files import HIDDEN, is_image_file
 from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_image
@@ -60,10 +61,10 @@ def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
     tries: Counter[str] = Counter()
     for path in paths:
         suffix = ".mp4" if is_video(path) else ".jpg"
-        name = path.stem + suffix
+        name = fitting_name(path.stem, suffix)
         while name in path_of:
             tries[path.stem] += 1
-            name = f"{path.stem}-{tries[path.stem] + 1}{suffix}"
+            name = fitting_name(path.stem, f"-{tries[path.stem] + 1}{suffix}")
         path_of[name] = path
     return {path: name for name, path in path_of.items()}
 

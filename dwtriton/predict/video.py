@@ -36,8 +36,10 @@ class Video(AbstractContextManager):
 
     def __init__(self, path: Path) -> None:
         self.path, self._av = path, import_av()
+        if path.exists() and not path.is_file():
+            raise BrokenImageError(f"{path}: is no ordinary file")
         try:
-            self._container = self._av.open(str(path))
+            self._container = self._av.open(str(path), metadata_errors="replace")
         except self._av.FFmpegError as error:
             raise BrokenImageError(f"{path}: {error.strerror}") from None
         if not self._container.streams.video:

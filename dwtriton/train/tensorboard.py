@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dwtriton.console.terminal import printable
 from dwtriton.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ def open_writer(folder: Path, iteration: int, rows: list[dict]) -> "SummaryWrite
     """Return a writer for a run that has done `iteration` steps; `rows` are those of `metrics.jsonl` up to there.
 
     Events of later iterations are purged, as the run will repeat them. In a folder without event files all rows are
-    written. A disk that refuses a part is an OSError of a later call.
+    written. Raises UserError for a path that is not UTF-8, which TensorBoard cannot open. A disk that refuses a part is
+    an OSError of a later call.
     """
+    if printable(str(folder)) != str(folder):
+        raise UserError(f"TensorBoard cannot write to {folder}, whose name is not plain text: choose another --out")
     report = threading.excepthook
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else report(args)  # once is enough
     begin = iteration if any(folder.glob("events.out.tfevents.*")) else 0
@@ -47,6 +51,6 @@ def write_row(writer: "SummaryWriter", row: dict) -> None:
     """Write a row of `metrics.jsonl`, of an iteration or an evaluation."""
     group = "train" if row["kind"] == "step" else "evaluation"
     scalars = {f"{group}/{name}": value for name, value in row.items() if name not in NOT_SCALARS}
-    scalars |= {f"class_ap/{name}": ap for name, ap in row.get("class_ap", {}).items()}
+    scalars |= {f"class_ap/{printable(name)}": ap for name, ap in row.get("class_ap", {}).items()}
     for tag, value in scalars.items():
         writer.add_scalar(tag, value, row["iteration"])

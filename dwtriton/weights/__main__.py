@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -72,7 +71,7 @@ def show(arguments: argparse.Namespace, console: Console) -> dict[str, str]:
     facts, parts = summarise(arguments.file)
     table = Table(show_header=False)
     for key, value in facts.items():
-        table.add_row(Text(key), Text(value))
+        table.add_row(key, value)
     console.print(table)
     console.print(parts)
     return facts

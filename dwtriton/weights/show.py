@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint
@@ -79,5 +78,5 @@ def _part_table(state: Mapping[str, Tensor]) -> Table:
         by_part.setdefault(PARTS.get(first, first), []).append(tensor)
     for part, tensors in {**by_part, "all": list(state.values())}.items():
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-        table.add_row(Text(part), f"{len(tensors):,}", f"{sum(t.numel() for t in tensors):,}", ", ".join(dtypes))
+        table.add_row(part, f"{len(tensors):,}", f"{sum(t.numel() for t in tensors):,}", ", ".join(dtypes))
     return table

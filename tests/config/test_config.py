@@ -1,6 +1,7 @@
 """Config files, overrides, and the errors for everything that does not exist."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -101,18 +102,77 @@ def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
         ("r50_1x", ["data.class_weight={a=2}"], r"'data\.class_weight'; did you mean 'data\.class_weights'\?"),
         ("r50_1x", ["optimizer.lr"], r"'optimizer\.lr' is not of the form section\.key=value"),
         ("r50_1x", ["optimizer.lr.x=1"], r"optimizer\.lr = \{'x': 1\}: input should be a valid number"),
+        ("r50_1x", ["data=5"], r"data = 5: it is a section, whose keys are set as data\.KEY"),
+        ("r50_1x", ["data.shapes=1"], r"data\.shapes = 1: it is a section"),
+        ("r50_1x", ["optimizer.lr=inf"], r"optimizer\.lr = inf: input should be a finite number"),
+        ("r50_1x", ["optimizer.weight_decay=inf"], r"weight_decay = inf: input should be a finite number"),
+        ("r50_1x", ["loss.weight_loc=nan"], r"loss\.weight_loc = nan: input should be a finite number"),
+        ("r50_1x", ["data.mean=[nan, 0, 0]"], r"data\.mean\.0 = nan: input should be a finite number"),
+        ("r50_1x", ["data.std=[1, inf, 1]"], r"data\.std\.1 = inf: input should be a finite number"),
+        ("r50_1x", ["head.channels=true"], r"head\.channels = True: input should be a valid integer"),
+        ("r50_1x", ["head.channels='64'"], r"head\.channels = '64': input should be a valid integer"),
+        ("r50_1x", ["head.channels=99999"], r"head\.channels = 99999: input should be less than or equal to 4096"),
+        ("r50_1x", ["data.batch_size=999999999999"], r"data\.batch_size = 999999999999: .* less than or equal to"),
+        ("r50_1x", ["data.workers=100000"], r"data\.workers = 100000: input should be less than or equal to 128"),
+        (
+            "r50_1x",
+            ["train.seed=18446744073709551616"],
+            r"train\.seed = .*: .* less than or equal to 9223372036854775807",
+        ),
+        ("r50_1x", [f"train.seed=0x{'f' * 9000}"], r"train\.seed = <int>: input should be less than or equal to"),
+        (
+            "r50_1x",
+            [f"train.seed={'9' * 5000}"],
+            r"^.{,30}train\.seed = '9{79}\.\.\.: input should be a valid integer$",
+        ),
+        ("r50_1x", [f"data.short_side=[1, {10**20}]"], r"data\.short_side\.1 = 1000.*less than or equal to 65536"),
+        ("r50_1x", [f"data.short_side={'[' * 3000}"], r"override of data\.short_side: its value is nested too deeply"),
+        ("r50_1x", [f"{'a.' * 3000}a=1"], r"config r50_1x: it is nested too deeply"),
+        ("r50_1x", [f"{'a.' * 3000}a=1"] * 2, r"config: it is nested too deeply"),
+        ("r50_1x", ["." * 3000], r"^override '\.{79}\.\.\. is not of the form section\.key=value$"),
         ("r50_1x", ["description.x=1"], r"description = \{'x': 1\}: input should be a valid string"),
     ],
 )
 def test_bad_configs_are_named_with_the_nearest_valid_key(name, overrides, message):
+    for data_root in (None, Path("data")):
+        with pytest.raises(UserError, match=message):
+            load_config(name, overrides, data_root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optimizer\n", r"broken\.toml is not valid TOML"),
+        ("base = 5", r"broken\.toml: base = 5 must be the name of a config, or a path, in quotes"),
+        ("base = [[5]]", r"broken\.toml: base = \[\[5\]\] must be the name"),
+        (f"x = {'[' * 3000}", r"broken\.toml: it is nested too deeply"),
+        (f"[{'a.' * 3000}a]", r"broken\.toml: it is nested too deeply"),
+        (f"x = {'9' * 5000}", r"broken\.toml is not valid TOML: Exceeds the limit"),
+    ],
+)
+def test_broken_files(text, message, tmp_path):
+    (tmp_path / "broken.toml").write_text(text)
     with pytest.raises(UserError, match=message):
-        load_config(name, overrides)
+        load_config(tmp_path / "broken.toml")
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.toml").mkdir()
+    os.mkfifo(tmp_path / "b.toml")
+    for name in ("a.toml", "b.toml"):
+        with pytest.raises(UserError, match=f"{name} does not exist or is no ordinary file"):
+            load_config(tmp_path / name)
+    (tmp_path / "c.toml").touch()
+
+    def refuse(*_arguments, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match=r"c\.toml cannot be read: Permission denied"):
+        load_config(tmp_path / "c.toml")
 
 
 def test_bad_files(tmp_path):
-    (tmp_path / "broken.toml").write_text("[optimizer\n")
-    with pytest.raises(UserError, match=r"broken\.toml is not valid TOML"):
-        load_config(tmp_path / "broken.toml")
     (tmp_path / "circle.toml").write_text('base = "circle.toml"\n')
     with pytest.raises(UserError, match="its bases form a cycle"):
         load_config(tmp_path / "circle.toml")

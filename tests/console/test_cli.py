@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 
 from dwtriton import __main__ as dwtriton_command
 from dwtriton import tune
@@ -159,7 +160,13 @@ def test_quiet_and_json_exclude_each_other(call):
 
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
-    [(UserError("no such thing"), 2, "error: no such thing\n"), (KeyboardInterrupt(), 130, "")],
+    [
+        (UserError("no such thing"), 2, "error: no such thing\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (FileNotFoundError(2, "No such file", "a.jpg"), 1, "error: a.jpg: No such file\n"),
+        (OSError("the disk is gone"), 1, "error: the disk is gone\n"),
+        (MemoryError(), 1, "error: this machine has too little memory\n"),
+    ],
 )
 def test_exit_codes(raised, code, message, capsys):
     def main():
@@ -170,7 +177,18 @@ def test_exit_codes(raised, code, message, capsys):
     assert (exit_.value.code, capsys.readouterr().err) == (code, message)
 
 
-@pytest.mark.parametrize("text", ["", "64", "64x", "x64", "-64x64", "64x64x64", "0x64", "48x64", "64.0x64"])
+def test_too_little_memory_for_a_tensor(capsys):
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(lambda: torch.empty(2**60))
+    error = capsys.readouterr().err
+    assert error.startswith("error: this machine has too little memory: ")
+    with pytest.raises(RuntimeError, match="not of memory"):
+        cli.run(lambda: exec("raise RuntimeError('not of memory')"))
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 6 + "x64", "", "64", "64x", "x64", "-64x64", "64x64x64", "0x64", "48x64", "64.0x64"]
+)
 def test_sizes_are_read_strictly(text):
     with pytest.raises(UserError, match="--size is height x width in multiples of 32 pixels"):
         cli.read_size(text, 32)

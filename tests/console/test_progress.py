@@ -4,16 +4,16 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
 from dwtriton.console.progress import SECONDS_BETWEEN_LINES, ProgressDisplay, clock_time, progress
+from dwtriton.console.terminal import Terminal
 
 
 class Work:
     """A console without a terminal unless one is forced, and a clock that work moves."""
 
     def __init__(self, **options):
-        self.console = Console(file=io.StringIO(), width=100, **options)
+        self.console = Terminal(file=io.StringIO(), width=100, **options)
         self.now = 0.0
 
     def display(self, total, **options):
@@ -100,7 +100,7 @@ def test_figures_and_stages_stand_below_the_bar():
 
 def test_the_short_form_yields_the_function_that_counts(monkeypatch):
     monkeypatch.setattr("dwtriton.console.progress.SECONDS_BETWEEN_LINES", 0.0)
-    console = Console(file=io.StringIO(), width=100)
+    console = Terminal(file=io.StringIO(), width=100)
     with progress(console, "images", 2) as advance:
         advance()
         advance()

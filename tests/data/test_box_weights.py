@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dwtriton.config.schema import MAX_WEIGHT, Config
+from dwtriton.config.kinds import MAX_WEIGHT
+from dwtriton.config.schema import Config
 from dwtriton.core.targets import pack_targets
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.formats.check import check_split

@@ -200,3 +200,14 @@ def test_training_batches_have_one_orientation(many):
     dataset = CocoDataset(many.data, "train")
     for batch in train_loader(dataset, many):
         assert len({bool(dataset.landscape[dataset.paths.index(path)]) for path in batch.paths}) == 1
+
+
+def test_batches_that_no_machine_holds_are_named_with_their_keys(tiny):
+    data = tiny.write().model_copy(update={"batch_size": 2**16, "size_divisor": 2**16, "buckets": 0})
+    cfg = Config(data=data, head={"num_classes": 3})
+    with pytest.raises(
+        UserError, match=r"65536 images of 65536x65536 in a batch take .* GB of memory: lower data\.batch"
+    ):
+        train_loader(CocoDataset(data, "train"), cfg)
+    with pytest.raises(UserError, match=r"1 images of 65536x65536 .* lower inference\.short_side"):
+        eval_loader(CocoDataset(data, "val", inference=tiny.inference), cfg)

@@ -185,6 +185,7 @@ def test_every_kind_of_disagreement_is_found_and_the_order_of_equals_is_not_one(
     ("arguments", "message"),
     [
         (["--out", "x.pth"], "must end in .pt2 (torch.export) or .onnx"),
+        (["--out", "caf\udce9.pt2"], r"cannot write to caf\udce9.pt2"),
         (["--out", "x.onnx", "--dynamic-size"], "--dynamic-size is for .pt2 files"),
         (["--out", "x.pt2", "--dynamic-size", "--size", "64x64"], "not both"),
         (["--out", "x.pt2", "--size", "64x60"], "--size is height x width in multiples of 32 pixels"),

@@ -1,5 +1,7 @@
 """Frames of videos: upright, of one size, in order, and an error where there are none or too few."""
 
+import os
+from contextlib import suppress
 from fractions import Fraction
 
 import numpy as np
@@ -83,3 +85,37 @@ def test_what_can_be_read_whole_raises_nothing(tmp_path):
         with Video(make_video(tmp_path / f"v.{suffix}", [flat(level) for level in (40, 120, 200)])) as video:
             assert levels(video) == pytest.approx([40, 120, 200], abs=5)
             assert video.length == 3
+
+
+@pytest.mark.parametrize("name", ["tags.mkv", "tags.mp4"])
+def test_metadata_that_are_no_text_do_not_matter(tmp_path, name):
+    av = pytest.importorskip("av")
+    path = tmp_path / name
+    with av.open(str(path), "w") as file:
+        file.metadata["title"] = "a title of a film"
+        stream = file.add_stream("libx264", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for frame in [flat(60)] * 3:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"a title of", b"a \xff\xfe\xff\xed\xa0 of"))
+    with Video(path) as video:
+        assert len(list(video.frames())) == 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
+def test_damaged_videos_are_read_or_said_to_be_broken(tmp_path, suffix):
+    content = make_video(tmp_path / f"whole{suffix}", [noise(i) for i in range(4)]).read_bytes()
+    for seed in range(12):
+        rng, damaged = np.random.default_rng(seed), bytearray(content)
+        for place in rng.integers(0, len(content) if seed % 2 else 2000, 20):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / f"damaged{suffix}").write_bytes(damaged)
+        with suppress(BrokenImageError), Video(tmp_path / f"damaged{suffix}") as video:
+            assert all(frame.dtype == torch.uint8 for frame in video.frames())
+
+
+def test_what_is_no_ordinary_file_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "fifo.mp4")
+    with pytest.raises(BrokenImageError, match=r"fifo\.mp4: is no ordinary file"):
+        Video(tmp_path / "fifo.mp4")

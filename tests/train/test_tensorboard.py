@@ -107,3 +107,12 @@ def test_without_tensorboard_the_run_says_so_before_it_begins(tiny, tmp_path, co
 
 def test_without_the_key_there_are_no_event_files(finished):
     assert not list(finished[0].glob("events*"))
+
+
+def test_class_names_of_any_text_and_folders_that_tensorboard_cannot_open(tmp_path):
+    writer = open_writer(tmp_path, 0, [])
+    write_row(writer, {"kind": "evaluation", "iteration": 1, "epoch": 1, "AP": 0.5, "class_ap": {"\ud800": 0.5}})
+    writer.close()
+    assert scalars(read_events(tmp_path), r"class_ap/\ud800") == [(1, 0.5)]
+    with pytest.raises(UserError, match=r"TensorBoard cannot write to .*: choose another --out"):
+        open_writer(tmp_path / "caf\udce9", 0, [])

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dwtriton.console.terminal import printable
 from dwtriton.core.files import write_file, write_text
 from dwtriton.data.formats.check import Findings
 
@@ -46,7 +47,7 @@ def write_problems(findings: Sequence[Findings], path: Path) -> bool:
         lines += [f"{found.split.name}: {warning}" for warning in problems.warnings]
         lines += [f"{found.split.name}: {kind}: {name}" for kind, names in problems.examples.items() for name in names]
     if lines:
-        write_text(path, "\n".join([f"# {MAKER}: all problems", *lines, ""]))
+        write_text(path, "\n".join([f"# {MAKER}: all problems", *map(printable, lines), ""]))
     else:
         path.unlink(missing_ok=True)
     return bool(lines)

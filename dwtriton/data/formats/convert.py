@@ -16,11 +16,13 @@ from rich.console import Console
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError, WriteError
 from dwtriton.core.files import make_folder, move_folder, write_text
-from dwtriton.core.text import listed_lines
+from dwtriton.core.text import first_of, listed_lines
+from dwtriton.data.annotations import read_valid_records
 from dwtriton.data.buckets import Size
 from dwtriton.data.image_files import is_image_file
 from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_header
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import read_bytes
 
 SPLITS = ("train", "val")
 ANNOTATIONS = "annotations/instances_{}2017.json"
@@ -91,16 +93,6 @@ def clip(xyxy: Sequence[float], height: int, width: int) -> tuple[float, float, 
     return x1, y1, x2, y2
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark. Raises DataError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text: {error}") from None
-
-
 def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: Console) -> Converted:
     """Write `source` in COCO's layout to `out`: a folder absent or empty, or with `force` an earlier conversion.
 
@@ -148,8 +140,23 @@ def check_vacant(out: Path, force: bool) -> None:
     if names and not force:
         raise UserError(f"{out} already holds a data set: add --force to replace it, or choose another --out")
     files = [path for path in (out / ANNOTATIONS.format(split) for split in SPLITS) if path.exists()]
-    if names and not (files and all(file.read_bytes().startswith(BEGINNING) for file in files)):
+    if names and not (files and all(read_bytes(file).startswith(BEGINNING) for file in files)):
         raise UserError(f"{out} holds a data set that no conversion wrote: choose another --out")
+    known = {*files, *map(out.joinpath, _written_images(out))}
+    if added := sorted(str(path) for path in _files_below(out) - known):
+        raise UserError(f"{first_of(added)} was added to an earlier conversion: move it, or choose another --out")
+
+
+def _files_below(out: Path) -> set[Path]:
+    return {path for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
+
+
+def _written_images(out: Path) -> Iterator[str]:
+    """Yield the names of all images of an earlier conversion. Raises UserError if its JSON files were changed."""
+    for split in SPLITS:
+        if (path := out / ANNOTATIONS.format(split)).exists():
+            images = read_valid_records(path).images.values()
+            yield from (f"{split}2017/{image['file_name']}" for image in images)
 
 
 def _read_labels(source: Source, split: str, problems: list[str], console: Console) -> list[LabelledImage]:

@@ -1,6 +1,5 @@
 """Reading labelme's layout: a JSON file for each image."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from dwtriton.data.formats.convert import Box, Source, clip, image_files
 from dwtriton.data.formats.folders import split_by_folder
 from dwtriton.data.image_files import find_file
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import read_json
 from dwtriton.data.values import number
 
 SHAPES = ("rectangle", "polygon", "circle")  # those that have an area; a mask has the corners of its box
@@ -22,8 +22,8 @@ def is_labelme(root: Path) -> bool:
 def _label_files(root: Path):
     for path in sorted(root.rglob("*.json")):
         try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+            content = read_json(path)
+        except DataError:
             continue
         if isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content:
             yield path
@@ -38,7 +38,7 @@ def read_labelme(root: Path) -> Source:
     problems: list[str] = []
     labels: dict[Path, Path] = {}  # by image
     for path in _label_files(root):
-        named = str(json.loads(path.read_bytes())["imagePath"])
+        named = str(read_json(path)["imagePath"])
         found = find_file(path.parent, named)
         if found is None:
             problems.append(f"{path}: its image {path.parent / named} does not exist")
@@ -55,7 +55,7 @@ def _read(labels: dict[Path, Path], image: Path, height: int, width: int, proble
     if image not in labels:
         return []
     path, boxes = labels[image], []
-    content = json.loads(path.read_bytes())
+    content = read_json(path)
     sides = content.get("imageHeight"), content.get("imageWidth")
     if None not in sides and sides != (height, width):
         raise DataError(
@@ -71,7 +71,8 @@ def _read(labels: dict[Path, Path], image: Path, height: int, width: int, proble
 
 def _box(shape: Any, height: int, width: int) -> Box:
     """Raises ValueError, saying what is wrong with the shape."""
-    if not isinstance(shape, dict) or not str(shape.get("label") or "").strip():
+    label = shape.get("label") if isinstance(shape, dict) else None
+    if not isinstance(label, str | int) or not str(label).strip():
         raise ValueError("it has no label")
     kind, points = shape.get("shape_type", "polygon"), shape.get("points")
     if kind not in (*SHAPES, "mask"):
@@ -86,4 +87,4 @@ def _box(shape: Any, height: int, width: int) -> Box:
     if kind == "circle":  # its centre and a point on it
         radius = ((x[1] - x[0]) ** 2 + (y[1] - y[0]) ** 2) ** 0.5
         corners = (x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius)
-    return Box(str(shape["label"]).strip(), clip(corners, height, width))
+    return Box(str(label).strip(), clip(corners, height, width))

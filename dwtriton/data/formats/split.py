@@ -1,6 +1,5 @@
 """Splitting a COCO data set: images for training, and a share of them to validate with."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dwtriton.data.formats.leaks import shared_files
 from dwtriton.data.formats.splits import find_splits
 from dwtriton.data.image_files import find_file
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import read_json
 from dwtriton.data.values import id_text
 
 GROUPS: dict[str, Callable[[str], str]] = {  # what images of a group have in common, by file name
@@ -51,7 +51,7 @@ def split_data(root: Path, out: Path, share: float, group: str, seed: int, force
         raise UserError(f"{root} has the splits {names} already; check it: python -m dwtriton.data check {root}")
     path, folder = splits[0].records.path, splits[0].images
     read_valid_records(path)
-    content = json.loads(path.read_bytes())
+    content = read_json(path)
     names = {id_: image["file_name"] for id_, image in splits[0].records.images.items()}
     files = {str(id_): file for id_, name in names.items() if (file := find_file(folder, name)) is not None}
     if not files:

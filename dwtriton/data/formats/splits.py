@@ -14,7 +14,7 @@ from dwtriton.config.fit import Fit, fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
 from dwtriton.data.formats.layouts import convert_hint
-from dwtriton.data.image_files import find_file, is_image_file
+from dwtriton.data.image_files import find_file, is_file, is_image_file
 from dwtriton.data.problems import DataError
 
 PATTERNS = ("annotations/*.json", "*.json", "*/*.json")  # where the JSON files are; the first that finds any is taken
@@ -127,7 +127,7 @@ def _image_folder(root: Path, name: str, records: Records) -> Path:
     below = [path for path in (*root.iterdir(), *root.glob("images/*"), *beside.iterdir()) if path.is_dir()]
     folders = sorted({root, beside, *below})
     files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
-    held = {folder: sum((folder / file).is_file() for file in files) for folder in folders}
+    held = {folder: sum(is_file(folder / file) for file in files) for folder in folders}
     if not any(held.values()) and any(map(os.path.isfile, files)):
         return Path()
     if not any(held.values()):

@@ -14,6 +14,7 @@ from torchvision.io import encode_jpeg
 from dwtriton.config.schema import DataConfig
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError
+from dwtriton.core.files import fitting_name
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.formats.convert import INFO, check_vacant, folder_beside, write_coco
 from dwtriton.data.formats.splits import FoundSplit, choose_splits, find_splits
@@ -121,8 +122,9 @@ def _tiles(
             for y in _offsets(image["height"], size, overlap):
                 for x in _offsets(image["width"], size, overlap):
                     part = pixels[:, y : y + size, x : x + size]
-                    path = folder / f"{stem}_{y}_{x}.jpg"
-                    path = folder / f"{stem}_{number}_{y}_{x}.jpg" if path.exists() else path
+                    path = folder / stem.with_name(fitting_name(stem.name, f"_{y}_{x}.jpg"))
+                    if path.exists():
+                        path = folder / stem.with_name(fitting_name(stem.name, f"_{number}_{y}_{x}.jpg"))
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(encode_jpeg(part.contiguous(), JPEG_QUALITY).numpy().tobytes())
                     cut = [piece for box in boxes if (piece := _cut(box, x, y, *part.shape[1:])) is not None]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from dwtriton.core.text import listed
 from dwtriton.data.buckets import Size
-from dwtriton.data.formats.convert import Box, Source, clip, image_files, read_text
+from dwtriton.data.formats.convert import Box, Source, clip, image_files
 from dwtriton.data.formats.folders import split_by_folder
 from dwtriton.data.image_files import HIDDEN
 from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import read_bytes, read_text
 from dwtriton.data.values import number, whole_number
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -111,10 +112,9 @@ def _names(line: str) -> list[str]:
 
 
 def _parse(path: Path) -> ElementTree.Element:
+    content = read_bytes(path)
     try:
-        return ElementTree.fromstring(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        return ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
         raise DataError(f"{path}:{error.position[0]}: {error}") from None
     except (LookupError, ValueError) as error:  # an unknown encoding

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import yaml
 
-from dwtriton.data.formats.convert import Box, Source, clip, image_files, read_text
+from dwtriton.core.text import listed
+from dwtriton.data.formats.convert import Box, Source, clip, image_files
 from dwtriton.data.image_files import HIDDEN, find_file
 from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import read_text
 from dwtriton.data.values import whole_number
 
 BORDER_TOLERANCE = 0.01  # of the image: rounding may carry a coordinate this far past its border
+MAX_NUMBERS = 12  # of classes in an error
 MAX_QUOTED = 60  # characters of a broken line in its error
 YAML_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # a class a line
@@ -41,7 +45,8 @@ def read_yolo(root: Path, names_file: Path | None = None) -> Source:
     """
     settings, folder = _settings(root)
     names = _names(settings, root, folder, names_file)
-    base = folder / str(settings.get("path", ""))
+    path = settings.get("path", "")
+    base = folder / path if isinstance(path, str) else folder
     base = base if base.is_dir() else folder  # the data set was moved
     problems: list[str] = []
     images = {}
@@ -98,6 +103,8 @@ def _settings(root: Path) -> tuple[dict[str, Any], Path]:
         content = yaml.load(read_text(path), Loader=yaml.BaseLoader)  # strings alone: a class may be called no or 1.0
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise DataError(f"{path} is not valid YAML: it is nested too deeply") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no settings")
     return content, path.parent
@@ -113,14 +120,15 @@ def _names(settings: dict[str, Any], root: Path, folder: Path, names_file: Path 
         names = [line.strip() for line in read_text(names_file).splitlines() if line.strip()]
     elif isinstance(names, dict):
         if names.keys() != {str(number) for number in range(len(names))}:
-            raise DataError(f"{root}: the classes have the numbers {', '.join(names)}, not 0..{len(names) - 1}")
+            numbers = listed(list(names), MAX_NUMBERS)
+            raise DataError(f"{root}: the classes have the numbers {numbers}, not 0..{len(names) - 1}")
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
             f"{root} has no data.yaml with the names of the classes: pass the YAML file itself, or a file with a class "
             "a line as --names FILE"
         )
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise DataError(f"{root}: two classes have the name {twice[0]!r}; give each its own")
     return names

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dwtriton.config.schema import ShapesConfig
 from dwtriton.console.progress import progress
+from dwtriton.console.terminal import Terminal
 from dwtriton.core.errors import WriteError
 from dwtriton.core.files import make_folder, move_folder
 from dwtriton.data.problems import DataError
@@ -56,7 +57,7 @@ def generate_shapes(
                         partial(_draw_file, folder / split, seed, split, crowded), range(count), chunksize=8
                     )
                     images, annotations = [], []
-                    with progress(console or Console(quiet=True), f"drawing {split} shapes", count) as advance:
+                    with progress(console or Terminal(quiet=True), f"drawing {split} shapes", count) as advance:
                         for image, objects in drawn:
                             images.append(image)
                             annotations += [{"id": n, **box} for n, box in enumerate(objects, len(annotations) + 1)]

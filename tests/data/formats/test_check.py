@@ -1,5 +1,6 @@
 """`python -m dwtriton.data check`: what it finds in a data set, what it draws, and the command that it suggests."""
 
+import io
 import json
 import shlex
 
@@ -498,14 +499,15 @@ def test_progress_goes_to_standard_error_alone(tiny, call, check, monkeypatch, t
 def test_each_image_is_decoded_once_and_one_more_time_to_find_a_usable_one(tiny, monkeypatch, console):
     """Time grows with the number of images alone: one of each orientation is read before the others are looked at."""
     opened = []
-    monkeypatch.setattr("dwtriton.data.images.decode_image", lambda path, *_, **__: opened.append(path) or fake(path))
 
-    def fake(path):
-        with Image.open(path) as image:
+    def fake(content, *_, **__):
+        opened.append(content.numpy().tobytes())
+        with Image.open(io.BytesIO(opened[-1])) as image:
             return torch.zeros(3, image.height, image.width, dtype=torch.uint8)
 
+    monkeypatch.setattr("dwtriton.data.images.decode_image", fake)
     tiny.write()
     check_split(find_splits(tiny.root)[0][0], console)
-    files = [str(tiny.image_path("train", image["file_name"])) for image in tiny.content["images"]]
+    files = [tiny.image_path("train", image["file_name"]).read_bytes() for image in tiny.content["images"]]
     assert set(opened) == set(files)
     assert len(opened) == len(files) + 2

@@ -463,6 +463,20 @@ def test_nothing_is_overwritten_and_force_replaces_a_conversion_alone(tmp_path, 
     assert (code, "is a file" in error) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["train2017/notes.txt", "train2017/deeper/x.jpg", "annotations/mine.json"])
+def test_force_never_deletes_what_no_conversion_wrote(tmp_path, call, name):
+    root = yolo(tmp_path / "yolo")
+    out = convert_yolo(call, root)[-1]
+    own = out / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("precious")
+    code, _, error, _ = convert_yolo(call, root, "--force")
+    assert (code, f"{own} was added to an earlier conversion: move it, or choose another" in error) == (2, True), error
+    assert own.read_text() == "precious"
+    own.unlink()
+    assert convert_yolo(call, root, "--force")[0] == 0
+
+
 def test_an_empty_folder_may_be_written_to_even_the_present_one(tmp_path, call, monkeypatch):
     root = yolo(tmp_path / "yolo")
     (tmp_path / "empty").mkdir()
