@@ -127,18 +127,16 @@ def concatenate_targets(
 
 def check_packed(packed: PackedTargets) -> None:
     """Raise ValueError unless shapes, dtypes and devices of packed targets fit together; values are not read."""
-    for name, part in zip(packed._fields, packed):
-        optional = name in packed._field_defaults and part is None
-        _require(optional or (isinstance(part, Tensor) and is_dense(part)), f"packed {name}", "a dense tensor", part)
     boxes, labels, offsets, iscrowd, weights = packed
-    fit = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
+    fit = _is_tensor(boxes) and boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype in FLOATS
     _require(fit, "packed boxes", "(N, 4) float32 or float64", boxes)
-    _require(labels.ndim == 1 and labels.dtype == torch.int64, "packed labels", "(N,) int64", labels)
-    fit = offsets.ndim == 1 and offsets.shape[0] > 0 and offsets.dtype == torch.int32
+    fit = _is_tensor(labels) and labels.ndim == 1 and labels.dtype == torch.int64
+    _require(fit, "packed labels", "(N,) int64", labels)
+    fit = _is_tensor(offsets) and offsets.ndim == 1 and offsets.shape[0] > 0 and offsets.dtype == torch.int32
     _require(fit, "packed offsets", "(B + 1,) int32", offsets)
-    fit = iscrowd is None or (iscrowd.ndim == 1 and iscrowd.dtype == torch.bool)
+    fit = iscrowd is None or (_is_tensor(iscrowd) and iscrowd.ndim == 1 and iscrowd.dtype == torch.bool)
     _require(fit, "packed iscrowd", "(N,) bool", iscrowd)
-    fit = weights is None or (weights.ndim == 1 and weights.dtype in FLOATS)
+    fit = weights is None or (_is_tensor(weights) and weights.ndim == 1 and weights.dtype in FLOATS)
     _require(fit, "packed weights", "(N,) float32 or float64", weights)
     parts = [part for part in (boxes, labels, iscrowd, weights) if part is not None]
     if torch.compiler.is_compiling():  # numbers of rows are unknown yet: let the graph check them when it runs
@@ -217,6 +215,10 @@ def _check_target(image: int, target: Mapping[str, Tensor]) -> None:
     weights = target.get("weights", boxes[:, 0])
     fit = isinstance(weights, Tensor) and weights.shape == labels.shape and weights.is_floating_point()
     _require(fit, where + "weights", f"({len(boxes)},) floating point", weights)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) and is_dense(value)
 
 
 def _require(fit: bool, name: str, form: str, value: object) -> None:
