@@ -1,12 +1,13 @@
 """Kinds of values that a config holds. Limits are far beyond what is of use, and so low that nothing overflows."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 
 MAX_WEIGHT = 3e38  # of a box: finite in float32
 MAX_PIXELS = 178_956_970  # of an image: Pillow refuses larger ones
+MAX_WORKERS = 128  # loader processes
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
@@ -45,6 +46,13 @@ def _buckets(setting: Any, validate: Callable[[Any], Any]) -> Any:
         raise ValueError("give a number of buckets, or their sizes in pixels as [[height, width], ...]") from None
 
 
+def _workers(setting: Any, validate: Callable[[Any], Any]) -> Any:
+    try:
+        return validate(setting)
+    except ValidationError:
+        raise ValueError(f'give a number of processes from 0 to {MAX_WORKERS}, or "auto"') from None
+
+
 def _compile_mode(setting: Any) -> Any:
     return {True: "default", False: "off"}[setting] if isinstance(setting, bool) else setting
 
@@ -52,4 +60,5 @@ def _compile_mode(setting: Any) -> Any:
 Span = Annotated[tuple[Pixels, Pixels], AfterValidator(_ascending)]
 Sizes = Annotated[tuple[tuple[Pixels, Pixels], ...], Field(min_length=1)]  # (height, width)
 Buckets = Annotated[NonNegativeInt | Sizes, WrapValidator(_buckets)]
+Workers = Annotated[Literal["auto"] | Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)], WrapValidator(_workers)]
 COMPILE_SWITCH = BeforeValidator(_compile_mode)

@@ -22,6 +22,7 @@ from dwtriton.config.kinds import (
     Section,
     Seed,
     Span,
+    Workers,
 )
 
 
@@ -95,7 +96,7 @@ class DataConfig(Section):
     batch_size: int = Field(
         16, strict=True, gt=0, le=2**16, description="images per optimiser step, over all GPUs and micro-batches"
     )
-    workers: MayChange[Literal["auto"] | Annotated[int, Field(strict=True, ge=0, le=128)]] = Field(
+    workers: MayChange[Workers] = Field(
         "auto", description="loader processes per rank; auto: 0 without a GPU (docs/data-loading.md#how-many-workers)"
     )
 

@@ -26,6 +26,6 @@ def cause_of_failure(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         reason = text.partition("\n")[0].rstrip(". ")
         return f"{reason}; too little memory is the usual reason: lower data.workers or data.batch_size"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
     return None

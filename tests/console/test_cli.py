@@ -165,7 +165,7 @@ def test_quiet_and_json_exclude_each_other(call):
         (KeyboardInterrupt(), 130, ""),
         (FileNotFoundError(2, "No such file", "a.jpg"), 1, "error: a.jpg: No such file\n"),
         (OSError("the disk is gone"), 1, "error: the disk is gone\n"),
-        (MemoryError(), 1, "error: this machine has too little memory\n"),
+        (MemoryError(), 1, "error: the machine has too little memory: lower data.batch_size or data.workers\n"),
     ],
 )
 def test_exit_codes(raised, code, message, capsys):
@@ -181,7 +181,7 @@ def test_too_little_memory_for_a_tensor(capsys):
     with pytest.raises(SystemExit, match="1"):
         cli.run(lambda: torch.empty(2**60))
     error = capsys.readouterr().err
-    assert error.startswith("error: this machine has too little memory: ")
+    assert error.startswith("error: the machine has too little memory: ")
     with pytest.raises(RuntimeError, match="not of memory"):
         cli.run(lambda: exec("raise RuntimeError('not of memory')"))
 
