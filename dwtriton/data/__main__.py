@@ -24,7 +24,7 @@ from dwtriton.data.formats.splits import (
     check_command,
     choose_splits,
     find_splits,
-    fit_split,
+    fit_here,
     split_command,
     tile_command,
     training_command,
@@ -128,7 +128,8 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
     if differing:
         names = f"{train.name} and {val.name}"
         fatal = [f"{names} have different categories: {', '.join(differing)} in one of them alone"]
-    command = None if fatal else training_command(train, val, root, arguments.set)
+    trained_on = findings[train.name].trained_on
+    command = None if fatal else training_command(train, val, root, arguments.set, trained_on)
     leaks = [] if fatal or train is val else shared_files(*(findings[split.name].files() for split in (train, val)))
     result = {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command}
     cli.print_result(arguments, result | {"leaks": [list(map(str, pair)) for pair in leaks]})
@@ -145,7 +146,7 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
         print_line(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
         print_line(console, f"split it: {split_command(root)}")
     found = findings[train.name]
-    size = tile_size(found.split.records, found.boxes, load_config(fit_split(train).config, arguments.set).data)
+    size = tile_size(found.split.records, found.boxes, load_config(fit_here(trained_on).config, arguments.set).data)
     if size:
         text = f"half of the boxes are smaller than {FINEST_STRIDE} pixels in the network of the next command"
         print_line(console, f"{text}, which is the distance between its finest points", "yellow")

@@ -46,6 +46,11 @@ class Findings:
     figures: dict[str, Any]  # see `measure`
     cfg: DataConfig  # with `exif` as found
 
+    @property
+    def trained_on(self) -> int:
+        """Images that a training would take."""
+        return len(self.boxes) if self.cfg.background else sum(map(bool, self.boxes.values()))
+
     def files(self) -> list[Path]:
         """Return the image files."""
         return [self.split.images / image["file_name"] for image in self.split.records.images.values()]

@@ -20,10 +20,16 @@ from dwtriton.data.problems import DataError
 from dwtriton.data.text_files import read_json
 from dwtriton.data.values import id_text
 
+
+def _stem(name: str) -> str:
+    """Return a file's name without its suffix, nor what Roboflow puts behind it, which copies of an image differ by."""
+    return re.sub(r"_[a-zA-Z]{3,4}\.rf\.\w+$", "", str(PurePosixPath(name).with_suffix("")))
+
+
 GROUPS: dict[str, Callable[[str], str]] = {  # what images of a group have in common, by file name
-    "image": lambda name: name,
+    "image": _stem,
     "folder": lambda name: str(PurePosixPath(name).parent),
-    "prefix": lambda name: re.sub(r"[-_. ]*\d+$", "", str(PurePosixPath(name).with_suffix(""))),
+    "prefix": lambda name: re.sub(r"[-_. ]*\d+$", "", _stem(name)),
 }
 MIN_SERIES = 3  # images of one prefix, from which on they look like frames of a video
 

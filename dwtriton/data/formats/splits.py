@@ -66,17 +66,20 @@ def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]
     return train, val
 
 
-def fit_split(train: FoundSplit) -> Fit:
-    """The config that fits a split to train on and this machine."""
-    return fit_to_data(len(train.records.images), torch.cuda.is_available())
+def fit_here(images: int) -> Fit:
+    """The config that fits so many images to train on and this machine."""
+    return fit_to_data(images, torch.cuda.is_available())
 
 
-def training_command(train: FoundSplit, val: FoundSplit, root: Path, settings: Sequence[str] = ()) -> str:
+def training_command(
+    train: FoundSplit, val: FoundSplit, root: Path, settings: Sequence[str] = (), images: int | None = None
+) -> str:
     """The shell command that trains on these splits of `root`, with a config that fits their size and this machine.
 
-    `--set` gives everything that is not a default of it; `settings` are further ones.
+    `--set` gives everything that is not a default of it; `settings` are further ones. `images`: how many of `train` are
+    trained on, by default all.
     """
-    fit = fit_split(train)
+    fit = fit_here(len(train.records.images) if images is None else images)
     changed = [*fit.settings, *settings]
     for name, split in (("train", train), ("val", val)):
         for part, path in (("images", split.images), ("annotations", split.records.path)):

@@ -34,15 +34,22 @@ def read_voc(root: Path, train: Sequence[str] = ("train",), val: Sequence[str] =
     """Read `JPEGImages`, `Annotations` with an XML file for each image, and lists of images in `ImageSets/Main`.
 
     `train` and `val` name lists of `root`, or as "VOC2007/trainval" of a folder in it: several years make one data set.
-    Classes are those that occur. Objects marked as difficult become crowd regions: not trained on, and neither right
-    nor wrong in an evaluation. Raises DataError.
+    If they are the same, all is for training. Classes are those that occur. Objects marked as difficult become crowd
+    regions: not trained on, and neither right nor wrong in an evaluation. Raises DataError.
     """
     problems: list[str] = []
+    splits = {"train": train} if set(train) == set(val) else {"train": train, "val": val}
     images = {
         split: list(dict.fromkeys(image for name in lists for image in _listed_images(root, name, problems)))
-        for split, lists in (("train", train), ("val", val))
+        for split, lists in splits.items()
     }
-    return Source(images, None, _read, problems, annotated_size=_size)
+    chosen = {image for files in images.values() for image in files}
+    folders = {root / Path(name).parent / "JPEGImages" for lists in splits.values() for name in lists}
+    left = [i for folder in sorted(folders) for i in image_files(folder) if i not in chosen and xml_file(i).is_file()]
+    notes = (
+        [f"{len(left)} labelled images are in none of the lists and not converted, such as {left[0]}"] if left else []
+    )
+    return Source(images, None, _read, problems, notes, _size)
 
 
 def read_voc_folders(root: Path) -> Source:

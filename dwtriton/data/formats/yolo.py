@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from dwtriton.core.text import listed
 from dwtriton.data.formats.convert import Box, Source, clip, image_files
-from dwtriton.data.image_files import HIDDEN, find_file
+from dwtriton.data.image_files import HIDDEN, find_file, is_image_file
 from dwtriton.data.images import READ_FORMATS
 from dwtriton.data.problems import DataError
 from dwtriton.data.text_files import read_text
@@ -24,7 +24,12 @@ MAX_QUOTED = 60  # characters of a broken line in its error
 YAML_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # a class a line
 DARKNET_FILE = "obj.data"  # of darknet, as CVAT writes it: lines "train = FILE", "names = FILE"
-SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}  # of the YAML file and of folders
+SPLIT_KEYS = {  # of the YAML file and of folders
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "minival": ("minival",),
+    "test": ("test",),
+}
 
 
 def is_yolo(root: Path) -> bool:
@@ -36,8 +41,8 @@ def read_yolo(root: Path, names_file: Path | None = None) -> Source:
     """Read the data set of `root/data.yaml`, or of the YAML file `root`; without one `images/train`, `images/val`.
 
     `train` and `val` of the YAML file name a folder of images, a text file with an image a line, or several of them,
-    inside `path` or else beside the file. darknet's `obj.data` is read as a YAML file is. Without `val` and its folder
-    all is for training, and without `train` too all images of `root/images`, or of `root`.
+    inside `path` or else beside the file. darknet's `obj.data` is read as a YAML file is. Where there is one split
+    alone it is for training; where there is none, all images of `root/images`, or of `root`, are.
     The labels of `.../images/a.jpg` are in `.../labels/a.txt`, or beside the image if no folder is called `images`.
     Their lines are `class x y width height`, or `class` and a polygon, as fractions of the image's sides. An image
     without a label file, or with an empty one, is background.
@@ -49,33 +54,42 @@ def read_yolo(root: Path, names_file: Path | None = None) -> Source:
     base = folder / path if isinstance(path, str) else folder
     base = base if base.is_dir() else folder  # the data set was moved
     problems: list[str] = []
+    entries = {split: _entries(settings, base, keys) for split, keys in SPLIT_KEYS.items()}
+    notes = []
+    if not entries["train"]:
+        only = next((split for split, given in entries.items() if given), None)
+        entries["train"] = entries.pop(only) if only else ["images" if (base / "images").is_dir() else "."]
+        notes += [f"the split {only} of {root} is for training, as there is no other"] if only else []
     images = {}
-    for split, keys in SPLIT_KEYS.items():
-        entries = _entries(settings, base, split, keys)
-        if not all(isinstance(entry, str) for entry in entries):
+    for split in filter(entries.get, ("train", "val")):
+        if not all(isinstance(entry, str) for entry in entries[split]):
             raise DataError(f"{root}: {split} is neither a path nor a list of paths")
-        if entries:
-            images[split] = list(dict.fromkeys(image for entry in entries for image in _find(base, entry, problems)))
+        images[split] = list(dict.fromkeys(i for entry in entries[split] for i in _find(base, entry, problems)))
     for split, files in images.items():
         labels = [label_file(image) for image in files]
         if labels and not any(map(Path.is_file, labels)):
             raise DataError(f"no image of {split} has a label file; that of {files[0]} would be {labels[0]}")
     fields = 5 if "kpt_shape" in settings else None  # key points follow the box
-    others = [key for key in ("test", "minival") if settings.get(key)]
-    notes = [f"the split {key} of {root} is not converted" for key in others]
+    notes += [f"the split {key} of {root} is not converted" for key in ("test", "minival") if entries.get(key)]
+    chosen = {image.resolve() for files in images.values() for image in files}
+    left = [] if any(entries.get(key) for key in ("test", "minival")) else _labelled(base, chosen)
+    notes += [f"{len(left)} labelled images are in no split and not converted, such as {left[0]}"] if left else []
     return Source(images, names, partial(_read_labels, names, fields), problems, notes)
 
 
-def _entries(settings: dict[str, Any], base: Path, split: str, keys: Sequence[str]) -> list[str]:
-    """Return what the YAML file names for a split, or the folders that are called like it; none if it has none."""
+def _labelled(base: Path, chosen: Container[Path]) -> list[Path]:
+    """Return the images below a folder that have a label file and are none of `chosen`."""
+    files = filter(is_image_file, sorted(base.rglob("*")))
+    return [image for image in files if image.resolve() not in chosen and label_file(image).is_file()]
+
+
+def _entries(settings: dict[str, Any], base: Path, keys: Sequence[str]) -> list[str]:
+    """Return what the YAML file names for a split, or the folder that is called like it; none if it has none."""
     given = next((settings[key] for key in keys if settings.get(key)), None)
     if given is not None:
         return given if isinstance(given, list) else [given]
     folders = [f"{parent}{key}{child}" for key in keys for parent in ("images/", "") for child in ("/images", "")]
-    found = [folder for folder in folders if (base / folder).is_dir()][:1]
-    if found or split == "val":
-        return found
-    return ["images" if (base / "images").is_dir() else "."]
+    return [folder for folder in folders if (base / folder).is_dir()][:1]
 
 
 def label_file(image: Path) -> Path:

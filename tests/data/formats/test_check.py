@@ -403,6 +403,26 @@ def test_the_suggested_config_fits_the_machine_and_the_size_of_the_data():
             assert all(milestone < cfg.schedule.epochs for milestone in cfg.schedule.milestones) or not on_gpu
 
 
+def test_the_printed_command_fits_the_images_that_are_trained_on(tiny, call, monkeypatch):
+    """One in forty has boxes so far: a warm-up made for all would be longer than the run."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    blank = [{"id": 1000 + n, "file_name": f"blank{n}.jpg", "width": 64, "height": 48} for n in range(160)]
+    tiny.write()
+    for image in blank:
+        (tiny.root / "train2017" / image["file_name"]).write_bytes((tiny.root / "train2017" / "wide.jpg").read_bytes())
+    path = tiny.root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"images": content["images"] + blank}))
+    for background in ("false", "true"):
+        options = "--set", f"data.background={background}"
+        _, out, _ = call(command, "check", tiny.root, "--out", tiny.root / "check", "--json", *options)
+        words = shlex.split(json.loads(out)["command"])
+        cfg = train_command.read_config(train_command.build_parser().parse_args(words[3:]))
+        train, _ = prepare_data(cfg)
+        assert len(train) == (164 if background == "true" else 4)
+        assert check_warmup(cfg.schedule, cfg.schedule.epochs * -(-len(train) // cfg.data.batch_size)) is None
+
+
 def test_splits_with_images_of_the_same_names_keep_their_own_folders(tiny):
     """Found by the name of the folder, as the names of the files do not tell."""
     tiny.write()

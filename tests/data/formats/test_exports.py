@@ -1,6 +1,7 @@
 """Layouts of labels as exporters write them: each is converted, and what is printed next leads to a run's data."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -85,6 +86,16 @@ ONE = {  # layouts with one split
         **images("train", "images/train/{}.jpg"),
         **labels("train", "labels/train/{}.txt"),
     },
+    "YOLO with val alone, of FiftyOne": {
+        "dataset.yaml": YAML + "path: .\nval: ./images/val/\n",
+        **images("train", "images/val/{}.jpg"),
+        **labels("train", "labels/val/{}.txt"),
+    },
+    "YOLO with test alone": {
+        "data.yaml": YAML + "test: images/test\n",
+        **images("train", "images/test/{}.jpg"),
+        **labels("train", "labels/test/{}.txt"),
+    },
     "YOLO of CVAT, Ultralytics": {
         "data.yaml": YAML + "path: .\ntrain: train.txt\n",
         "train.txt": listed("train", "data/images/train"),
@@ -164,6 +175,58 @@ def test_layouts_with_one_split_lead_to_two_by_the_commands_that_are_printed(nam
     assert printed.splitlines()[-1].startswith("train on it: python -m dwtriton.train --cfg ")
     both = written(tmp_path / "coco-split", "train") + written(tmp_path / "coco-split", "val")
     assert sorted(both) == drawn("train")
+
+
+def test_the_one_list_of_cvats_voc_is_for_training_and_split_next(tmp_path, call):
+    files = {"ImageSets/Main/default.txt": listed("train", "").replace("/", "").replace(".jpg", "")}
+    root = write_files(tmp_path / "voc", files | ONE["VOC of labelme2voc"])
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "coco")
+    options = re.search(r"(--train \S+ --val \S+) would take them", error)
+    assert (code, options[1]) == (2, "--train default --val default")
+    code, printed, error = call(command, "convert", root, "--out", tmp_path / "coco", *options[1].split())
+    assert (code, error) == (0, "")
+    assert written(tmp_path / "coco", "train") == drawn("train")
+    assert not (tmp_path / "coco" / "annotations" / "instances_val2017.json").exists()
+    assert printed.splitlines()[-1].startswith("split them off: python -m dwtriton.data split ")
+
+
+LEFT = {  # labelled images that no split has, by what names the splits
+    "YOLO, a folder without a key": (
+        TWO["YOLO of numpy"] | images("val", "images/test/{}.jpg") | labels("val", "labels/test/{}.txt"),
+        "the split test of",
+    ),
+    "YOLO, lists": (
+        TWO["YOLO of numpy"]
+        | {"data.yaml": YAML + "train: train.txt\nval: images/val\n", "train.txt": "./images/train/0001.jpg\n"},
+        f"{len(pictures('train')) - 1} labelled images are in no split and not converted, such as",
+    ),
+    "VOC, lists": (
+        TWO["VOC with .jpg in its lists"] | {"ImageSets/Main/train.txt": "0001\n", "ImageSets/Main/test.txt": "0002\n"},
+        f"{len(pictures('train')) - 1} labelled images are in none of the lists and not converted, such as",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_labelled_images_in_no_split_are_counted(name, tmp_path, call):
+    files, note = LEFT[name]
+    code, printed, error = call(command, "convert", write_files(tmp_path / "data", files), "--out", tmp_path / "coco")
+    assert (code, error) == (0, "")
+    assert note in printed
+    assert written(tmp_path / "coco", "val") == drawn("val")
+
+
+def test_frames_and_copies_that_roboflow_names_stay_together(tmp_path, call):
+    """It puts a hash behind the name, and exports changed copies of an image under the same name."""
+    names = [f"clip{c}_{n:04}_jpg.rf.{n * 7 + copy:032x}.png" for c in "ab" for n in range(4) for copy in range(2)]
+    root = one_split(tmp_path / "data", names)
+    for group, shared in (("image", lambda name: name[:10]), ("prefix", lambda name: name[:5])):
+        out = tmp_path / group
+        code, _, error = call(command, "split", root, "--val", "0.4", "--group", group, "--out", out)
+        assert (code, error) == (0, "")
+        train, val = parts(out)
+        assert sorted(train + val) == sorted(names)
+        assert not set(map(shared, train)) & set(map(shared, val))
 
 
 def test_no_advice_leads_to_data_without_boxes(tmp_path, call):
