@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,9 @@ from dwtriton.core.errors import UserError
 )
 def test_a_signal_during_imports(command, number):
     command = [sys.executable, "-X", "importtime", *command, "--help"]  # which says what has been imported
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeds = partial(signal.signal, number, signal.SIG_DFL)  # as jobs in the background do not
+    with subprocess.Popen(command, **pipes, preexec_fn=heeds) as process:
         imported = []
         for line in process.stderr:
             imported.append(line)

@@ -268,7 +268,7 @@ def test_files_that_are_not_there_are_named(state, tmp_path, call):
     torch.save({"state_dict": state}, tmp_path / "m.pth")
     convert = ["from-mmdet", tmp_path / "m.pth", *CFG, "--out", tmp_path / "ours.pt"]
     code, _, error = call(*convert, "--classes", tmp_path / "none.json")
-    assert (code, "none.json cannot be read: No such file" in error) == (2, True)
+    assert (code, "none.json: cannot be read: No such file" in error) == (2, True)
     code, _, error = call("from-torchvision", tmp_path / "none.pth", *CFG, "--out", tmp_path / "ours.pt")
     assert (code, error) == (2, f"error: {tmp_path / 'none.pth'} does not exist\n")
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
