@@ -27,6 +27,7 @@ CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--cfg", "shapes", "--height", "64", "--width", "96", "--seconds", "0"]
 
 
+@pytest.mark.slow
 def test_training_steps_are_measured_completely(tmp_path, capsys, monkeypatch):
     """Compiled steps are traced by Dynamo only: generating their code would take minutes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
