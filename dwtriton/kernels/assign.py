@@ -30,6 +30,7 @@ from dwtriton.kernels.tiles import is_inside, sides_of
 from dwtriton.reference.dense_weights import DualWeights, negative_weights
 
 POINTS_AT_ONCE = 256
+MAX_REGISTERS = 64  # of a thread; without a limit ptxas takes 48 on sm_120, with seven levels, and spills
 
 
 @triton.jit(do_not_specialize=["points", "batch", "capacity", "num_classes"])
@@ -137,6 +138,7 @@ def dual_weights(
                 SOFT=soft_prior,
                 BLOCK=POINTS_AT_ONCE,
                 num_warps=4,
+                maxnreg=MAX_REGISTERS,
             )
     centres = pyramid_points(list(zip(pyramid.heights, pyramid.widths)), strides, device)
     image_of_row = targets.image_index()
