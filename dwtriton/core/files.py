@@ -11,8 +11,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dwtriton.core.errors import UserError, WriteError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 MAX_NAME = 255  # bytes in the name of a file
 COPIED_AT_ONCE = 2**20  # bytes
@@ -27,18 +31,19 @@ class CheckedFile(io.BufferedWriter):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(_Disk(path))
+        self._disk = _Disk(path)
+        super().__init__(self._disk)
 
     def check(self) -> None:
         """Raise the disk's error, if there was one: for writers that would go on for long."""
-        if self.raw.error is not None:
-            raise self.raw.error
+        if self._disk.error is not None:
+            raise self._disk.error
 
     def sync(self) -> None:
         """Have all of it on the disk. Raises OSError."""
         self.flush()
         self.check()
-        os.fsync(self.raw.descriptor)
+        os.fsync(self._disk.descriptor)
 
 
 class _Disk(io.RawIOBase):
@@ -54,14 +59,15 @@ class _Disk(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: "ReadableBuffer", /) -> int:
         if self.error is None:
             try:
                 return os.write(self.descriptor, data)
             except OSError as error:
                 self.error = error
-        os.lseek(self.descriptor, len(data), os.SEEK_CUR)
-        return len(data)
+        size = memoryview(data).nbytes
+        os.lseek(self.descriptor, size, os.SEEK_CUR)
+        return size
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return os.lseek(self.descriptor, offset, whence)

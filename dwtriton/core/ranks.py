@@ -80,7 +80,7 @@ def raise_on_all_ranks() -> Iterator[None]:
 
     All ranks must enter. Inside, no rank may wait for another except in `main_process_first`.
     """
-    error: UserError | None = None
+    error: UserError | RunError | None = None
     try:
         yield
     except (UserError, RunError) as raised:

@@ -159,7 +159,7 @@ def _per_image(name: str, pairs: Pairs, batch: int) -> list[tuple[float, float]]
     for index, pair in enumerate(numbers):
         if len(pair) != 2 or not all(0 < value < math.inf for value in pair):
             raise ValueError(f"{name}[{index}] = {pairs[index]!r} is not a pair of positive numbers")
-    return numbers
+    return [(first, second) for first, second in numbers]
 
 
 def _check_count(name: str, count: int) -> None:

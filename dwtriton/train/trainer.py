@@ -42,8 +42,8 @@ class Trainer:
     """One training run, on one rank of its job.
 
     `iteration` counts the optimiser steps done, of `total`, `per_epoch` in each epoch, and `saved` those in `last.pt`.
-    In `cfg`, precision, compile
-    mode and buckets are settled for this device and data. `folder` is None on all ranks but 0.
+    In `cfg`, precision, compile mode and buckets are settled for this device and data. `folder` is None on all ranks
+    but 0.
     """
 
     def __init__(

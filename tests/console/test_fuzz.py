@@ -1,20 +1,17 @@
 """Generated configs, annotation files and YOLO data through the commands: success or an `error:` line, nothing else."""
 
 import copy
-import io
 import json
 import shutil
-import sys
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwtriton.__main__ import import_command
 from dwtriton.config.load import flatten
 from dwtriton.config.schema import Config, DataConfig, ShapesConfig
 from tests.support.generated_cases import THOROUGH, examples
 from tests.support.hostile_data import coco_content, settings, write_coco
+from tests.support.strict_streams import run_on_strict_streams
 
 FILES = ["a.jpg", "b.jpg"]
 TEXTS = [
@@ -61,22 +58,12 @@ KEYS += ["segmentation", "weight", "attributes", "rotation", "coco_url", "drawn"
 
 def outcome(name, *arguments):
     """Run a command as its own process would, with output that takes ASCII alone; return its exit code."""
-    streams = [io.TextIOWrapper(io.BytesIO(), "ascii", "strict") for _ in range(2)]
-    module = import_command(name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        patch.setattr(sys, "stdout", streams[0])
-        patch.setattr(sys, "stderr", streams[1])
-        with pytest.raises(SystemExit) as exit_:
-            module.cli.run(module.main)
-    for stream in streams:
-        stream.flush()
-    error = streams[1].buffer.getvalue().decode()
+    code, _, error = run_on_strict_streams(name, *arguments)
     assert not set(error) & set(map(chr, range(0x20))) - {"\n", "\t"}
-    assert exit_.value.code == 0 or error.splitlines()[-1].strip()
-    assert exit_.value.code == 0 or error.startswith("error: ") or "usage: " in error
-    assert exit_.value.code in (0, 1, 2)
-    return exit_.value.code
+    assert code == 0 or error.splitlines()[-1].strip()
+    assert code == 0 or error.startswith("error: ") or "usage: " in error
+    assert code in (0, 1, 2)
+    return code
 
 
 # --- configs

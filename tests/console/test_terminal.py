@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from dwtriton.__main__ import import_command
 from dwtriton.console import cli
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.console.terminal import Terminal, printable
 from dwtriton.core.errors import UserError
 from tests.support.hostile_data import settings, write_coco
+from tests.support.strict_streams import run_on_strict_streams
 
 PACKAGE = Path(__file__).parents[2] / "dwtriton"
 ESCAPES = "a\x1b]52;c;eA==\x07\x9b2J\r\x7f\u202eb\u2069"
@@ -60,21 +60,13 @@ def test_names_in_lines_tables_and_bars(on_terminal):
     assert "\x1b]52" not in printed
 
 
-def run(monkeypatch, name: str, *arguments: object, encoding: str = "ascii") -> tuple[int, str, str]:
-    """Run a command whose output goes to strict streams; returns (exit code, standard output, standard error)."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding, "strict", newline="") for _ in range(2)]
-    module = import_command(name)
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    monkeypatch.setattr(sys, "stdout", streams[0])
-    monkeypatch.setattr(sys, "stderr", streams[1])
-    with pytest.raises(SystemExit) as exit_:
-        module.cli.run(module.main)
-    for stream in streams:
-        stream.flush()
-        assert not CONTROLS & set(stream.buffer.getvalue()), arguments
-    texts = [stream.buffer.getvalue().decode(encoding) for stream in streams]
-    assert not shown_raw("".join(texts)), arguments
-    return exit_.value.code, *texts
+def run(name: str, *arguments: object) -> tuple[int, str, str]:
+    """Run a command whose output goes to strict streams of ASCII; nothing that it prints controls a terminal."""
+    code, *texts = run_on_strict_streams(name, *arguments)
+    for text in texts:
+        assert not CONTROLS & set(text.encode("ascii")), arguments
+        assert not shown_raw(text), arguments
+    return code, *texts
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +77,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(data):
     """The checkpoint of a run whose folder, data and classes have hostile names."""
-    with pytest.MonkeyPatch.context() as patch:
-        out = data.with_name("run\udce9")
-        more = settings(f"head.num_classes={len(CLASSES)}")
-        code, printed, error = run(patch, "train", "--cfg", "r50_1x", "--data", data, "--out", out, *more)
+    out = data.with_name("run\udce9")
+    more = settings(f"head.num_classes={len(CLASSES)}")
+    code, printed, error = run("train", "--cfg", "r50_1x", "--data", data, "--out", out, *more)
     assert code == 0, (printed, error)
     assert r"\udce9" in printed
     return out / "last.pt"
@@ -110,25 +101,25 @@ COMMANDS = (
 @pytest.mark.parametrize(
     "command", [*COMMANDS, COMMANDS[1] + " --json", COMMANDS[3] + " --json", COMMANDS[-1] + " --json"]
 )
-def test_every_command_on_hostile_names(command, data, weights, tmp_path, monkeypatch):
+def test_every_command_on_hostile_names(command, data, weights, tmp_path):
     places = {"data": data, "run": weights.parent, "out": tmp_path / "out", "longest": FILES[2]}
     words = [word.format(**places) for word in command.split()]
-    code, printed, error = run(monkeypatch, *words)
+    code, printed, error = run(*words)
     assert (code, error) == (0, ""), printed
     assert printed
     if words[0] == "predict":
         assert len(list((tmp_path / "out").glob("*.jpg"))) == len(FILES)
 
 
-def test_errors_show_names_escaped(data, tmp_path, monkeypatch):
-    code, _, error = run(monkeypatch, "predict", "--weights", "a.pt", ESCAPES)
+def test_errors_show_names_escaped(data, tmp_path):
+    code, _, error = run("predict", "--weights", "a.pt", ESCAPES)
     assert (code, error) == (2, f"error: {printable(ESCAPES)} does not exist, and as a pattern it matches nothing\n")
-    code, _, error = run(monkeypatch, "data", "check", "--out", tmp_path, data, "a\x1b[2J")  # by a shell's pattern
+    code, _, error = run("data", "check", "--out", tmp_path, data, "a\x1b[2J")  # by a shell's pattern
     assert (code, r"unrecognized arguments: a\x1b[2J" in error) == (2, True)
 
 
-def test_a_name_of_the_most_bytes_that_a_file_may_have(tmp_path, monkeypatch):
-    code, _, error = run(monkeypatch, "weights", "show", tmp_path / ("x" * 300))
+def test_a_name_of_the_most_bytes_that_a_file_may_have(tmp_path):
+    code, _, error = run("weights", "show", tmp_path / ("x" * 300))
     assert (code, "File name too long" in error, error.count("\n")) == (1, True, 1)
 
 

@@ -46,9 +46,9 @@ def read_voc(root: Path, train: Sequence[str] = ("train",), val: Sequence[str] =
     chosen = {image for files in images.values() for image in files}
     folders = {root / Path(name).parent / "JPEGImages" for lists in splits.values() for name in lists}
     left = [i for folder in sorted(folders) for i in image_files(folder) if i not in chosen and xml_file(i).is_file()]
-    notes = (
-        [f"{len(left)} labelled images are in none of the lists and not converted, such as {left[0]}"] if left else []
-    )
+    notes = []
+    if left:
+        notes.append(f"{len(left)} labelled images are in none of the lists and not converted, such as {left[0]}")
     return Source(images, None, _read, problems, notes, _size)
 
 

@@ -72,8 +72,9 @@ def read_yolo(root: Path, names_file: Path | None = None) -> Source:
     fields = 5 if "kpt_shape" in settings else None  # key points follow the box
     notes += [f"the split {key} of {root} is not converted" for key in ("test", "minival") if entries.get(key)]
     chosen = {image.resolve() for files in images.values() for image in files}
-    left = [] if any(entries.get(key) for key in ("test", "minival")) else _labelled(base, chosen)
-    notes += [f"{len(left)} labelled images are in no split and not converted, such as {left[0]}"] if left else []
+    left = _labelled(base, chosen)
+    if left:
+        notes.append(f"{len(left)} labelled images are in neither train nor val, and not converted, such as {left[0]}")
     return Source(images, names, partial(_read_labels, names, fields), problems, notes)
 
 

@@ -193,12 +193,20 @@ def test_the_one_list_of_cvats_voc_is_for_training_and_split_next(tmp_path, call
 LEFT = {  # labelled images that no split has, by what names the splits
     "YOLO, a folder without a key": (
         TWO["YOLO of numpy"] | images("val", "images/test/{}.jpg") | labels("val", "labels/test/{}.txt"),
-        "the split test of",
+        f"{len(pictures('val'))} labelled images are in neither train nor val, and not converted, such as",
     ),
     "YOLO, lists": (
         TWO["YOLO of numpy"]
         | {"data.yaml": YAML + "train: train.txt\nval: images/val\n", "train.txt": "./images/train/0001.jpg\n"},
-        f"{len(pictures('train')) - 1} labelled images are in no split and not converted, such as",
+        f"{len(pictures('train')) - 1} labelled images are in neither train nor val, and not converted, such as",
+    ),
+    "YOLO, lists beside a test split": (
+        TWO["YOLO of numpy"]
+        | images("val", "images/test/{}.jpg")
+        | labels("val", "labels/test/{}.txt")
+        | {"data.yaml": YAML + "train: train.txt\nval: images/val\ntest: images/test\n"}
+        | {"train.txt": "./images/train/0001.jpg\n"},
+        f"{len(pictures('train')) - 1 + len(pictures('val'))} labelled images are in neither train nor val",
     ),
     "VOC, lists": (
         TWO["VOC with .jpg in its lists"] | {"ImageSets/Main/train.txt": "0001\n", "ImageSets/Main/test.txt": "0002\n"},
