@@ -11,12 +11,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dwtriton.core.errors import UserError, WriteError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 MAX_NAME = 255  # bytes in the name of a file
 COPIED_AT_ONCE = 2**20  # bytes
@@ -59,7 +56,7 @@ class _Disk(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def write(self, data: "ReadableBuffer", /) -> int:
+    def write(self, data: Any, /) -> int:  # bytes of any kind, for which Python 3.11 has no type
         if self.error is None:
             try:
                 return os.write(self.descriptor, data)
