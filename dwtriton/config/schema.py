@@ -236,8 +236,8 @@ class TrainConfig(Section):
     )
     compile: MayChange[Annotated[Literal["auto", "off", *COMPILE_MODES], COMPILE_SWITCH]] = Field(
         "auto",
-        description="mode of torch.compile; true: default; auto: default on a GPU, off on a CPU; reduce-overhead: with "
-        "CUDA graphs, for few images",
+        description="mode of torch.compile; true: default; auto: default on a GPU if the run ends sooner so, or off; "
+        "reduce-overhead: with CUDA graphs, for few images",
     )
     compile_ahead: MayChange[bool] = Field(True, description="compile for every bucket before the first step")
     deterministic: MayChange[bool] = Field(

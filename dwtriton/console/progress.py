@@ -79,12 +79,15 @@ class ProgressDisplay:
             print_line(self.console, "  ".join(filter(None, parts)))
 
     @contextmanager
-    def stage(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """Show a second bar for other work of `total` steps; call the function it yields after each."""
+    def stage(self, what: str, total: int) -> Iterator[Callable[..., None]]:
+        """Show a second bar for other work of `total` steps.
+
+        Call the function it yields after each; `steps=0, what=NAME` only renames the work.
+        """
         began = self.clock()
         task = self.bars.add_task(what, total=total, eta="")
         try:
-            yield lambda: self.bars.advance(task)
+            yield lambda steps=1, what=None: self.bars.update(task, advance=steps, description=what)
         finally:
             self.bars.remove_task(task)
             self.seconds_in_stages += self.clock() - began

@@ -186,10 +186,15 @@ def _check_memory(images: int, sizes: Sequence[Size], keys: str) -> None:
         )
 
 
+def timed_requests(dataset: CocoDataset) -> list[SampleRequest]:
+    """Return some images from all over the data, whose time tells how fast it loads."""
+    return [SampleRequest(index) for index in range(0, len(dataset), -(-len(dataset) // TIMED_IMAGES))]
+
+
 def _loader(
     dataset: CocoDataset, cfg: Config, batches: OrientedBatchSampler | list[list[int]], persistent: bool = False
 ) -> DataLoader:
-    timed = [SampleRequest(index) for index in range(0, len(dataset), -(-len(dataset) // TIMED_IMAGES))]
+    timed = timed_requests(dataset)
     pixels = sum(area(dataset.network_size(request)) for request in timed) / len(timed)  # of an image
     workers = choose_workers(cfg.data.workers, (dataset[request] for request in timed), FAST_GPU / pixels)
     return DataLoader(

@@ -21,9 +21,11 @@ from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.data.prepare import prepare_data
 from dwtriton.evaluate.coco_metrics import EvaluatorsDisagreeError
 from dwtriton.train.finite import NonFiniteLossError
+from dwtriton.train.forecast import forecast
 from dwtriton.train.plan import make_plan
 from dwtriton.train.resume import load_last, state_of_run
 from dwtriton.train.run_folder import LAST, new_folder
+from dwtriton.train.settle import training_device
 from dwtriton.train.signals import Interrupted
 from dwtriton.train.trainer import Trainer
 
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     changed = "with --resume: continue although the data are others than before"
     parser.add_argument("--data-changed", action="store_true", help=changed)
     cli.add_options(parser, "--weights", required=False, help="checkpoint to start from (sets train.weights)")
-    parser.add_argument("--plan", action="store_true", help="print batches, padding and graphs of the run, and exit")
+    parser.add_argument("--plan", action="store_true", help="print batches, graphs and time of the run, and exit")
     cli.add_options(parser, "--set")
     return parser
 
@@ -77,14 +79,19 @@ def list_configs(arguments: argparse.Namespace) -> int:
 
 
 def print_plan(arguments: argparse.Namespace, console: Console) -> int:
-    """Print batches, padding and graphs of a run without starting it."""
+    """Print batches, padding, graphs and time of a run without starting it."""
     with ranks.raise_on_all_ranks():
         cfg = read_config(arguments)
     with ranks.raise_on_all_ranks(), ranks.main_process_first():
-        plan = make_plan(cfg, prepare_data(cfg, console)[0])
+        train_set, val_set = prepare_data(cfg, console)
+        plan = make_plan(cfg, train_set)
     console.print(plan.text)
+    expected = forecast(cfg, train_set, len(val_set), plan, training_device())
+    console.print(expected.text)
     if ranks.is_main():
-        cli.print_result(arguments, {name: getattr(plan, name) for name in ("epochs", "steps", "buckets", "padding")})
+        found = {name: getattr(plan, name) for name in ("epochs", "steps", "buckets", "padding")}
+        seconds = {f"{name}_seconds": getattr(expected, name) for name in ("step", "image", "compile", "run")}
+        cli.print_result(arguments, found | seconds | {"workers": expected.workers})
     return 0
 
 

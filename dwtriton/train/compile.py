@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from dwtriton.config.schema import Config
+
 SPARE_GRAPHS = 16  # recompilations beyond the expected graphs that torch.compile allows before it raises
 RECORDS_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that do, on a GPU
 PARTS_OF_A_PASS = 3  # forward pass, in two parts if the loss reads values on the host between them, and backward pass
@@ -29,6 +31,12 @@ def cuda_graphs(mode: str, batch_sizes: int, micro_batches: int) -> int:
     gradients of the earlier ones are still there.
     """
     return PARTS_OF_A_PASS * batch_sizes * micro_batches if mode in RECORDS_CUDA_GRAPHS else 0
+
+
+def watch_graphs(cfg: Config, on_gpu: bool) -> "GraphWatch":
+    """Return a watch that expects the graphs of a run: `train.compile` and buckets of the config are settled."""
+    sizes = 0 if cfg.train.compile == "off" else len(cfg.data.buckets)
+    return GraphWatch(sizes, cuda_graphs(cfg.train.compile, sizes, cfg.train.accumulate) if on_gpu else 0)
 
 
 class GraphWatch:

@@ -22,6 +22,7 @@ class Plan(NamedTuple):
     steps: int  # optimiser steps of an epoch
     buckets: list[Size]  # none: every batch is padded as its own images need it
     padding: float  # share of the pixels of all batches
+    pixels: float  # of an image in a batch, on average, with its padding
     text: Group  # everything, for people
 
 
@@ -47,7 +48,8 @@ def make_plan(cfg: Config, train_set: CocoDataset) -> Plan:
         _padding_table(by_bucket, cfg.data.batch_size),
         _bucket_count_table(unbucketed, train_set.largest_sizes(), inside),
     )
-    return Plan(cfg.schedule.epochs, sampler.steps, buckets, 1 - inside / mean_area(unbucketed, buckets), text)
+    pixels = mean_area(unbucketed, buckets)
+    return Plan(cfg.schedule.epochs, sampler.steps, buckets, 1 - inside / pixels, pixels, text)
 
 
 def _padding_table(by_bucket: dict[Size, list[int]], images: int) -> Table:

@@ -9,11 +9,20 @@ from dwtriton.config.load import override_config
 from dwtriton.config.schema import Config
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
+from dwtriton.data.buckets import area
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import training_buckets
+from dwtriton.model.detector import DualWeightDetector
+from dwtriton.train.estimate import compile_seconds, compiling_pays, time_step
+from dwtriton.train.precompile import processes_side_by_side
 
 TIMED_STEPS = 4  # of each precision
 WORTHWHILE = 1.2  # times faster, above what other work on the machine makes of it
+
+
+def training_device() -> torch.device:
+    """Return this rank's GPU, or the CPU without one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def settle_for_device(cfg: Config, device: torch.device) -> Config:
@@ -30,7 +39,7 @@ def settle_for_device(cfg: Config, device: torch.device) -> Config:
             multiplies_bfloat16 = cpu_gains_by_bfloat16()
         precision = "bfloat16" if multiplies_bfloat16 else "float32"
     if mode == "auto":
-        mode = "default" if on_gpu else "off"  # on a CPU, compiling takes longer than it saves
+        mode = "default" if on_gpu else "off"  # on a CPU it saves 3% of a step (docs/performance.md#the-first-step)
     if mode != "off" and cfg.data.buckets == 0:
         raise UserError(
             "data.buckets = 0 lets a batch have any size, and torch.compile makes a graph for each: set data.buckets "
@@ -42,6 +51,26 @@ def settle_for_device(cfg: Config, device: torch.device) -> Config:
             "default, which compiles the same network, or off"
         )
     return override_config(cfg, [f"train.precision={precision}", f"train.compile={mode}"])
+
+
+def settle_compile(
+    cfg: Config, detector: DualWeightDetector, device: torch.device, images: int, steps: int, before: str | None = None
+) -> tuple[Config, str]:
+    """Return the config with `train.compile` "default" or "off" on a GPU, whichever ends the run sooner, and why.
+
+    It times steps of micro-batches of `images` images; the run has `steps` of them in all. A resumed run stays in its
+    mode `before`. All ranks call it, and take what rank 0 finds.
+    """
+    if before:
+        return override_config(cfg, [f"train.compile={before}"]), f"train.compile = {before}, as before"
+    processes = processes_side_by_side(cfg, images, device)
+    try:
+        step_seconds = time_step(cfg, detector, device, images, max(cfg.data.buckets, key=area))
+        pays, why = compiling_pays(step_seconds, steps, compile_seconds(len(cfg.data.buckets), processes, device))
+    except torch.OutOfMemoryError:
+        pays, why = True, "train.compile = auto is default: a step that is not compiled does not fit into the GPU"
+    pays, why = ranks.all_gather_object((pays, why))[0]
+    return override_config(cfg, [f"train.compile={'default' if pays else 'off'}"]), why
 
 
 def cpu_gains_by_bfloat16() -> bool:

@@ -16,6 +16,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.targets import pack_targets
 from dwtriton.core.transfer import AsyncHostCopy, to_device
 from dwtriton.data.batch import Batch
+from dwtriton.data.buckets import Size
 from dwtriton.model.detector import DualWeightDetector
 from dwtriton.model.pixels import PixelDetector
 from dwtriton.train.compile import compile_network
@@ -120,33 +121,40 @@ class TrainStep:
     def compile_ahead(self, images: int, weighted: bool = False) -> Iterator[None]:
         """Compile for micro-batches of `images` images, one bucket at a time; `weighted`: their targets have weights.
 
-        Everything runs that a step is made of, but for the update, so that its CUDA graphs are recorded, too.
-        At every yield, and after an error, everything that a step depends on is unchanged: buffers (batch-norm
-        statistics), gradients and random numbers.
+        At every yield, and after an error, everything that a step depends on is unchanged, as `rehearse` leaves it.
         """
+        for size in self.cfg.data.buckets:
+            for _ in range(2):  # CUDA graphs are recorded in the second
+                self.rehearse(images, size, weighted)
+            yield
+
+    def rehearse(self, images: int, size: Size, weighted: bool = False) -> None:
+        """Do everything that a step is made of, but for the update, with black images of (h, w) without boxes.
+
+        Afterwards the detector is in training mode, and everything that a step depends on is unchanged: buffers
+        (batch-norm statistics), gradients and random numbers.
+        """
+        self.detector.train()
         no_boxes = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
         if weighted:
             no_boxes["weights"] = torch.zeros(0)
+        black = Batch(
+            images=torch.zeros(images, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2),  # channels_last
+            targets=[no_boxes] * images,
+            image_ids=[],
+            image_sizes=[size] * images,
+            scale_factors=[],
+            paths=[],
+            broken=[],
+        )
         buffers = [buffer.clone() for buffer in self.detector.buffers()]
-        for height, width in self.cfg.data.buckets:
-            black = Batch(
-                images=torch.zeros(images, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2),  # channels_last
-                targets=[no_boxes] * images,
-                image_ids=[],
-                image_sizes=[(height, width)] * images,
-                scale_factors=[],
-                paths=[],
-                broken=[],
-            )
-            try:
-                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                    for _ in range(2):  # CUDA graphs are recorded in the second
-                        self._accumulate([black] * self.cfg.train.accumulate)
-            finally:
-                self.optimizer.zero_grad(set_to_none=True)
-                for buffer, before in zip(self.detector.buffers(), buffers):
-                    buffer.copy_(before)  # in place: CUDA graphs read this memory
-            yield
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                self._accumulate([black] * self.cfg.train.accumulate)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            for buffer, before in zip(self.detector.buffers(), buffers):
+                buffer.copy_(before)  # in place: CUDA graphs read this memory
 
     def checkpoint_state(self) -> dict[str, dict | None]:
         """Return the fields `model`, `optimizer`, `scaler` and `ema` of a Checkpoint."""

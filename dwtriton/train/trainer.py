@@ -25,14 +25,15 @@ from dwtriton.inference.detect import detect
 from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.pixels import PixelDetector, compile_predict
-from dwtriton.train.compile import GraphWatch, cuda_graphs
+from dwtriton.train.compile import watch_graphs
 from dwtriton.train.failures import explain_failures
 from dwtriton.train.finite import PendingStep, check_weights
 from dwtriton.train.metrics import Speed, losses_line
 from dwtriton.train.optimizer import check_warmup, lr_factor
+from dwtriton.train.precompile import compile_buckets
 from dwtriton.train.resume import check_data, check_iterations, finished_hint, load_last
 from dwtriton.train.run_folder import LAST, RunFolder, written_at
-from dwtriton.train.settle import settle_buckets, settle_for_device
+from dwtriton.train.settle import settle_buckets, settle_compile, settle_for_device, training_device
 from dwtriton.train.signals import Interrupted, stop_on_signals
 from dwtriton.train.step import TrainStep
 from dwtriton.train.tensorboard import import_writer
@@ -55,8 +56,9 @@ class Trainer:
         would be continued on other data than before, except if `data_changed`.
         """
         self.out, self.last_checkpoint, self.console = out, out / LAST, console
-        on_gpu = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self.device = training_device()
+        on_gpu = self.device.type == "cuda"
+        compile_is_open = on_gpu and cfg.train.compile == "auto"
         cfg = settle_for_device(cfg, self.device)
         ranks.check_same(flatten(cfg), ignore=MACHINE_KEYS)
         with ranks.raise_on_all_ranks():
@@ -88,8 +90,12 @@ class Trainer:
         ranks.check_same(self.data | {"data.buckets": cfg.data.buckets, "iteration": self.iteration})
 
         self.detector.to(self.device, memory_format=torch.channels_last)
-        capacity = self.train_set.most_boxes(self.micro_batch_size)
-        self.train_step = TrainStep(self.detector, cfg, self.device, capacity)
+        if compile_is_open:
+            run = self.detector, self.device, self.micro_batch_size, self.total
+            self.cfg, why = settle_compile(cfg, *run, before=checkpoint and checkpoint.config.train.compile)
+            self.notes.append(why)
+        most_boxes = self.train_set.most_boxes(self.micro_batch_size)
+        self.train_step = TrainStep(self.detector, self.cfg, self.device, most_boxes)
         if checkpoint:
             with ranks.raise_on_all_ranks():
                 self.train_step.load(checkpoint, self.last_checkpoint)
@@ -101,10 +107,7 @@ class Trainer:
         self.pending: PendingStep | None = None  # the latest step
         self.broken: set[str] = set()  # "PATH: reason" of images that could not be read
         self.stop_requested = False  # by a signal
-        sizes = 0 if cfg.train.compile == "off" else len(cfg.data.buckets)
-        recordings = cuda_graphs(cfg.train.compile, sizes, cfg.train.accumulate) if on_gpu else 0
-        self.watch = GraphWatch(sizes, recordings)
-        self.speed = Speed(ranks.world_size())
+        self.watch, self.speed = watch_graphs(self.cfg, on_gpu), Speed(ranks.world_size())
         self.display = ProgressDisplay(
             console, "training", self.total, done=self.iteration, steps_between_lines=cfg.train.log_every
         )
@@ -172,16 +175,15 @@ class Trainer:
         """Compile the network for every batch size before the first step, if the config asks for it."""
         if self.cfg.train.compile == "off" or not self.cfg.train.compile_ahead or self.iteration == self.total:
             return
-        self.detector.train()
-        began = time.perf_counter()
-        largest = max(self.cfg.data.buckets, key=math.prod)
-        failures = explain_failures(self.cfg, self.micro_batch_size, largest)
-        with self.watch, self.display.stage("compiling", len(self.cfg.data.buckets)) as advance, failures:
-            for _ in self.train_step.compile_ahead(self.micro_batch_size, self.train_set.weighted):
-                advance()
+        began, images, buckets = time.perf_counter(), self.micro_batch_size, self.cfg.data.buckets
+        failures = explain_failures(self.cfg, images, max(buckets, key=math.prod))
+        compiling = compile_buckets(self.train_step, images, self.train_set.weighted)
+        with self.watch, self.display.stage("compiling", len(buckets)) as advance, failures, closing(compiling):
+            for finished, what in compiling:
+                advance(finished, what)
                 self._stop_if_requested()
-        seconds = time.perf_counter() - began
         recorded = f"; recorded {self.watch.recorded} CUDA graphs" if self.watch.expected_recordings else ""
+        seconds = time.perf_counter() - began
         compiled = f"compiled {self.watch.graphs} graphs in {seconds:.0f} s, one for each batch size"
         print_line(self.console, compiled + recorded)
 

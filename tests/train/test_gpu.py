@@ -108,6 +108,12 @@ def test_a_compiled_step_copies_next_to_nothing_to_another_layout(make):
     assert sum("direct_copy" in name for name in names) <= 5
 
 
+def test_a_run_that_is_shorter_than_compiling_is_not_compiled(tiny, tmp_path, console):
+    trainer = Trainer(tiny(*SETTINGS, "train.compile=auto"), tmp_path / "run", console)
+    assert trainer.cfg.train.compile == "off"
+    assert f"train.compile = auto is off: {trainer.total} eager steps would take" in trainer.summary()
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiling_ahead_leaves_no_trace_on_the_device(mode, make):
     train_step, _ = make(f"train.compile={mode}", "train.precision=float16", "backbone.frozen_statistics=false")

@@ -4,11 +4,15 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 
 from dwtriton.config.load import dump_config
 from dwtriton.data.loaders import OrientedBatchSampler, train_loader
 from dwtriton.data.prepare import prepare_data
 from dwtriton.train import __main__ as train_command
+from dwtriton.train import forecast as forecast_module
+from dwtriton.train.estimate import SECONDS_A_GRAPH
+from dwtriton.train.plan import make_plan
 
 MANY_SIZES = ["data.short_side=[64, 96]", "data.long_side=160"]
 
@@ -48,6 +52,24 @@ def test_sizes_steps_and_padding_are_those_of_the_first_epoch(printed):
     assert "3 buckets, each a graph of torch.compile" in out
     (padding,) = [row[1] for row in rows(out, r"│ 3 +│ (\S+) +│ (\S+) ")]
     assert padding == f"{1 - inside.total() / whole.total():.1%}"
+    assert re.search(r"a step takes about \S+ s on cpu, \S+ images/s; not compiled", out)
+    assert re.search(r"one core loads \S+ images/s, data\.workers = 0", out)
+    assert re.search(r"the whole run takes about .+ for 2 evaluations", out)
+
+
+def test_a_compiled_run_takes_the_time_to_compile_as_well(tiny, monkeypatch, tmp_path):
+    """On a CPU steps are as fast as eager ones, and loading adds to them."""
+    monkeypatch.setenv("DWTRITON_CACHE", str(tmp_path))
+    monkeypatch.setattr(forecast_module, "time_step", lambda *_arguments: 2.0)  # for one image of the largest size
+    monkeypatch.setattr(forecast_module, "time_loading", lambda _data: 0.25)
+    cfg = tiny(*MANY_SIZES, "data.buckets=3", "train.compile=default", "train.precision=float32")
+    train_set, _ = prepare_data(cfg)
+    plan = make_plan(cfg, train_set)
+    expected = forecast_module.forecast(cfg, train_set, 300, plan, torch.device("cpu"))
+    assert expected.compile == 3 * SECONDS_A_GRAPH
+    assert expected.step == pytest.approx(4 * 2 * plan.pixels / max(height * width for height, width in plan.buckets))
+    evaluations = 2 * 300 * expected.step / 4 / 3
+    assert expected.run == pytest.approx(expected.compile + 2 * plan.steps * (expected.step + 4 * 0.25) + evaluations)
 
 
 def test_more_buckets_cost_less_padding_down_to_none(printed):

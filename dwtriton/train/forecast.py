@@ -1,0 +1,82 @@
+"""`--plan`: how long a run takes on this machine; a step and some images are timed for it."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from dwtriton.config.load import override_config
+from dwtriton.config.schema import Config
+from dwtriton.core import ranks
+from dwtriton.data.buckets import area
+from dwtriton.data.coco import CocoDataset
+from dwtriton.data.loaders import timed_requests, train_loader
+from dwtriton.model.detector import build_detector
+from dwtriton.train.estimate import SAVED_BY_COMPILING, compile_seconds, compiling_pays, duration, time_step
+from dwtriton.train.plan import Plan
+from dwtriton.train.precompile import processes_side_by_side
+from dwtriton.train.settle import settle_for_device
+
+EVALUATED = 1 / 3  # of the time that training takes for an image
+
+
+class Forecast(NamedTuple):
+    """What a run takes, in seconds."""
+
+    step: float  # of all ranks, without loading
+    image: float  # that one core needs to load one
+    workers: int
+    compile: float  # 0: the run is not compiled
+    run: float
+    text: str  # for people
+
+
+def forecast(cfg: Config, train_set: CocoDataset, val_images: int, plan: Plan, device: torch.device) -> Forecast:
+    """Time a step and some images, and estimate what the planned run takes.
+
+    Without a GPU one image is timed in place of a batch's.
+    """
+    buckets = [f"data.buckets={[list(size) for size in plan.buckets]}"] if plan.buckets else []
+    settled = override_config(settle_for_device(cfg, device), buckets)
+    on_gpu, largest = device.type == "cuda", max(plan.buckets or train_set.largest_sizes(), key=area)
+    images = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
+    timed = images if on_gpu else 1
+    with torch.random.fork_rng(devices=[]):
+        detector = build_detector(override_config(settled, ["backbone.weights=none"]))
+    detector.to(device, memory_format=torch.channels_last)
+    step = time_step(settled, detector, device, timed, largest) * images / timed * plan.pixels / area(largest)
+
+    compiling, compiled = 0.0, "not compiled"
+    if settled.train.compile != "off":
+        compiling = compile_seconds(len(plan.buckets), processes_side_by_side(settled, images, device), device)
+        compiled = f"{len(plan.buckets)} graphs, compiled in about {duration(compiling)}"
+    if cfg.train.compile == "auto" and on_gpu:
+        pays, compiled = compiling_pays(step, cfg.schedule.epochs * plan.steps, compiling)
+        compiling = compiling if pays else 0.0
+    if compiling and on_gpu:
+        step *= 1 - SAVED_BY_COMPILING
+
+    image = time_loading(train_set)
+    workers = train_loader(train_set, settled, ranks.rank(), ranks.world_size()).num_workers
+    loading = cfg.data.batch_size / ranks.world_size() * image / max(workers, 1)
+    evaluations = -(-cfg.schedule.epochs // cfg.train.evaluate_every)
+    evaluated = evaluations * val_images * EVALUATED * step / cfg.data.batch_size
+    run = compiling + cfg.schedule.epochs * plan.steps * (max(step, loading) if workers else step + loading) + evaluated
+    waits = "; training waits for data: raise data.workers" if workers and loading > step else ""
+    text = "\n".join(
+        [
+            f"a step takes about {step:.3g} s on {device.type}, {cfg.data.batch_size / step:.3g} images/s; {compiled}",
+            f"one core loads {1 / image:.3g} images/s, data.workers = {workers}{waits}",
+            f"the whole run takes about {duration(run)}, {duration(evaluated)} of it for {evaluations} evaluations",
+        ]
+    )
+    return Forecast(step, image, workers, compiling, run, text)
+
+
+def time_loading(dataset: CocoDataset) -> float:
+    """Return the seconds in which one core loads an image, without batching it."""
+    requests = timed_requests(dataset)
+    began = time.perf_counter()
+    for request in requests:
+        dataset[request]
+    return (time.perf_counter() - began) / len(requests)
