@@ -252,10 +252,11 @@ class Trainer:
                 return None
             results, broken = gathered
             self._report_broken(broken)
-            evaluation = evaluate(self.val_set.coco, results)
+            counted = self.cfg.inference.max_detections
+            evaluation = evaluate(self.val_set.coco, results, max_detections=counted)
             self.folder.record_evaluation(self.iteration, epoch, evaluation, self.val_set, results)
             if self.iteration == self.total:
-                confirm(evaluation, self.val_set.coco, results)
+                confirm(evaluation, self.val_set.coco, results, counted)
         metrics = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         print_line(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {metrics}")
         return evaluation
