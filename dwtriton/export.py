@@ -24,7 +24,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.console.terminal import printable
 from dwtriton.core.errors import RunError, UserError
 from dwtriton.core.files import CheckedFile, check_new_file, write_file
-from dwtriton.core.points import STRIDES, level_points
+from dwtriton.core.points import level_points, pyramid_strides
 from dwtriton.data.buckets import padded_size
 from dwtriton.inference.ready import load_detector
 from dwtriton.model.detector import SIZE_DIVISOR
@@ -100,7 +100,7 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None) -> dict[str, 
         "size": size,
         "size_divisor": SIZE_DIVISOR,
         **cfg.data.model_dump(include={"mean", "std"}),
-        "strides": STRIDES,
+        "strides": pyramid_strides(cfg.head.finest_stride),
         **cfg.inference.model_dump(exclude={"candidates_per_level", "compile"}),
         "iteration": checkpoint.iteration,
     }
@@ -152,10 +152,9 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     Scores must be the best of the detector, and every candidate a box, score and label that the detector has at some
     point: candidates of nearly equal scores may swap.
     """
-    maps = model.network.head_outputs(images)
-    count = model.network.detector.inference_cfg.candidates_per_level
-    score = model.network.detector.score
-    expected = best_candidates(*maps, STRIDES, count, score)
+    maps, detector = model.network.head_outputs(images), model.network.detector
+    count, score = detector.inference_cfg.candidates_per_level, detector.score
+    expected = best_candidates(*maps, detector.strides, count, score)
     for name, own, other in zip(OUTPUTS, found, expected):
         if (own.shape, own.dtype) != (other.shape, other.dtype):
             return f"{name} are {own.dtype} {tuple(own.shape)}, not {other.dtype} {tuple(other.shape)}"
@@ -167,7 +166,7 @@ def disagreement(found: Candidates, model: ExportedDetector, images: Tensor) -> 
     tolerance = BOX_TOLERANCE * max(images.shape[2:])
     image = torch.arange(len(images))[:, None]
     begin = 0
-    for classes, distances, objectness, stride in zip(*maps, STRIDES):
+    for classes, distances, objectness, stride in zip(*maps, detector.strides):
         points = level_points(*classes.shape[2:], stride)  # [P, 2]
         left_top, right_bottom = distances.flatten(2).mT.chunk(2, -1)  # [B, P, 2]
         all_boxes = torch.cat([points - left_top, points + right_bottom], -1)  # [B, P, 4]

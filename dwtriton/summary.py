@@ -12,7 +12,6 @@ from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line
-from dwtriton.core.points import STRIDES
 from dwtriton.data.buckets import padded_size
 from dwtriton.model.detector import SIZE_DIVISOR, build_detector
 
@@ -48,7 +47,7 @@ def main() -> int:
     for part, row in rows.items():
         table.add_row(part, f"{row['parameters']:,}", f"{row['trainable']:,}", f"{row['flops'] / 1e9:.1f}")
     console.print(table)
-    levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+    levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in detector.strides]
     cells = ", ".join(f"{height}x{width}" for height, width in levels)
     points = sum(height * width for height, width in levels)
     print_line(console, f"levels {cells}: {points} points, {points * cfg.head.num_classes} class logits an image")

@@ -117,10 +117,14 @@ class BackboneConfig(Section):
 
 
 class HeadConfig(Section):
-    """Feature pyramid, and the dense head that its five levels share (docs/recipe.md#model)."""
+    """Feature pyramid, and the dense head that its levels share (docs/recipe.md#model)."""
 
     num_classes: int = Field(80, strict=True, gt=0, le=10**5, description="categories of the data")
     channels: int = Field(256, strict=True, gt=0, le=4096, description="of the pyramid and of the towers")
+    finest_stride: Literal[4, 8] = Field(
+        8,
+        description="of the levels, P3 to P7; 4: P2 to P7, for objects of few pixels, with four times the points",
+    )
     convs: int = Field(4, strict=True, ge=0, le=32, description="convolutions in each of the two towers")
     groups: PositiveInt = Field(32, description="of the group norms; divides channels")
     refine: bool = Field(False, description="box refinement: each side is sampled again at a learned offset")

@@ -8,6 +8,11 @@ from torch import Tensor
 STRIDES = (8, 16, 32, 64, 128)  # pyramid levels P3 to P7
 
 
+def pyramid_strides(finest: int) -> tuple[int, ...]:
+    """Return the strides of a pyramid from `finest`, 8 or 4, to 128: each twice as large as the one before."""
+    return STRIDES if finest == STRIDES[0] else (finest, *pyramid_strides(2 * finest))
+
+
 def level_points(
     height: int, width: int, stride: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:

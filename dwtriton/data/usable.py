@@ -170,7 +170,8 @@ def _warn_of_habits(
     if dense and not training:
         problems.warn(
             f"{len(dense)} images hold more than {EVALUATED_OBJECTS} objects, the fullest {max(dense)}: an evaluation "
-            f"counts {EVALUATED_OBJECTS} detections of an image, so that AP stays below 1 however good they are"
+            f"counts {EVALUATED_OBJECTS} detections of an image, so that AP stays below 1 however good they are; "
+            f"--set inference.max_detections={max(dense)} adds figures that count so many"
         )
 
 

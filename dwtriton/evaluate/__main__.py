@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     results, broken = gathered
     write_text(out / "detections.json", json.dumps(results))
     print_line(console, f"{len(results)} detections in {out / 'detections.json'}")
-    evaluation = evaluate(data.coco, results, arguments.evaluator)
+    evaluation = evaluate(data.coco, results, arguments.evaluator, cfg.inference.max_detections)
     metrics = {**evaluation.metrics, "class_ap": evaluation.class_ap}
     write_text(out / "metrics.json", json.dumps(metrics))
 

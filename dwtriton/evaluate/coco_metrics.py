@@ -19,6 +19,7 @@ CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "APl": (slice(None), 3),
 }
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COUNTED = (1, 10, 100)  # detections of an image and class, in COCO's figures
 TOLERANCE = 1e-12  # of figures that both evaluators compute
 UNDEFINED = "\n -1.000: the data have no object of this size, so there is nothing to measure"
 
@@ -31,7 +32,7 @@ class EvaluatorsDisagreeError(RuntimeError):
 class Evaluation:
     """COCO's box metrics in 0..1; -1 where there is nothing to measure, as in COCOeval."""
 
-    metrics: dict[str, float]  # by METRICS
+    metrics: dict[str, float]  # by METRICS, and AP, AP50 and AR of more detections than COCO counts: "AP@500"
     class_metrics: dict[str, dict[str, float]]  # by class name, then by CLASS_METRICS
     table: str  # COCOeval's own summary, and what its -1 mean if there are any
     evaluator: Evaluator  # that computed them
@@ -50,41 +51,53 @@ def gather_results(results: list[dict], broken: set[str]) -> tuple[list[dict], s
     return [result for own, _ in gathered for result in own], set().union(*(files for _, files in gathered))
 
 
-def evaluate(truth: COCO, results: list[dict], evaluator: Evaluator | None = None) -> Evaluation:
+def evaluate(
+    truth: COCO, results: list[dict], evaluator: Evaluator | None = None, max_detections: int = COUNTED[-1]
+) -> Evaluation:
     """Evaluate COCO box results against the ground truth of all its images, with hotcoco if it is installed.
 
-    `evaluator` names one of `evaluators.EVALUATORS` instead.
+    `evaluator` names one of `evaluators.EVALUATORS` instead. COCO's figures count 100 detections of an image and class;
+    if `max_detections` is more, figures with that many stand beside them.
     """
     evaluator = evaluator or default_evaluator()
-    coco_eval = run_coco_eval(truth, results, evaluator)
+    more = [max_detections] if max_detections > COUNTED[-1] else []
+    coco_eval = run_coco_eval(truth, results, evaluator, maxDets=[*COUNTED, *more])
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval.accumulate()
     summary = COCOeval(iouType="bbox")  # pycocotools' means and table of either's precision and recall
     summary.eval = coco_eval.eval
     with contextlib.redirect_stdout(io.StringIO()) as table:
         summary.summarize()
-    precision = summary.eval["precision"][..., -1]  # [IoUs, recalls, classes, areas], 100 detections
+    precision = summary.eval["precision"][..., 2]  # [IoUs, recalls, classes, areas], 100 detections
+    dense = {f"{name}@{count}": value for count in more for name, value in _with_most(summary.eval).items()}
+    lines = "".join(f"\n {name} = {value:.3f}, {more[0]} detections counted" for name, value in dense.items())
     return Evaluation(
-        metrics=dict(zip(METRICS, summary.stats.tolist())),
+        metrics=dict(zip(METRICS, summary.stats.tolist())) | dense,
         class_metrics={
             str(truth.cats[category]["name"]): {
-                metric: _mean_precision(precision[ious, :, k, area]) for metric, (ious, area) in CLASS_METRICS.items()
+                metric: _defined_mean(precision[ious, :, k, area]) for metric, (ious, area) in CLASS_METRICS.items()
             }
             for k, category in enumerate(sorted(truth.cats))
         },
-        table=table.getvalue().rstrip() + (UNDEFINED if -1 in summary.stats else ""),
+        table=table.getvalue().rstrip() + lines + (UNDEFINED if -1 in summary.stats else ""),
         evaluator=evaluator,
     )
 
 
-def confirm(evaluation: Evaluation, truth: COCO, results: list[dict]) -> None:
+def _with_most(figures: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return AP, AP50 and AR over all sizes, of COCOeval's figures with the most detections that were counted."""
+    precision, recall = figures["precision"][..., 0, -1], figures["recall"][..., 0, -1]
+    return {"AP": _defined_mean(precision), "AP50": _defined_mean(precision[0]), "AR": _defined_mean(recall)}
+
+
+def confirm(evaluation: Evaluation, truth: COCO, results: list[dict], max_detections: int = COUNTED[-1]) -> None:
     """Compute the figures of an evaluation again with pycocotools.
 
     Raises EvaluatorsDisagreeError if a metric, of all classes or of one, differs by more than TOLERANCE.
     """
     if evaluation.evaluator == "pycocotools":
         return
-    reference = evaluate(truth, results, "pycocotools")
+    reference = evaluate(truth, results, "pycocotools", max_detections)
     found, expected = ({"all classes": each.metrics} | each.class_metrics for each in (evaluation, reference))
     for name, metrics in expected.items():
         for metric, value in metrics.items():
@@ -94,7 +107,7 @@ def confirm(evaluation: Evaluation, truth: COCO, results: list[dict]) -> None:
                 raise EvaluatorsDisagreeError(f"{metric} of {name} is {both}; {remedy}")
 
 
-def _mean_precision(precision: np.ndarray) -> float:
-    """Mean over the entries that are defined; -1 if the class has no ground truth."""
-    defined = precision[precision > -1]
+def _defined_mean(values: np.ndarray) -> float:
+    """Return the mean over the entries that are defined; -1 if there is no ground truth."""
+    defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dwtriton.core.head_outputs import Levels
-from dwtriton.core.points import STRIDES
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
 from dwtriton.inference.ready import ReadyDetector
@@ -111,10 +110,11 @@ def compare_sample(ready: ReadyDetector, sample: Sample, names: Sequence[str]) -
     batch = collate([sample], cfg.head.num_classes, cfg.data.size_divisor)
     with torch.no_grad():
         outputs = ready.network.head_outputs(batch.images.to(ready.device), batch.image_sizes)
+    strides = ready.network.detector.strides
     assigners = {
-        name: DualWeightAssigner(STRIDES, cfg.loss.soft_prior, cfg.loss.backend)
+        name: DualWeightAssigner(strides, cfg.loss.soft_prior, cfg.loss.backend)
         if name == "dual_weight"
-        else build_loss(cfg.loss.model_copy(update={"assigner": name}))
+        else build_loss(cfg.loss.model_copy(update={"assigner": name}), strides)
         for name in names
     }
     target = {name: values.to(ready.device) for name, values in batch.targets[0].items()}

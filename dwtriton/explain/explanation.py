@@ -164,7 +164,8 @@ def explain(ready: ReadyDetector, sample: Sample) -> Explanation:
     batch = collate([sample], cfg.head.num_classes, cfg.data.size_divisor)
     with torch.no_grad():
         outputs = ready.network.head_outputs(batch.images.to(ready.device), batch.image_sizes)
-    (weights,) = DualWeightAssigner(STRIDES, cfg.loss.soft_prior, cfg.loss.backend)(*outputs, batch.targets)
+    strides = ready.network.detector.strides
+    (weights,) = DualWeightAssigner(strides, cfg.loss.soft_prior, cfg.loss.backend)(*outputs, batch.targets)
     return Explanation(
         image=sample.image.permute(1, 2, 0).numpy(),
         weights=DualWeights(*(values.cpu() for values in weights)),
@@ -172,6 +173,7 @@ def explain(ready: ReadyDetector, sample: Sample) -> Explanation:
         labels=sample.target["labels"][objects],
         level_sizes=[tuple(level.shape[2:]) for level in outputs[0]],
         names=ready.class_names,
+        strides=strides,
     )
 
 

@@ -26,6 +26,7 @@ class ResNet(nn.Module):
 
     `cfg.resnext` makes it a ResNeXt (Xie et al., arXiv 1611.05431). `cfg.deformable` makes the 3x3 convolutions of
     layer2 to layer4 deformable. With `checkpointing` only the inputs of blocks are kept for the backward pass.
+    With `c2` the output of layer1 is returned, too.
 
     The parts frozen by `cfg.frozen_stages` (1: stem and layer1; n: up to layer n) do not train, and their batch norms
     always use stored statistics. With `cfg.frozen_statistics` all batch norms do, while the affine parameters of the
@@ -42,7 +43,7 @@ class ResNet(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, cfg: BackboneConfig, checkpointing: bool = False) -> None:
+    def __init__(self, cfg: BackboneConfig, checkpointing: bool = False, c2: bool = False) -> None:
         super().__init__()
         if checkpointing and not cfg.frozen_statistics:
             raise UserError(
@@ -52,7 +53,7 @@ class ResNet(nn.Module):
         network = _network(cfg)
         for name in ("conv1", "bn1", "relu", "maxpool", *STAGES):
             setattr(self, name, getattr(network, name))
-        self.cfg, self.checkpointing = cfg, checkpointing
+        self.cfg, self.checkpointing, self.c2 = cfg, checkpointing, c2
         for stage in (self.layer2, self.layer3, self.layer4) if cfg.deformable else ():
             for block in stage:
                 if not isinstance(block, Bottleneck):
@@ -61,17 +62,22 @@ class ResNet(nn.Module):
                         f"does not have: set backbone.depth to 50 or 101"
                     )
                 block.conv2 = DeformableConv2d.like(block.conv2)
-        self.out_channels = [network.fc.in_features // 4, network.fc.in_features // 2, network.fc.in_features]
+        self.out_channels = [network.fc.in_features // share for share in (8, 4, 2, 1)[not c2 :]]
         for part in self._frozen_parts():
             part.requires_grad_(False)
         self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map images [B, 3, H, W] to {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, c from `out_channels`."""
+        """Map images [B, 3, H, W] to {"c3": [B, c, H/8, W/8], "c4": .../16, "c5": .../32}, c from `out_channels`.
+
+        If the network was made with `c2`, {"c2": [B, c, H/4, W/4]} comes before them.
+        """
         x = self.maxpool(self.relu(conv_norm(self.conv1, self.bn1, images)))
-        c3 = self._run(self.layer2, self._run(self.layer1, x))
+        c2 = self._run(self.layer1, x)
+        c3 = self._run(self.layer2, c2)
         c4 = self._run(self.layer3, c3)
-        return {"c3": c3, "c4": c4, "c5": self._run(self.layer4, c4)}
+        levels = {"c3": c3, "c4": c4, "c5": self._run(self.layer4, c4)}
+        return {"c2": c2} | levels if self.c2 else levels
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; frozen batch norms use stored statistics in both."""

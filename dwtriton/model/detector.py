@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dwtriton.config.schema import Config
-from dwtriton.core.points import STRIDES
+from dwtriton.core.points import pyramid_strides
 from dwtriton.core.targets import PackedTargets
 from dwtriton.model.backbone import ResNet
 from dwtriton.model.fpn import build_fpn
@@ -35,15 +35,17 @@ def build_detector(cfg: Config) -> "DualWeightDetector":
 class DualWeightDetector(nn.Module):
     """FCOS-like detector trained by Dual Weighting (Li et al., arXiv 2203.09730), or by another `loss.assigner`.
 
-    Images are float [B, 3, H, W], RGB, normalised, zero-padded so that H and W are multiples of 32.
+    Images are float [B, 3, H, W], RGB, normalised, zero-padded so that H and W are multiples of 32. `strides` are those
+    of the levels, from `cfg.head.finest_stride` to 128.
     """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
-        self.backbone = ResNet(cfg.backbone, cfg.train.activation_checkpointing)
+        self.strides = pyramid_strides(cfg.head.finest_stride)
+        self.backbone = ResNet(cfg.backbone, cfg.train.activation_checkpointing, c2=self.strides[0] == 4)
         self.fpn = build_fpn(self.backbone.out_channels, cfg.head.channels)
-        self.head = DenseHead(cfg.head, STRIDES, cfg.train.activation_checkpointing)
-        self.loss = build_loss(cfg.loss)
+        self.head = DenseHead(cfg.head, self.strides, cfg.train.activation_checkpointing)
+        self.loss = build_loss(cfg.loss, self.strides)
         self.score = SCORES[cfg.loss.assigner]
         if self.score == "class":  # the loss does not reach the objectness: the branch keeps its first weights
             self.head.objectness_conv.requires_grad_(False)
@@ -76,7 +78,8 @@ class DualWeightDetector(nn.Module):
 
     def candidates(self, images: Tensor) -> Candidates:
         """Return the best candidates of each image, from which `select` takes the detections. Compiles as one graph."""
-        return best_candidates(*self.head_outputs(images), STRIDES, self.inference_cfg.candidates_per_level, self.score)
+        count = self.inference_cfg.candidates_per_level
+        return best_candidates(*self.head_outputs(images), self.strides, count, self.score)
 
     @torch.inference_mode()
     def predict(

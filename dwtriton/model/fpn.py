@@ -1,4 +1,4 @@
-"""Feature pyramid P3 to P7 (Lin et al., arXiv 1612.03144; P6 and P7 as in FCOS, arXiv 1904.01355)."""
+"""Feature pyramid P3 to P7, or P2 to P7 (Lin et al., arXiv 1612.03144; P6 and P7 as in FCOS, arXiv 1904.01355)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 def build_fpn(in_channels: list[int], channels: int) -> FeaturePyramidNetwork:
     """Return torchvision's pyramid over C3, C4, C5 (of `in_channels`) with P6 = conv(P5) and P7 = conv(relu(P6)).
 
-    All five levels have `channels`. Weights start Xavier-uniform, biases at zero.
+    It begins with C2 if there are four `in_channels`. All levels have `channels`. Weights start Xavier-uniform, biases
+    at zero.
     """
     fpn = FeaturePyramidNetwork(in_channels, channels, extra_blocks=CoarseLevels(channels, channels))
     for module in fpn.modules():

@@ -3,7 +3,6 @@
 from torch import nn
 
 from dwtriton.config.schema import LossConfig
-from dwtriton.core.points import STRIDES
 from dwtriton.losses import ATSSLoss, DualWeightAblationLoss, DualWeightLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
 from dwtriton.model.postprocess import Score
 
@@ -24,8 +23,8 @@ SCORES: dict[str, Score] = {  # of a class at a point, as each method trains the
 }
 
 
-def build_loss(cfg: LossConfig) -> nn.Module:
-    """Return the loss of `cfg.assigner` with the settings of its section."""
+def build_loss(cfg: LossConfig, strides: tuple[int, ...]) -> nn.Module:
+    """Return the loss of `cfg.assigner` on levels of these strides, with the settings of its section."""
     if cfg.assigner == "dual_weight":
-        return DualWeightLoss(STRIDES, soft_prior=cfg.soft_prior, backend=cfg.backend)
-    return LOSSES[cfg.assigner](STRIDES, **getattr(cfg, cfg.assigner).model_dump())
+        return DualWeightLoss(strides, soft_prior=cfg.soft_prior, backend=cfg.backend)
+    return LOSSES[cfg.assigner](strides, **getattr(cfg, cfg.assigner).model_dump())

@@ -38,7 +38,14 @@ def mmdet_name(name: str) -> str:
 
 
 def to_mmdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a detector's state dict under MMDetection's names, with the two constants of its centre prior."""
+    """Return a detector's state dict under MMDetection's names, with the two constants of its centre prior.
+
+    Raises UserError for a detector with the level P2, which no release has.
+    """
+    if "fpn.inner_blocks.3.0.weight" in state:
+        raise UserError(
+            "head.finest_stride = 4 has no names in MMDetection's checkpoints: its levels begin at stride 8"
+        )
     renamed = {mmdet_name(name): tensor for name, tensor in state.items()}
     return renamed | _center_prior(num_classes=len(state["head.class_conv.bias"]))
 

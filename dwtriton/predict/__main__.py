@@ -12,6 +12,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder
 from dwtriton.inference.ready import load_detector
+from dwtriton.inference.tiles import Tiling
 from dwtriton.predict.formats import FORMATS, write_csv, write_yolo
 from dwtriton.predict.inputs import find_inputs, picture_names
 from dwtriton.predict.predictor import Predictor
@@ -22,7 +23,8 @@ EXAMPLES = """\
   python -m dwtriton.predict --weights runs/shapes-1/last.pt image.jpg photos/ "more/*.png"
   python -m dwtriton.predict --weights best.pt street.mp4 --threshold 0.4 --out street
   python -m dwtriton.predict --weights best.pt photos/ --no-pictures --json
-  python -m dwtriton.predict --weights best.pt photos/ --format yolo --format csv"""
+  python -m dwtriton.predict --weights best.pt photos/ --format yolo --format csv
+  python -m dwtriton.predict --weights best.pt aerial.tif --tile 640 --overlap 0.2"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     which = "keep boxes with a higher score (default: %(default)s)"
     parser.add_argument("--threshold", metavar="SCORE", type=float, default=0.3, help=which)
     parser.add_argument("--batch", metavar="N", type=int, default=8, help="images in a batch (default: %(default)s)")
+    which = "cut images into tiles of this many pixels a side, for small objects in large images"
+    parser.add_argument("--tile", metavar="SIZE", type=int, help=which)
+    which = "least share of a tile's side that it has in common with its neighbour (default: %(default)s)"
+    parser.add_argument("--overlap", metavar="SHARE", type=float, default=Tiling._field_defaults["overlap"], help=which)
     which = "write detections in this format too, beside COCO's detections.json; repeatable"
     parser.add_argument("--format", choices=FORMATS, action="append", default=[], help=which)
     parser.add_argument("--no-pictures", action="store_true", help="write the detections alone")
@@ -49,7 +55,12 @@ def main() -> int:
         raise UserError(f"--threshold is a score from 0 to 1, not {arguments.threshold}")
     if arguments.batch < 1:
         raise UserError(f"--batch must be at least 1, not {arguments.batch}")
+    tiling = Tiling(arguments.tile, arguments.overlap) if arguments.tile is not None else None
+    if tiling:
+        tiling.check()
     images, videos = find_inputs(arguments.inputs)
+    if videos and tiling:
+        raise UserError(f"--tile is for images, and {videos[0]} is a video")
     if videos:
         import_av()
     check_out(arguments.out, arguments.force, [*images, *videos])
@@ -61,7 +72,7 @@ def main() -> int:
     make_folder(arguments.out)
     with DetectionsWriter(arguments.out) as writer:
         draw_to = {} if arguments.no_pictures else {path: arguments.out / name for path, name in names.items()}
-        predictor = Predictor(ready, writer, draw_to, arguments.batch, console)
+        predictor = Predictor(ready, writer, draw_to, arguments.batch, console, tiling)
         try:
             predictor.predict_images(images)
             for video in videos:

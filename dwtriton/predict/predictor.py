@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from torch import Tensor
@@ -20,12 +20,22 @@ from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.inference.detect import coco_results
 from dwtriton.inference.inputs import unlabelled_sample
 from dwtriton.inference.ready import ReadyDetector
+from dwtriton.inference.tiles import Tiling, detect_in_tiles
 from dwtriton.predict.inputs import image_samples
 from dwtriton.predict.video import Video, write_video
 from dwtriton.predict.writer import DetectionsWriter
 
 JPEG_QUALITY = 92
 MAX_JPEG_SIDE = 65500  # pixels
+
+
+class Found(NamedTuple):
+    """An image file, its (h, w), and its detections."""
+
+    image_id: int
+    path: Path
+    size: tuple[int, int]
+    detections: dict[str, Tensor]
 
 
 @dataclass
@@ -37,24 +47,41 @@ class Predictor:
     draw_to: Mapping[Path, Path]  # the picture or video to write, by input
     batch_size: int
     console: Console
+    tiling: Tiling | None = None  # of images, not of videos
     skipped: list[str] = field(default_factory=list)  # "PATH: reason" of inputs in which nothing could be read
     incomplete: list[str] = field(default_factory=list)  # the same of videos that could not be read to their end
 
     def predict_images(self, paths: Sequence[Path]) -> None:
         """Detect in image files."""
         with progress(self.console, "images", len(paths)) as advance:
-            for sample, found in self.ready.detect(self._readable(paths, advance), self.batch_size):
-                (sx, sy), path = sample.scale_factor, Path(sample.path)
-                size = round(sample.image.shape[1] / sy), round(sample.image.shape[2] / sx)  # before resizing
-                self._add(sample, size, found)
+            found_in = self._in_tiles(paths, advance) if self.tiling else self._in_whole_images(paths, advance)
+            for image_id, path, size, found in found_in:
+                self._add(image_id, str(path), size, found)
                 if path in self.draw_to and max(size) > MAX_JPEG_SIDE:
                     problem = f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}"
                     print_line(self.console, problem, "yellow")
                 elif path in self.draw_to:
                     picture = encode_jpeg(self._draw(read_image(path), found), JPEG_QUALITY).numpy()
                     write_file(self.draw_to[path], lambda file, p=picture: file.write(p))
-                    self.writer.set_drawn(sample.path, self.draw_to[path].name)
+                    self.writer.set_drawn(str(path), self.draw_to[path].name)
                 advance()
+
+    def _in_whole_images(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Found]:
+        for sample, found in self.ready.detect(self._readable(paths, advance), self.batch_size):
+            sx, sy = sample.scale_factor
+            size = round(sample.image.shape[1] / sy), round(sample.image.shape[2] / sx)  # before resizing
+            yield Found(sample.image_id, Path(sample.path), size, found)
+
+    def _in_tiles(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Found]:
+        for image_id, path in enumerate(paths, 1):
+            try:
+                pixels = read_image(path)
+            except BrokenImageError as error:
+                self.skipped.append(str(error))
+                advance()
+            else:
+                found = detect_in_tiles(self.ready, pixels, self.tiling, self.batch_size)
+                yield Found(image_id, path, tuple(pixels.shape[1:]), found)
 
     def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Sample]:
         for sample in image_samples(paths, self.ready.config):
@@ -95,14 +122,15 @@ class Predictor:
 
         for sample, found in self.ready.detect(samples(), self.batch_size):
             frame = in_progress.popleft()
-            self._add(sample, tuple(frame.shape[1:]), found, frame_id=sample.image_id - first_id)
+            size = tuple(frame.shape[1:])
+            self._add(sample.image_id, sample.path, size, found, frame_id=sample.image_id - first_id)
             advance()
             yield self._draw(frame, found) if video.path in self.draw_to else frame
 
-    def _add(self, sample: Sample, size: tuple[int, int], found: dict[str, Tensor], **more: int) -> None:
+    def _add(self, image_id: int, path: str, size: tuple[int, int], found: dict[str, Tensor], **more: int) -> None:
         """Hand an image of the given (h, w) and its detections to the writer."""
-        image = {"id": sample.image_id, "file_name": sample.path, "height": size[0], "width": size[1], **more}
-        results = coco_results(found, sample.image_id, self.ready.category_ids)
+        image = {"id": image_id, "file_name": path, "height": size[0], "width": size[1], **more}
+        results = coco_results(found, image_id, self.ready.category_ids)
         areas = [result["bbox"][2] * result["bbox"][3] for result in results]
         self.writer.add(image, [{**result, "area": area, "iscrowd": 0} for result, area in zip(results, areas)])
 

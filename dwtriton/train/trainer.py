@@ -86,16 +86,15 @@ class Trainer:
         self.data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
         with ranks.raise_on_all_ranks():
             self.notes = self._notes(checkpoint, data_changed)
-        self.micro_batch_size = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
+        images = self.micro_batch_size = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
         ranks.check_same(self.data | {"data.buckets": cfg.data.buckets, "iteration": self.iteration})
 
         self.detector.to(self.device, memory_format=torch.channels_last)
         if compile_is_open:
-            run = self.detector, self.device, self.micro_batch_size, self.total
+            run = self.detector, self.device, images, self.total
             self.cfg, why = settle_compile(cfg, *run, before=checkpoint and checkpoint.config.train.compile)
             self.notes.append(why)
-        most_boxes = self.train_set.most_boxes(self.micro_batch_size)
-        self.train_step = TrainStep(self.detector, self.cfg, self.device, most_boxes)
+        self.train_step = TrainStep(self.detector, self.cfg, self.device, self.train_set.most_boxes(images))
         if checkpoint:
             with ranks.raise_on_all_ranks():
                 self.train_step.load(checkpoint, self.last_checkpoint)
@@ -254,10 +253,11 @@ class Trainer:
                 return None
             results, broken = gathered
             self._report_broken(broken)
-            evaluation = evaluate(self.val_set.coco, results)
+            counted = self.cfg.inference.max_detections
+            evaluation = evaluate(self.val_set.coco, results, max_detections=counted)
             self.folder.record_evaluation(self.iteration, epoch, evaluation, self.val_set, results)
             if self.iteration == self.total:
-                confirm(evaluation, self.val_set.coco, results)
+                confirm(evaluation, self.val_set.coco, results, counted)
         metrics = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         print_line(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {metrics}")
         return evaluation

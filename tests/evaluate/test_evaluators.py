@@ -95,6 +95,53 @@ def test_every_figure_is_that_of_pycocotools(text_ids):
                 assert found.class_ap[truth.cats[category]["name"]] == pytest.approx(ap, abs=1e-12)
 
 
+def dense_set(objects: int):
+    """Images with that many objects of a class, each found with a small error, and at random scores."""
+    random, truth = np.random.default_rng(0), COCO()
+    boxes = np.concatenate([random.uniform(0, 900, (2 * objects, 2)), random.uniform(20, 60, (2 * objects, 2))], 1)
+    truth.dataset = {
+        "images": [{"id": image} for image in (1, 2)],
+        "categories": [{"id": 7, "name": "tree"}],
+        "annotations": [
+            {"id": number, "image_id": number % 2 + 1, "category_id": 7, "bbox": box, "area": box[2] * box[3],
+             "iscrowd": 0}
+            for number, box in enumerate(boxes.tolist(), 1)
+        ],
+    }  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    moved = (boxes + random.normal(0, 1, boxes.shape)).tolist()
+    results = [
+        {"image_id": number % 2 + 1, "category_id": 7, "bbox": box, "score": float(random.random())}
+        for number, box in enumerate(moved, 1)
+    ]
+    return truth, results
+
+
+def test_more_detections_than_coco_counts_have_figures_of_their_own():
+    truth, results = dense_set(250)
+    plain = evaluate(truth, results)
+    for evaluator in EVALUATORS:
+        found = evaluate(truth, results, evaluator, max_detections=300)
+        assert {name: found.metrics[name] for name in METRICS} == plain.metrics
+        assert found.class_metrics == plain.class_metrics
+        assert plain.metrics["AP50"] < 100 / 250 + 0.01  # a recall of 40% at most
+        assert found.metrics["AP50@300"] > 0.98
+        assert 0.5 < found.metrics["AP@300"] < found.metrics["AR@300"] < 1
+        assert found.table.splitlines()[:12] == plain.table.splitlines()[:12]  # COCO's own
+        assert f"AP@300 = {found.metrics['AP@300']:.3f}, 300 detections counted" in found.table
+        confirm(found, truth, results, max_detections=300)
+    assert evaluate(truth, results, max_detections=30).metrics.keys() == plain.metrics.keys()
+
+
+def test_a_difference_in_the_figures_of_many_detections_is_found_too():
+    truth, results = dense_set(150)
+    found = evaluate(truth, results, "hotcoco", max_detections=200)
+    found.metrics["AR@200"] += 1e-9
+    with pytest.raises(EvaluatorsDisagreeError, match="AR@200 of all classes"):
+        confirm(found, truth, results, max_detections=200)
+
+
 def test_errors_are_the_same_with_both():
     for seed in range(20):
         truth, results = generated_set(seed)
@@ -135,7 +182,7 @@ def test_the_option_of_the_command_chooses_the_evaluator(finished, tmp_path, cal
     out, _ = finished
     chosen = []
     run = coco_metrics.run_coco_eval
-    monkeypatch.setattr(coco_metrics, "run_coco_eval", lambda *a: chosen.append(a[2]) or run(*a))
+    monkeypatch.setattr(coco_metrics, "run_coco_eval", lambda *a, **k: chosen.append(a[2]) or run(*a, **k))
     weights = ["--weights", out / "last.pt"]
     code, _, error = call(evaluate_command, *weights, "--out", tmp_path / "a", "--evaluator", "pycocotools")
     assert (code, chosen) == (0, ["pycocotools"]), error
@@ -147,8 +194,8 @@ def test_the_option_of_the_command_chooses_the_evaluator(finished, tmp_path, cal
 
 
 def test_a_run_whose_last_figures_differ_fails_in_one_line(tmp_path, call, monkeypatch, shapes_root):
-    def disturbed(truth, results, evaluator=None):
-        evaluation = evaluate(truth, results, evaluator)
+    def disturbed(truth, results, evaluator=None, max_detections=100):
+        evaluation = evaluate(truth, results, evaluator, max_detections)
         evaluation.metrics["AR1"] -= 1e-6 * (evaluation.evaluator == "pycocotools")
         return evaluation
 

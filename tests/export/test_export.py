@@ -224,6 +224,7 @@ def fresh_checkpoint(tiny, path, *overrides):
 
 VARIANTS = {
     "refine": ["head.refine=true"],
+    "P2": ["head.finest_stride=4"],
     "deformable": ["backbone.depth=50", "backbone.deformable=true", "head.deformable=true"],
     **{assigner: [f"loss.assigner={assigner}"] for assigner in ("atss", "simota", "tal")},  # other scores
 }

@@ -148,6 +148,35 @@ def test_level_sizes_halve_and_round_up(make):
     assert all((x >= 0).all() for x in distances)
 
 
+def test_a_pyramid_from_stride_4_has_a_level_more_in_network_loss_and_detections(make, images, targets):
+    detector = make(head={"finest_stride": 4})
+    detector.backbone.eval()
+    assert detector.strides == (4, 8, 16, 32, 64, 128)
+    outputs = detector.head_outputs(images)
+    assert [tuple(x.shape[2:]) for x in outputs[0]] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    losses, expected = detector(images, targets), DualWeightLoss(detector.strides)(*outputs, targets)
+    assert all(torch.equal(losses[name], expected[name]) for name in expected)
+    sum(losses.values()).backward()
+    assert detector.fpn.inner_blocks[0][0].weight.grad.abs().sum() > 0
+    settings = {"score_threshold": 0.01, "nms_iou": 0.6, "max_detections": 50}
+    for found, also in zip(
+        detector.predict(images, [SIZE, SIZE], **settings),
+        postprocess(*detector.eval().head_outputs(images), [SIZE, SIZE], strides=detector.strides, **settings),
+    ):
+        assert all(torch.equal(found[name], also[name]) for name in also)
+
+
+@pytest.mark.parametrize("assigner", ["fcos", "atss", "simota", "tal", "dual_weight_ablation"])
+def test_every_assigner_takes_a_pyramid_from_stride_4(assigner, make, images, targets):
+    """An object of 6 pixels has points on the finest level alone."""
+    detector = make(head={"finest_stride": 4}, loss={"assigner": assigner})
+    small = [{"boxes": torch.tensor([[9.0, 9, 15, 15]]), "labels": torch.tensor([1])}, targets[1]]
+    losses = detector(images, small)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert detector.fpn.layer_blocks[0][0].weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

@@ -153,3 +153,10 @@ def test_another_centre_prior_is_refused(detector, name):
     with pytest.raises(UserError, match=name):
         detector.load_mmdet_state_dict(state)
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+
+
+def test_a_pyramid_that_no_release_has_is_refused():
+    detector = build_detector(load_config("shapes", ["head.finest_stride=4"]))
+    for use in (detector.mmdet_state_dict, lambda: detector.load_mmdet_state_dict({})):
+        with pytest.raises(UserError, match=r"head\.finest_stride = 4 has no names in MMDetection's checkpoints"):
+            use()

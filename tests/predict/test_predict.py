@@ -237,6 +237,39 @@ def test_output_for_scripts(images, tmp_path, predict):
     assert predict(*images.values(), "--quiet", out=tmp_path / "quiet")[1] == ""
 
 
+def test_images_in_tiles_have_boxes_in_their_own_pixels_and_pictures(images, tmp_path, predict):
+    """One tile is the whole image; with smaller ones the detector sees objects larger, and finds others."""
+    _, _, _, whole = predict(*images.values(), "--batch", 1, out=tmp_path / "whole")
+    code, _, _, one = predict(*images.values(), "--tile", 500, out=tmp_path / "one")
+    assert (code, one["annotations"]) == (0, whole["annotations"])
+    code, _, _, content = predict(*images.values(), "--tile", 100, "--overlap", 0.3, out=tmp_path / "tiles")
+    assert code == 0
+    assert [(p["id"], p["height"], p["width"]) for p in content["images"]] == [
+        (p["id"], p["height"], p["width"]) for p in whole["images"]
+    ]
+    assert content["annotations"] != whole["annotations"]
+    sizes = {p["id"]: (p["width"], p["height"]) for p in content["images"]}
+    for annotation in content["annotations"]:
+        (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
+        assert min(x, y) >= -1e-3
+        assert (x + w, y + h) <= (width + 1e-2, height + 1e-2)
+    assert all((tmp_path / "tiles" / p["drawn"]).exists() for p in content["images"])
+
+
+def test_unreadable_images_are_skipped_in_tiles_too(images, tmp_path, predict):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    code, _, _, content = predict(next(iter(images.values())), tmp_path / "broken.jpg", "--tile", 100)
+    assert (code, len(content["images"])) == (0, 1)
+    assert "broken.jpg" in content["info"]["skipped"][0]
+
+
+@pytest.mark.parametrize("arguments", [["--tile", 8], ["--tile", 64, "--overlap", 1]])
+def test_tiles_that_make_no_sense_are_an_error(arguments, images, predict):
+    code, _, error, _ = predict(*images.values(), *arguments)
+    assert code == 2
+    assert error.startswith(("error: --tile is at least 32", "error: --overlap is a share"))
+
+
 def test_a_threshold_of_one_finds_nothing_and_still_draws(images, tmp_path, predict):
     code, _, _, content = predict(*images.values(), "--threshold", 1)
     assert (code, content["annotations"]) == (0, [])
@@ -246,10 +279,10 @@ def test_a_threshold_of_one_finds_nothing_and_still_draws(images, tmp_path, pred
 def test_an_interrupted_run_keeps_what_was_found(images, tmp_path, predict, monkeypatch):
     add = predictor.Predictor._add
 
-    def interrupted(self, sample, *rest, **more):
-        if sample.image_id == 3:
+    def interrupted(self, image_id, *rest, **more):
+        if image_id == 3:
             raise KeyboardInterrupt
-        add(self, sample, *rest, **more)
+        add(self, image_id, *rest, **more)
 
     monkeypatch.setattr(predictor.Predictor, "_add", interrupted)
     code, printed, _, content = predict(*images.values(), "--batch", 1)

@@ -119,8 +119,8 @@ def _tiles(
             name = PurePath(image["file_name"]).with_suffix("")
             stem = PurePath(*[part for part in name.parts if part not in (name.anchor, "..")])
             boxes, whole = usable.boxes[image["id"]], set()
-            for y in _offsets(image["height"], size, overlap):
-                for x in _offsets(image["width"], size, overlap):
+            for y in tile_offsets(image["height"], size, overlap):
+                for x in tile_offsets(image["width"], size, overlap):
                     part = pixels[:, y : y + size, x : x + size]
                     path = folder / stem.with_name(fitting_name(stem.name, f"_{y}_{x}.jpg"))
                     if path.exists():
@@ -136,7 +136,7 @@ def _tiles(
             advance()
 
 
-def _offsets(length: int, size: int, overlap: float) -> list[int]:
+def tile_offsets(length: int, size: int, overlap: float) -> list[int]:
     """Return where tiles begin along a side: evenly spaced, from one end to the other."""
     if length <= size:
         return [0]

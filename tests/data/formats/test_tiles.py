@@ -12,7 +12,7 @@ from dwtriton.config.load import load_config
 from dwtriton.data import __main__ as command
 from dwtriton.data.annotations import Records
 from dwtriton.data.formats.splits import find_splits
-from dwtriton.data.formats.tiles import KEPT_SHARE, _offsets, tile_size
+from dwtriton.data.formats.tiles import KEPT_SHARE, tile_offsets, tile_size
 from tests.support.real_data import write_files
 
 WIDTH, HEIGHT, SIZE = 300, 200, 96
@@ -20,7 +20,7 @@ WIDTH, HEIGHT, SIZE = 300, 200, 96
 
 @given(st.integers(1, 3000), st.integers(32, 900), st.floats(0, 0.9))
 def test_tiles_cover_a_side_from_end_to_end_and_overlap_as_asked(length, size, overlap):
-    offsets = _offsets(length, size, overlap)
+    offsets = tile_offsets(length, size, overlap)
     assert offsets[0] == 0
     assert max(offsets) + min(size, length) == length
     steps = np.diff(offsets)
