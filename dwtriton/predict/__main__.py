@@ -93,7 +93,7 @@ def check_out(out: Path, force: bool, inputs: Sequence[Path]) -> None:
 def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console, names: dict[Path, str]) -> None:
     """Report what was found and what was not read, and write the detections if anything was."""
     counts, ready = predictor.counts(), predictor.ready
-    for kind in ("skipped", "incomplete"):
+    for kind in ("skipped", "incomplete", "doubtful"):
         for line in counts[kind]:
             print_line(console, f"{kind}: {line}", "yellow")
     line = "{images} images and {frames} video frames: {detections} detections".format(**counts)

@@ -38,9 +38,12 @@ def write_sheet(sheet: Figure, path: Path) -> None:
     write_file(path, lambda file: sheet.savefig(file, format="png", dpi=DPI, metadata={"Software": MAKER}))
 
 
-def write_problems(findings: Sequence[Findings], path: Path) -> bool:
-    """Write all that was found, a line each; return whether there was anything. Without it the file is removed."""
-    lines = []
+def write_problems(findings: Sequence[Findings], unused: Sequence[str], path: Path) -> bool:
+    """Write all that was found and what is not used, a line each; return whether there was anything.
+
+    Without it the file is removed.
+    """
+    lines = list(unused)
     for found in findings:
         problems = found.problems
         lines += [f"{found.split.name}: cannot be trained on: {reason}" for reason in found.fatal]

@@ -38,7 +38,7 @@ class Box(NamedTuple):
     name: str  # of its class
     xyxy: tuple[float, float, float, float]  # pixels, from 0, exclusive at the right and bottom
     crowd: bool = False
-    rotation: float = 0.0  # degrees, as CVAT writes it beside the sides of the upright box
+    rotation: float = 0.0  # degrees, of a rotated box for which this upright one stands
 
 
 class Source(NamedTuple):
@@ -120,9 +120,10 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
         if not any(image.boxes for image in images) and (problems or split == "train"):
             raise DataError(f"nothing was written: no box of {split} is left. {counted(problems)}")
     _write(found, names, out, console)
-    return Converted(
-        len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), list(source.notes)
-    )
+    notes = list(source.notes)
+    if rotated := sum(bool(box.rotation) for of_image in boxes for box in of_image):
+        notes.append(f"{rotated} boxes are rotated, and used as upright ones: see what `check` draws")
+    return Converted(len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), notes)
 
 
 def counted(problems: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from dwtriton.data.formats.labelme import is_labelme, read_labelme
 from dwtriton.data.formats.voc import has_lists, has_xml, read_voc, read_voc_folders
 from dwtriton.data.formats.yolo import is_yolo, read_yolo
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import json_files
 
 MAX_NAMES = 12  # of files in an error
 
@@ -52,7 +53,7 @@ def read_source(
     if layout == "labelme" and not names_file:
         return read_labelme(root)
     if layout is None and names_file is None:
-        if any(next(root.glob(pattern), None) for pattern in ("*.json", "*/*.json")):
+        if json_files(root):
             raise DataError(
                 f"{root} holds JSON files, as COCO's layout does; if it is that, nothing is to be converted: "
                 f"python -m dwtriton.data check {root}"
