@@ -98,7 +98,9 @@ def report_html(
         largest_cost=max(*(analysis.costs[error] for error in tide.ERROR_TYPES), 1e-9),
         min_confusion_score=MIN_CONFUSION_SCORE,
         misses=[(_tile(files, read, *pair), *pair) for pair in tide.worst_misses(analysis, MAX_TILES)],
-        false_positives=[(_tile(files, read, *pair), *pair) for pair in tide.worst_false_positives(analysis, MAX_TILES)],
+        false_positives=[
+            (_tile(files, read, *pair), *pair) for pair in tide.worst_false_positives(analysis, MAX_TILES)
+        ],
         **_curves(analysis, names),
         **_confusions(analysis, list(names)),
     )

@@ -122,10 +122,9 @@ def _names(files: Sequence[Path], root: Path) -> list[str]:
 def _image_folder(root: Path, name: str, records: Records) -> Path:
     """Find the folder that holds most of the first images: in `root`, in the folder of the annotations or between them.
 
-    A folder in one of these and in its `images` counts too. Names are taken as they stand, else as paths from the working folder, as `predict` writes them, or else as
-    `find_file` does. Splits may give their images
-    the same names: among folders that hold at least half as many as the best, take the one whose name is most like the
-    split's.
+    A folder in one of these or in its `images` counts too. Names are taken as they stand, else as paths from the
+    working folder, as `predict` writes them, or else as `find_file` does. Splits may give their images the same names:
+    among folders that hold at least half as many as the best, take the one whose name is most like the split's.
     """
     above = [folder for folder in records.path.parents if folder.is_relative_to(root)]
     below = [path for folder in above for path in (*folder.iterdir(), *folder.glob("images/*")) if path.is_dir()]

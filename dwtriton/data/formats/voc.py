@@ -127,7 +127,8 @@ def _names(line: str) -> list[str]:
     return [text for name in names for text in (name, Path(name).with_suffix("").as_posix())]
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an XML file. Raises DataError."""
     content = read_bytes(path)
     try:
         return ElementTree.fromstring(content)
@@ -138,7 +139,7 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _size(path: Path) -> Size | None:
-    tree = _parse(path)
+    tree = parse_xml(path)
     height, width = (whole_number(tree.findtext(f"size/{side}", "")) for side in ("height", "width"))
     return (height, width) if height and width else None
 
@@ -146,7 +147,7 @@ def _size(path: Path) -> Size | None:
 def _read(path: Path, height: int, width: int, problems: list[str]) -> list[Box]:
     """The objects of an XML file. ElementTree keeps no lines: problems name objects by their number in the file."""
     boxes = []
-    for position, item in enumerate(_parse(path).iter("object"), 1):
+    for position, item in enumerate(parse_xml(path).iter("object"), 1):
         name = (item.findtext("name") or "").strip()
         try:
             boxes.append(_box(item, name, height, width))
