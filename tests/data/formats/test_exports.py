@@ -11,6 +11,8 @@ from dwtriton.data.formats.split import GROUPS
 from tests.support.real_data import (
     NAMES,
     coco_content,
+    cvat_xml,
+    label_studio_tasks,
     labelme_json,
     pictures,
     voc_xml,
@@ -32,6 +34,18 @@ def labels(split, pattern, write=yolo_lines):
 
 def xml(split, pattern):
     return {pattern.format(f"{n:04}"): voc_xml(picture, "x.jpg") for n, picture in enumerate(pictures(split), 1)}
+
+
+def labelme(pattern, image_path):
+    return {pattern.format(f"{n:04}"): labelme_json(p, image_path.format(f"{n:04}")) for n, p in numbered("train")}
+
+
+def named(pattern):
+    return {pattern.format(f"{n:04}"): picture for n, picture in numbered("train")}
+
+
+def numbered(split):
+    return enumerate(pictures(split), 1)
 
 
 def decimal_class(picture):
@@ -62,6 +76,12 @@ TWO = {  # layouts with both splits
         **xml("train", "train/{}.xml"),
         **images("val", "valid/{}.jpg"),
         **xml("val", "valid/{}.xml"),
+    },
+    "VOC with folders in the splits": {
+        **images("train", "train/photos/{}.jpg"),
+        **xml("train", "train/xml/{}.xml"),
+        **images("val", "val/photos/{}.jpg"),
+        **xml("val", "val/xml/{}.xml"),
     },
     "VOC with .jpg in its lists": {
         "ImageSets/Main/train.txt": listed("train", "").replace("/", "").replace("\n", "\r\n"),
@@ -125,11 +145,33 @@ ONE = {  # layouts with one split
     "VOC of labelImg": {**images("train", "{}.jpg"), **xml("train", "{}.xml"), "._0001.xml": "\0"},
     "VOC of labelme2voc": {**images("train", "JPEGImages/{}.jpg"), **xml("train", "Annotations/{}.xml")},
     "VOC of FiftyOne": {**images("train", "data/{}.jpg"), **xml("train", "labels/{}.xml")},
-    "labelme": {
-        **images("train", "{}.jpg"),
-        **{f"{n:04}.json": labelme_json(p, f"{n:04}.jpg") for n, p in enumerate(pictures("train"), 1)},
+    "VOC, images and labels": {**images("train", "images/{}.jpg"), **xml("train", "labels/{}.xml")},
+    "VOC, images and Annotations": {**images("train", "images/{}.jpg"), **xml("train", "Annotations/{}.xml")},
+    "VOC, an own folder for XML": {**images("train", "shots/{}.jpg"), **xml("train", "shots/xml/{}.xml")},
+    "VOC beside masks of the same names": {
+        **images("train", "JPEGImages/{}.jpg"),
+        **images("train", "Drawn/{}.png"),
+        **xml("train", "Annotations/{}.xml"),
+        "JPEGImages/notes.xml": "\0",
+    },
+    "labelme": {**images("train", "{}.jpg"), **labelme("{}.json", "{}.jpg")},
+    "labelme, beside": {**images("train", "images/{}.jpg"), **labelme("labels/{}.json", "..\\images\\{}.jpg")},
+    "labelme, moved": {**images("train", "images/{}.jpg"), **labelme("labels/{}.json", "C:\\me\\images\\{}.jpg")},
+    "CVAT for images": {**images("train", "images/{}.jpg"), "annotations.xml": cvat_xml(named("{}.jpg"))},
+    "CVAT for images, with subsets": {
+        **images("train", "images/Train/{}.jpg"),
+        "annotations.xml": cvat_xml(named("{}.jpg")).replace("<image ", '<image subset="Train" '),
+    },
+    "Label Studio": {
+        **images("train", "images/{}.jpg"),
+        "project-1.json": label_studio_tasks(named("/data/upload/1/0abc12ef-{}.jpg")),
+    },
+    "Label Studio, JSON-MIN": {
+        **images("train", "images/0abc12ef-{}.jpg"),
+        "result.json": label_studio_tasks(named("/data/local-files/?d=shots%2F0abc12ef-{}.jpg"), is_min=True),
     },
 }
+ORPHAN = "VOC beside masks of the same names"  # has a file that names no image
 
 
 def content(out, split):
@@ -163,9 +205,11 @@ def test_layouts_with_both_splits_are_converted(name, tmp_path, call):
 def test_layouts_with_one_split_lead_to_two_by_the_commands_that_are_printed(name, tmp_path, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path / "export", ONE[name])
-    code, printed, error = call(command, "convert", "export", "--out", "coco")
+    skip = ["--skip-broken"] if name == ORPHAN else []
+    code, printed, error = call(command, "convert", "export", "--out", "coco", *skip)
     assert (code, error) == (0, "")
     assert written(tmp_path / "coco", "train") == drawn("train")
+    assert "are background" not in printed
     for _ in range(2):  # split, check
         _, _, line = printed.splitlines()[-1].partition(": ")
         program, _, module, *arguments = shlex.split(line)
