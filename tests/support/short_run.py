@@ -14,12 +14,18 @@ SMALL_NETWORK = ["backbone.depth=18", "backbone.weights=none", "head.channels=16
 ONE_EPOCH = ["schedule.epochs=1", "schedule.warmup_iterations=0", "train.precision=float32", "train.compile=off"]
 
 
+def brief_settings(*settings: str) -> list[str]:
+    """Settings of such a run, after others."""
+    return [*settings, *SMALL_IMAGES, *SMALL_NETWORK, *ONE_EPOCH]
+
+
 def run_briefly(cfg: Config, out: Path) -> str:
     """Train for an epoch and evaluate, and return what is printed. Fails if it takes no step or has no AP."""
     console = Terminal(file=io.StringIO(), width=200)
-    trainer = Trainer(override_config(cfg, [*SMALL_IMAGES, *SMALL_NETWORK, *ONE_EPOCH]), out, console)
+    trainer = Trainer(override_config(cfg, brief_settings()), out, console)
     console.print(trainer.summary())
     evaluation = trainer.fit()
     assert trainer.iteration == trainer.total > 0
-    assert evaluation is not None and evaluation.metrics["AP"] >= 0
+    assert evaluation is not None
+    assert evaluation.metrics["AP"] >= 0
     return console.file.getvalue()

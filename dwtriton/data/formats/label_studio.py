@@ -53,7 +53,8 @@ def read_label_studio(root: Path) -> Source:
             name = _image_name(task.get("data", task))
             image = named.find(name, path.parent) or named.find(PREFIX.sub("", name.rpartition("/")[2]), path.parent)
             if image is None:
-                problems.append(f"{path}: task {position}: its image {name or 'is not named'} is not in {root}")
+                there = f"{name} is not in {root}" if name else "is not named"
+                problems.append(f"{path}: task {position}: its image {there}")
             elif image in regions:
                 problems.append(f"{path}: task {position}: {image} is the image of another task too")
             else:
