@@ -104,6 +104,7 @@ def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console
             "score_threshold": ready.config.inference.score_threshold,
             "skipped": predictor.skipped,
             "incomplete": predictor.incomplete,
+            "doubtful": predictor.doubtful,
         }
         categories = [{"id": id_, "name": name} for id_, name in zip(ready.category_ids, ready.class_names)]
         predictor.writer.write(arguments.out / "detections.json", info, categories)

@@ -133,6 +133,8 @@ def test_images_of_every_kind(images, tmp_path, predict):
     image.convert("RGBA").save(kinds / "transparent.png")
     image.convert("P").save(kinds / "palette.gif")
     image.convert("CMYK").save(kinds / "print.jpg")
+    for suffix in ("bmp", "tif"):
+        image.save(kinds / f"{suffix}.{suffix}")
     Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257).save(kinds / "deep.png")
     code, _, _, content = predict(kinds)
     assert code == 0
