@@ -53,8 +53,8 @@ EXAMPLES = {
 
 def build_parser() -> argparse.ArgumentParser:
     description = (
-        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC or labelme, split one, or "
-        "cut its images into tiles."
+        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC, CVAT, labelme or Label "
+        "Studio, split one, or cut its images into tiles."
     )
     parser, add_action = cli.parser_with_actions("dwtriton.data", description, EXAMPLES)
     check = add_action("check", run_check, "print sizes, classes, boxes and problems; draw a sheet of samples")
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     where = "folder for the sheets (default: %(default)s)"
     cli.add_options(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
     cli.add_options(check, "--force", "--set")
-    convert = add_action("convert", run_convert, "write a data set of YOLO, Pascal VOC or labelme in COCO layout")
+    convert = add_action("convert", run_convert, "write a data set of another layout in that of COCO")
     root = "folder of the labels; YOLO: or its data.yaml"
     convert.add_argument("root", metavar="DIR", type=Path, help=root)
     convert.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")

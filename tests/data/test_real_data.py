@@ -296,7 +296,7 @@ def test_boxes_of_five_and_eight_numbers_are_rotated_and_used_by_their_polygons_
     assert all(box in drawn for found, drawn in zip(boxes(root), drawn_boxes()) for box in found)
 
 
-def test_annotation_files_of_any_depth_are_used_or_named(tmp_path, look):
+def test_annotation_files_of_any_depth_are_used_or_named(tmp_path, look, call):
     root = write_coco(tmp_path / "data")
     deep = root / "more" / "labels"
     deep.mkdir(parents=True)
@@ -319,6 +319,8 @@ def test_annotation_files_of_any_depth_are_used_or_named(tmp_path, look):
     arguments = train_command.build_parser().parse_args(shlex.split(result["command"])[3:])
     cfg = train_command.read_config(arguments)
     assert data_as_json(cfg.data, {})["unused"] == ["more/labels/instances_test.json", "more/labels/notes.json"]
+    _, printed, _ = call(command, "tile", root, "--size", "64", "--out", tmp_path / "tiles")
+    assert "1 x split that is neither to train nor to validate with, not cut: test" in printed
 
 
 def test_names_of_splits_differ_whatever_their_files_are_called(tmp_path):

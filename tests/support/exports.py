@@ -77,7 +77,7 @@ def labelimg_voc(root: Path) -> Path:
 def aerial_voc(root: Path) -> Path:
     """Pascal VOC of a tool without lists: large and small photographs from above, of hundreds of small objects."""
     files, rng = {}, np.random.default_rng(0)
-    for number, (width, height) in enumerate(((1280, 1200), (700, 640), (400, 400), (400, 400))):
+    for number, (width, height) in enumerate(((1000, 900), (600, 500), (400, 400), (400, 400))):
         image = Image.new("RGB", (width, height), (70, 90, 60))
         pen, objects = ImageDraw.Draw(image), []
         for left, top in itertools.product(range(10, width - 40, 50), range(10, height - 40, 50)):

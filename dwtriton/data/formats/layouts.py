@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dwtriton.core.text import listed
+from dwtriton.core.text import first_of, listed
+from dwtriton.data.annotations import OtherFormatError, read_records
 from dwtriton.data.formats.convert import Source
 from dwtriton.data.formats.cvat import is_cvat, read_cvat
 from dwtriton.data.formats.label_studio import is_label_studio, read_label_studio
@@ -15,6 +16,7 @@ from dwtriton.data.problems import DataError
 from dwtriton.data.text_files import json_files
 
 MAX_NAMES = 12  # of files in an error
+OTHER_EXPORT = "choose COCO, YOLO or Pascal VOC where it is exported"  # advice for layouts that are not known
 FOLDER_LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {  # how they are known and read
     "cvat": (is_cvat, read_cvat),
     "voc-folders": (has_xml, read_voc_folders),
@@ -59,11 +61,8 @@ def read_source(
     if layout in FOLDER_LAYOUTS and not names_file:
         return FOLDER_LAYOUTS[layout][1](root)
     if layout is None and names_file is None:
-        if json_files(root):
-            raise DataError(
-                f"{root} holds JSON files, as COCO's layout does; if it is that, nothing is to be converted: "
-                f"python -m dwtriton.data check {root}"
-            )
+        if files := json_files(root):
+            raise DataError(_about_json(root, files))
         found = listed(sorted(path.name for path in root.iterdir()), MAX_NAMES) if root.is_dir() else root.name
         raise DataError(
             f"{root} has no data.yaml with the names of the classes, nor XML files of Pascal VOC or CVAT, nor JSON of "
@@ -71,3 +70,18 @@ def read_source(
             "file with a class a line as --names FILE"
         )
     return read_yolo(root, names_file)
+
+
+def _about_json(root: Path, files: Sequence[Path]) -> str:
+    """Return where to go with JSON files of no layout that is converted."""
+    reasons = []
+    for path in files:
+        try:
+            read_records(path)
+        except OtherFormatError as error:
+            reasons.append(str(error))
+        except DataError:
+            pass
+    if len(reasons) == len(files):
+        return f"{first_of(reasons)}; {OTHER_EXPORT}"
+    return f"{root} is in COCO's layout, nothing is to be converted: python -m dwtriton.data check {root}"

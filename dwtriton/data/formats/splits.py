@@ -14,7 +14,7 @@ from dwtriton.config.fit import Fit, fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
 from dwtriton.core.text import first_of
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
-from dwtriton.data.formats.layouts import convert_hint
+from dwtriton.data.formats.layouts import OTHER_EXPORT, convert_hint
 from dwtriton.data.image_files import find_file, is_file, is_image_file
 from dwtriton.data.problems import DataError
 from dwtriton.data.text_files import json_files
@@ -47,7 +47,7 @@ def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
         except DataError as error:
             found[path] = Records(path, {}, {}, {}, {}, [str(error)])
     if not found:
-        hint = convert_hint(root) or (first_of(others) if others else "")
+        hint = convert_hint(root) or (f"{first_of(others)}; {OTHER_EXPORT}" if others else "")
         raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{hint and f': {hint}'}")
     named = zip(_names(list(found), root), found.values())
     return [FoundSplit(name, _image_folder(root, name, records), records) for name, records in named], others

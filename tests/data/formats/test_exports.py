@@ -486,6 +486,12 @@ def test_coco_needs_no_conversion_and_other_folders_are_named_by_what_they_hold(
     root = write_coco(tmp_path / "coco")
     code, _, error = call(command, "convert", root, "--out", tmp_path / "out")
     assert (code, f"python -m dwtriton.data check {root}" in error) == (2, True)
+    unknown = write_files(tmp_path / "unknown", {"a.jpg": pictures("val")[0].image, "project.json": {"shapes": {}}})
+    for action in ("check", "convert"):
+        code, _, error = call(command, action, unknown, "--out", tmp_path / "out")
+        assert code == 2
+        assert "project.json is not COCO detection JSON: it has no list 'images', 'categories', 'annotations'" in error
+        assert "choose COCO, YOLO or Pascal VOC where it is exported" in error
     other = write_files(tmp_path / "other", {"a.jpg": pictures("val")[0].image})
     code, _, error = call(command, "convert", other, "--out", tmp_path / "out")
     assert (code, "it holds a.jpg" in error) == (2, True)
