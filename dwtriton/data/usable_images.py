@@ -107,7 +107,8 @@ def choose_exif(images: Sequence[Image], folder: Path, setting: str, problems: D
 def warn_of_dark_images(images: Sequence[Image], folder: Path, cfg: DataConfig, problems: DataProblems) -> None:
     """Warn if images of 16 bits use 12 of them at most: of a sample, those with 16 bits are decoded."""
     dark = []
-    deep = [image for image, header in _sampled_headers(images, folder) if header.has_16_bits][:DECODED_SAMPLE]
+    deep = [image for image, header in _sampled_headers(images, folder) if header.has_16_bits]
+    deep = deep[:: -(-len(deep) // DECODED_SAMPLE) or 1]
     for image in deep:
         with suppress(BrokenImageError):
             if is_nearly_black(decode(folder / image["file_name"], None, cfg.exif, cfg.max_pixels)):

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
 PICTURE_FOLDERS = ("JPEGImages", "images")  # first choice where other folders have pictures of the same names
 
 

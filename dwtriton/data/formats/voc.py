@@ -60,9 +60,9 @@ def read_voc_folders(root: Path) -> Source:
     """
     images, files = image_files(root), xml_files(root)
     labels, twins = pair_labels(root, images, files)
-    known = set(labels.values())
+    known, left = set(labels.values()), set(twins)
     problems = [f"{path}: has no image ({READ_FORMATS}) of its name" for path in files if path not in known]
-    splits, notes = split_by_folder(root, [image for image in images if image not in twins])
+    splits, notes = split_by_folder(root, [image for image in images if image not in left])
     background = len(images) - len(labels) - len(twins)
     if background:
         notes.append(f"{background} images without an XML file are background")
