@@ -15,10 +15,10 @@ ROOT_TAG = "annotations"  # of the XML file; that of Pascal VOC is annotation
 
 def is_cvat(root: Path) -> bool:
     """Whether the XML files of a folder are CVAT's own."""
-    first = next(iter(xml_files(root)), None)
+    first = next(filter(Path.is_file, xml_files(root)), None)
     try:
         return first is not None and next(ElementTree.iterparse(first, ["start"]))[1].tag == ROOT_TAG
-    except (OSError, ElementTree.ParseError, LookupError, ValueError):
+    except (OSError, ElementTree.ParseError, LookupError, ValueError, StopIteration):
         return False
 
 

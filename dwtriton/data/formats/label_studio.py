@@ -50,7 +50,7 @@ def read_label_studio(root: Path) -> Source:
     named, several = NamedImages(root), 0
     for path, tasks in _files(root):
         for position, task in enumerate(tasks, 1):
-            name = _image_name(task.get("data", task))
+            name = _image_name(task["data"] if isinstance(task.get("data"), dict) else task)
             image = named.find(name, path.parent) or named.find(PREFIX.sub("", name.rpartition("/")[2]), path.parent)
             if image is None:
                 there = f"{name} is not in {root}" if name else "is not named"
@@ -58,7 +58,8 @@ def read_label_studio(root: Path) -> Source:
             elif image in regions:
                 problems.append(f"{path}: task {position}: {image} is the image of another task too")
             else:
-                done = [a for a in task.get("annotations", []) if isinstance(a, dict) and not a.get("was_cancelled")]
+                given = task.get("annotations")
+                done = [a for a in given if not a.get("was_cancelled")] if _are_records(given) else []
                 several += len(done) > 1
                 regions[image] = f"{path}: task {position}", _regions(task, done)
 
@@ -81,6 +82,10 @@ def read_label_studio(root: Path) -> Source:
     return Source(splits, None, read, problems, notes)
 
 
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
 def _image_name(data: dict[str, Any]) -> str:
     texts = [value for value in data.values() if isinstance(value, str)]
     return next((text for text in texts if has_image_suffix(path_parts(text)[-1])), next(iter(texts), ""))
@@ -88,8 +93,9 @@ def _image_name(data: dict[str, Any]) -> str:
 
 def _regions(task: dict[str, Any], done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the values of an annotation's regions; in JSON-MIN they lie in the task itself."""
-    if "annotations" in task:
-        values = [result.get("value") for result in (done[0].get("result", []) if done else [])]
+    if _are_records(task.get("annotations")):
+        results = done[0].get("result") if done else []
+        values = [result.get("value") for result in results] if _are_records(results) else []
     else:
         values = [value for part in task.values() if isinstance(part, list) for value in part]
     found = [value for value in values if isinstance(value, dict) and any(key in value for key in REGION)]

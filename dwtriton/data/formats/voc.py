@@ -58,7 +58,7 @@ def read_voc_folders(root: Path) -> Source:
 
     labelImg, labelme2voc, Roboflow and FiftyOne write so. An image without an XML file is background. Raises DataError.
     """
-    images, files = image_files(root), xml_files(root)
+    images, files = image_files(root), list(filter(Path.is_file, xml_files(root)))
     labels, twins = pair_labels(root, images, files)
     known, left = set(labels.values()), set(twins)
     problems = [f"{path}: has no image ({READ_FORMATS}) of its name" for path in files if path not in known]

@@ -462,6 +462,11 @@ def test_what_cvat_and_label_studio_hold_without_a_box_is_named(tmp_path, call):
     code, printed, _ = call(command, "convert", root, "--out", tmp_path / "coco2", "--skip-broken")
     assert "1 images have several annotations, of which the first is taken" in printed
     assert ("disc", [38, 29, 19, 14]) in written(tmp_path / "coco2", "train")
+    strange = [{"data": "a.jpg", "annotation_id": 1, "annotations": 3, "x": [4, {"x": 1}]}]
+    strange += [{"data": {"image": "b.jpg"}, "annotations": [{"result": [None]}]}]
+    write_files(root, {"a.json": strange, "b.jpg": picture.image})
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "coco3")
+    assert (code, "task 1, region 1: it has no label" in error) == (2, True)
 
 
 def test_errors_that_a_message_cannot_hold_go_to_a_file(tmp_path, call):
