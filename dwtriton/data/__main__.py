@@ -1,6 +1,7 @@
 """`python -m dwtriton.data`: look through a data set in COCO format, make one from another layout, split or cut one."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -52,8 +53,8 @@ EXAMPLES = {
 
 def build_parser() -> argparse.ArgumentParser:
     description = (
-        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC or labelme, split one, or "
-        "cut its images into tiles."
+        "Check a data set in COCO layout, convert one from the layout of YOLO, Pascal VOC, CVAT, labelme or Label "
+        "Studio, split one, or cut its images into tiles."
     )
     parser, add_action = cli.parser_with_actions("dwtriton.data", description, EXAMPLES)
     check = add_action("check", run_check, "print sizes, classes, boxes and problems; draw a sheet of samples")
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     where = "folder for the sheets (default: %(default)s)"
     cli.add_options(check, "--out", metavar="DIR", required=False, default=Path("data-check"), help=where)
     cli.add_options(check, "--force", "--set")
-    convert = add_action("convert", run_convert, "write a data set of YOLO, Pascal VOC or labelme in COCO layout")
+    convert = add_action("convert", run_convert, "write a data set of another layout in that of COCO")
     root = "folder of the labels; YOLO: or its data.yaml"
     convert.add_argument("root", metavar="DIR", type=Path, help=root)
     convert.add_argument("--names", metavar="FILE", type=Path, help="YOLO: classes, one a line (default: data.yaml's)")
@@ -109,7 +110,8 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
     check_absent([path for path in files if not is_own_file(path)], arguments.force)
     make_folder(out)
     remove_old_sheets(out)
-    for line in listed_lines([f"ignored: {line}" for line in others], MAX_LINES):
+    ignored = [f"ignored: {line}" for line in others]
+    for line in listed_lines(ignored, MAX_LINES):
         print_line(console, line)
     train, val = choose_splits(splits)
     findings = {}
@@ -121,7 +123,8 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
         if not found.fatal:
             write_sheet(draw_sheet(found), sheets[split.name])
             print_line(console, f"samples: {sheets[split.name]}")
-    if write_problems(list(findings.values()), out / PROBLEMS_FILE):
+    unused = unused_splits(findings, (train.name, val.name))
+    if write_problems(list(findings.values()), [*unused, *ignored], out / PROBLEMS_FILE):
         print_line(console, f"all problems: {out / PROBLEMS_FILE}")
     fatal = [line for name in dict.fromkeys((train.name, val.name)) for line in findings[name].fatal]
     differing = [] if fatal else different_categories(train.records.class_names, val.records.class_names)
@@ -132,16 +135,16 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
     command = None if fatal else training_command(train, val, root, arguments.set, trained_on)
     leaks = [] if fatal or train is val else shared_files(*(findings[split.name].files() for split in (train, val)))
     result = {"usable": not fatal, "fatal": fatal, "splits": list(map(as_json, findings.values())), "command": command}
-    cli.print_result(arguments, result | {"leaks": [list(map(str, pair)) for pair in leaks]})
+    result |= {"leaks": [list(map(str, pair)) for pair in leaks], "unused": unused, "ignored": others}
+    cli.print_result(arguments, result)
     if fatal:
         raise UserError(f"{root} cannot be trained on as it is: {first_of(fatal)}")
     if leaks:
         example = f"{leaks[0][0]} is {leaks[0][1]}"
         line = f"{len(leaks)} images of {val.name} are in {train.name} too, so that AP measures what is known by heart"
         print_line(console, f"{line}: {example}", "yellow")
-    unused = [split.name for split in splits if split not in (train, val)]
-    if unused:
-        print_line(console, f"neither trained nor measured on: {', '.join(unused)}", "yellow")
+    for line in unused:
+        print_line(console, line, "yellow")
     if train is val:
         print_line(console, "there is one split: a run would be measured on the images that it learns from", "yellow")
         print_line(console, f"split it: {split_command(root)}")
@@ -153,6 +156,16 @@ def run_check(arguments: argparse.Namespace, console: Console, progress_console:
         print_line(console, f"cut the images: {tile_command(root, size)}")
     print_line(console, f"train on it: {command}")
     return 0
+
+
+def unused_splits(findings: dict[str, Findings], used: Sequence[str]) -> list[str]:
+    """Return a line for each split that is not used, with what it holds."""
+    lines = []
+    for name, found in findings.items():
+        holds = "{images} images with {boxes} boxes".format(**found.figures)
+        if name not in used:
+            lines.append(f"neither trained nor measured on: {name}, {'which has errors' if found.fatal else holds}")
+    return lines
 
 
 def show_findings(found: Findings, console: Console) -> None:
@@ -182,11 +195,9 @@ def show_findings(found: Findings, console: Console) -> None:
 
 def as_json(found: Findings) -> dict:
     """Return the findings of a split as plain values."""
-    split, counts, examples = found.split, found.problems.counts, found.problems.examples
+    split = found.split
     paths = {"annotations": str(split.records.path), "image_folder": str(split.images)}
-    problems = {kind: {"count": count, "examples": examples[kind]} for kind, count in counts.items()}
-    reasons = {"fatal": found.fatal, "warnings": found.problems.warnings, "problems": problems}
-    return {"split": split.name, **paths, **reasons, **found.figures}
+    return {"split": split.name, **paths, "fatal": found.fatal, **found.problems.as_json(), **found.figures}
 
 
 def run_convert(arguments: argparse.Namespace, console: Console, progress_console: Console) -> int:
@@ -195,7 +206,7 @@ def run_convert(arguments: argparse.Namespace, console: Console, progress_consol
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, progress_console)
     if converted.left_out:
-        print_line(console, f"left out: {counted(converted.left_out)}", "yellow")
+        print_line(console, f"left out: {counted(converted.left_out, out)}", "yellow")
     images = f"{converted.images} images, {converted.background} of them without a box"
     print_line(console, f"{out}: {images}, {converted.boxes} boxes, {len(converted.classes)} classes")
     for line in converted.notes:

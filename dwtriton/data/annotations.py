@@ -9,7 +9,16 @@ from dwtriton.config.kinds import MAX_PIXELS
 from dwtriton.core.text import first_of
 from dwtriton.data.problems import DataError
 from dwtriton.data.text_files import read_json
-from dwtriton.data.values import Id, box_of, id_text, number, url_path, whole_number
+from dwtriton.data.values import (
+    Id,
+    box_of,
+    has_rotated_numbers,
+    id_text,
+    is_rotated,
+    number,
+    url_path,
+    whole_number,
+)
 
 KEYS = {
     "images": ("id", "file_name"),
@@ -29,8 +38,8 @@ class Records(NamedTuple):
     """Contents of a COCO detection file, indexed by id, with numbers where exporters write strings.
 
     Ids are whole numbers where all of a section are, else strings. An image's width and height are None unless both
-    are positive whole numbers, an annotation's bbox is None unless it is four finite numbers, and its iscrowd and
-    area are None where they are absent or no numbers.
+    are positive whole numbers, an annotation's bbox is None unless it is four finite numbers, its iscrowd and area are
+    None where they are absent or no numbers, and `rotated` says whether it stands for a rotated box.
     `fatal` lists the reasons for which a training refuses the file; if there are any, records may be missing.
     """
 
@@ -81,6 +90,7 @@ def read_records(path: Path) -> Records:
         image.update(zip(SIDES, sizes if known else (None, None)))
     image_ids, category_ids = ({str(id_): id_ for id_ in section} for section in (images, categories))
     for annotation in annotations.values():
+        annotation["rotated"] = is_rotated(annotation) or has_rotated_numbers(annotation)
         annotation["bbox"] = box_of(annotation)
         annotation["area"], annotation["iscrowd"] = number(annotation.get("area")), _flag(annotation.get("iscrowd"))
         for key, known in (("image_id", image_ids), ("category_id", category_ids)):

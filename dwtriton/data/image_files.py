@@ -14,8 +14,12 @@ HIDDEN = "._"  # what macOS writes beside each file begins so
 
 def is_image_file(path: Path) -> bool:
     """Whether the name of a file is that of an image, of a format that can be read or not."""
-    suffix = path.suffix.lower()
-    return suffix in IMAGE_SUFFIXES | REFUSED_SUFFIXES and not path.name.startswith(HIDDEN) and path.is_file()
+    return has_image_suffix(path.name) and not path.name.startswith(HIDDEN) and path.is_file()
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a name ends as those of images do, of a format that can be read or not."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES | REFUSED_SUFFIXES
 
 
 def find_file(folder: Path, name: str) -> str | None:

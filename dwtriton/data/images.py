@@ -47,6 +47,7 @@ class Header(NamedTuple):
     width: int  # as the pixels lie in the file
     height: int
     orientation: int  # EXIF's, 1 where there is none or where it is not applied
+    has_16_bits: bool  # a value
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -72,9 +73,10 @@ def read_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit
             with Image.open(path) as image:
                 kind, (width, height), exif = image.format, image.size, image.info.get("exif")
-                frames = getattr(image, "n_frames", 1)
+                frames, has_16_bits = getattr(image, "n_frames", 1), ";16" in str(image.tile)  # in the raw mode
     except Image.DecompressionBombError:
-        raise BrokenImageError(f"{path}: has more than {MAX_PIXELS} pixels; cut it into tiles") from None
+        advice = "cut it into tiles with another program, as nothing here decodes more"
+        raise BrokenImageError(f"{path}: has more than {MAX_PIXELS} pixels; {advice}") from None
     except Exception as error:  # OSError, and for broken headers whatever Pillow's readers stumble over
         reason = _unidentified(path) if isinstance(error, UnidentifiedImageError) else error
         raise BrokenImageError(f"{path}: {getattr(error, 'strerror', None) or reason}") from None
@@ -84,8 +86,8 @@ def read_header(path: Path, max_pixels: int = MAX_PIXELS) -> Header:
         raise BrokenImageError(f"{path}: has {frames} frames")
     if width * height > max_pixels:
         problem = f"has {width}x{height} pixels, more than data.max_pixels = {max_pixels}"
-        raise BrokenImageError(f"{path}: {problem}; cut it into tiles")
-    return Header(kind, width, height, _orientation(exif) if kind in ORIENTED_FORMATS else 1)
+        raise BrokenImageError(f"{path}: {problem}; cut it into tiles (python -m dwtriton.data tile), or raise that")
+    return Header(kind, width, height, _orientation(exif) if kind in ORIENTED_FORMATS else 1, has_16_bits)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -120,7 +122,12 @@ def read_image(
     `size` is that of the image as it lies in the file.
     Raises BrokenImageError as `read_header` and if the file is truncated or undecodable, and OtherSizeError.
     """
-    return tv.to_dtype(decode(path, size, exif, max_pixels), torch.uint8, scale=True)
+    return to_bytes(decode(path, size, exif, max_pixels))
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """Return a decoded image as uint8, the upper 8 of 16 bits."""
+    return tv.to_dtype(image, torch.uint8, scale=True)
 
 
 def decode(path: Path, size: tuple[int, int] | None, exif: str, max_pixels: int) -> Tensor:
@@ -158,6 +165,9 @@ def _decode_with_pillow(path: Path) -> Tensor:
         if image.mode.startswith("I;16"):
             return torch.from_numpy(np.array(image).astype(np.uint16)).expand(3, -1, -1)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+NEARLY_BLACK = "of 16 bits that uses 12 at most, nearly black"  # as messages say it
 
 
 def is_nearly_black(image: Tensor) -> bool:

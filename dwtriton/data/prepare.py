@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -11,8 +12,9 @@ from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.classes import different_categories
 from dwtriton.data.coco import CocoDataset, SplitName
 from dwtriton.data.formats.layouts import convert_hint
-from dwtriton.data.problems import DataError
+from dwtriton.data.problems import MAX_EXAMPLES, DataError, DataProblems
 from dwtriton.data.shapes.generate import check_shapes, generate_shapes, is_vacant
+from dwtriton.data.text_files import json_files
 from dwtriton.data.usable_images import MissingImagesError
 
 BOTH: tuple[SplitName, ...] = ("train", "val")
@@ -63,6 +65,25 @@ def prepare_validation(
     """
     _check_files(cfg, ("val",), console)
     return _open(cfg, "val", classes)
+
+
+def unused_annotations(cfg: DataConfig) -> list[str]:
+    """Return the JSON files of the data folder, as paths inside it, that are neither to train nor to validate with."""
+    used = {(cfg.root / name).resolve() for name in (cfg.train_annotations, cfg.val_annotations)}
+    return [str(path.relative_to(cfg.root)) for path in json_files(cfg.root) if path.resolve() not in used]
+
+
+def data_notes(cfg: DataConfig, problems: dict[str, DataProblems]) -> list[str]:
+    """Return what the splits of a run leave out or make doubtful, a line each, and the files that it does not use."""
+    lines = [f"{split} data: {line}" for split, found in problems.items() for line in found.summary()]
+    unused = unused_annotations(cfg)
+    names = listed(unused, MAX_EXAMPLES)
+    return [*lines, *([f"JSON files in {cfg.root} that are not used: {len(unused)}, {names}"] if unused else [])]
+
+
+def data_as_json(cfg: DataConfig, problems: dict[str, DataProblems]) -> dict[str, Any]:
+    """Return what `data_notes` says as plain values, with all examples."""
+    return {split: found.as_json() for split, found in problems.items()} | {"unused": unused_annotations(cfg)}
 
 
 def check_layout(cfg: DataConfig, splits: tuple[SplitName, ...] = BOTH) -> None:

@@ -1,6 +1,7 @@
 """What is wrong with a data set: the error that stops a run, and counts of what was left out and why."""
 
 from collections import Counter, defaultdict
+from typing import Any
 
 from dwtriton.core.errors import UserError
 from dwtriton.core.text import listed
@@ -46,3 +47,8 @@ class DataProblems:
             for kind, count in self.counts.items()
         ]
         return [*self.warnings, *kinds]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values, with all examples."""
+        kinds = {kind: {"count": count, "examples": self.examples[kind]} for kind, count in self.counts.items()}
+        return {"warnings": self.warnings, "problems": kinds}

@@ -1,9 +1,11 @@
 """Reading the text and JSON files of a data set: what is no ordinary file, or none of its kind, is named."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from dwtriton.data.image_files import HIDDEN
 from dwtriton.data.problems import DataError
 
 
@@ -23,6 +25,21 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text: {error}") from None
+
+
+def json_files(root: Path) -> list[Path]:
+    """Return the JSON files in a folder and below: those of `annotations` first, then those that lie higher.
+
+    Hidden folders and what macOS writes beside each file are left aside. Links are followed, to each folder once.
+    """
+    found, visited = [], {root.resolve()}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        below = {Path(folder, name).resolve(): name for name in sorted(folders, reverse=True) if name[0] != "."}
+        folders[:] = sorted(name for place, name in below.items() if place not in visited)
+        visited |= below.keys()
+        files = (name for name in names if name.lower().endswith(".json") and not name.startswith(HIDDEN))
+        found += [Path(folder, name) for name in files]
+    return sorted(found, key=lambda path: (path.parent != root / "annotations", len(path.parts), path))
 
 
 def read_json(path: Path) -> Any:

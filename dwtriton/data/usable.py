@@ -10,11 +10,13 @@ from dwtriton.config.schema import DataConfig
 from dwtriton.core.text import first_of
 from dwtriton.data.annotations import Records
 from dwtriton.data.problems import DataError, DataProblems
-from dwtriton.data.usable_images import choose_exif, images_with_files, readable_images
-from dwtriton.data.values import Id, are_corners, are_shares, is_finite, is_rotated
+from dwtriton.data.usable_images import choose_exif, images_with_files, readable_images, warn_of_dark_images
+from dwtriton.data.values import Id, are_corners, are_shares, is_finite, is_share
 
 MIN_IMAGE_SIDE = 32  # pixels; smaller images are not trained on (docs/recipe.md#data)
 MIN_BOX_SIDE = 1  # pixels; smaller boxes are no targets (docs/recipe.md#data)
+SMALL_KIND = f"box without area or under {MIN_BOX_SIDE} pixel, not used as a target"
+SHARE_KIND = "box in shares of the image's sides, as it lies in 0..1, not used as a target"
 EVALUATED_OBJECTS = 100  # detections of an image that COCO's metrics count
 CROWD_SHARE = 0.25  # of all boxes, from which on crowd regions are probably an exporter's habit
 CROWD_FATES = {  # in training, by `data.crowd`
@@ -53,7 +55,7 @@ def choose_usable(
         if min(annotation["bbox"][2:]) >= MIN_BOX_SIDE:
             boxes[annotation["image_id"]].append(annotation)
         else:
-            kind = f"box without area or under {MIN_BOX_SIDE} pixel, not used as a target"
+            kind = SHARE_KIND if is_share(annotation["bbox"]) else SMALL_KIND
             problems.add(kind, annotation_name(annotation, records))
     _warn_of_habits(boxes, records, training, cfg.crowd, problems)
     if training:
@@ -68,12 +70,19 @@ def choose_usable(
         raise DataError(f"{records.path}: no image is left; {'; '.join(problems.summary())}")
     exif = choose_exif(images, folder, cfg.exif, problems)
     images = readable_images(images, folder, training, cfg.model_copy(update={"exif": exif}), problems)
+    warn_of_dark_images(images, folder, cfg, problems)
+    added = sum(not boxes[image["id"]] for image in images) if training else 0
+    if added:
+        problems.warn(
+            f"{added} images without an annotation are trained on as background (data.background = true): "
+            f"{added / len(images):.0%} of the images of an epoch, and about as much of its time"
+        )
     return Usable(images, annotations, boxes, exif)
 
 
 def check_measurable(path: Path, annotations: Iterable[dict[str, Any]], problems: DataProblems) -> None:
     """Raise DataError unless the ground truth of an evaluation has an object: every AP would be -1."""
-    if all(annotation["iscrowd"] for annotation in annotations):
+    if all(annotation["iscrowd"] or min(annotation["bbox"][2:]) <= 0 for annotation in annotations):
         reasons = "".join(f"; {line}" for line in problems.summary())
         raise DataError(f"{path}: there is no object to measure a detector by{reasons}")
 
@@ -89,7 +98,7 @@ def _ground_truth(records: Records, problems: DataProblems) -> list[dict[str, An
     with_box = [annotation for annotation in records.annotations.values() if _has_box(annotation, records, problems)]
     if are_shares([annotation["bbox"] for annotation in with_box]):
         raise DataError(
-            f"{records.path}: its boxes are shares of the images' sides, as all their values lie in 0..1, but COCO's "
+            f"{records.path}: its boxes are shares of the images' sides, as nearly all lie in 0..1, but COCO's "
             "are pixels: multiply x and width by the width of the image, y and height by its height"
         )
     return [annotation for annotation in with_box if not _is_outside(annotation, records, problems)]
@@ -105,7 +114,9 @@ def _has_box(annotation: dict[str, Any], records: Records, problems: DataProblem
         problems.add("unknown category, annotation skipped", f"category {category_id!r} in {name}")
         return False
     box = annotation["bbox"]
-    if box is None:
+    if box is None and annotation["rotated"]:
+        problems.add("rotated box without an upright one, annotation skipped", name)
+    elif box is None:
         problems.add("box is not four finite numbers, annotation skipped", name)
     elif max(map(abs, box)) > MAX_PIXELS:
         problems.add("box that no image can hold, annotation skipped", name)
@@ -141,7 +152,7 @@ def _complete(annotation: dict[str, Any], records: Records, training: bool, crow
     elif annotation["iscrowd"]:
         problems.note("crowd region, neither right nor wrong in the evaluation", name)
     annotation["iscrowd"] = annotation["iscrowd"] or 0
-    if is_rotated(annotation):
+    if annotation["rotated"]:
         problems.note("rotated box, used as if it were upright", name)
 
 

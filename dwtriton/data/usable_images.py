@@ -1,6 +1,7 @@
 """Which images of a COCO file can be used: their files exist and can be decoded, turned as their annotations are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ from torch import Tensor
 from dwtriton.config.schema import DataConfig
 from dwtriton.data.annotations import Records
 from dwtriton.data.image_files import find_file, nearest_file
-from dwtriton.data.images import BrokenImageError, read_header, read_image
+from dwtriton.data.images import (
+    BrokenImageError,
+    Header,
+    decode,
+    is_nearly_black,
+    read_header,
+    read_image,
+)
 from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.values import Id
 
-EXIF_SAMPLE = 256  # images by which `data.exif = "auto"` is settled
+SAMPLE = 256  # images whose headers settle `data.exif = "auto"` and tell whether there are images of 16 bits
+DECODED_SAMPLE = 8  # images of 16 bits that are looked at
 
 Image = dict[str, Any]  # a record
 
@@ -82,12 +91,7 @@ def choose_exif(images: Sequence[Image], folder: Path, setting: str, problems: D
     if setting != "auto":
         return setting
     votes = set()
-    for index in np.linspace(0, len(images) - 1, min(len(images), EXIF_SAMPLE)).round().astype(int).tolist():
-        image = images[index]
-        try:
-            header = read_header(folder / image["file_name"])
-        except BrokenImageError:
-            continue
+    for image, header in _sampled_headers(images, folder):
         size = image["height"], image["width"]
         if header.stored_size != header.upright_size and size in (header.stored_size, header.upright_size):
             votes.add("ignore" if size == header.stored_size else "apply")
@@ -98,6 +102,29 @@ def choose_exif(images: Sequence[Image], folder: Path, setting: str, problems: D
         )
         return "ignore"
     return "auto"
+
+
+def warn_of_dark_images(images: Sequence[Image], folder: Path, cfg: DataConfig, problems: DataProblems) -> None:
+    """Warn if images of 16 bits use 12 of them at most: of a sample, those with 16 bits are decoded."""
+    dark = []
+    deep = [image for image, header in _sampled_headers(images, folder) if header.has_16_bits]
+    deep = deep[:: -(-len(deep) // DECODED_SAMPLE) or 1]
+    for image in deep:
+        with suppress(BrokenImageError):
+            if is_nearly_black(decode(folder / image["file_name"], None, cfg.exif, cfg.max_pixels)):
+                dark.append(image["file_name"])
+    if dark:
+        problems.warn(
+            f"{len(dark)} of {len(deep)} images of 16 bits that were looked at use 12 of them at most, such as "
+            f"{dark[0]}: they show as nearly black; multiply their values by 16"
+        )
+
+
+def _sampled_headers(images: Sequence[Image], folder: Path) -> Iterator[tuple[Image, Header]]:
+    """Yield images spread over a data set with their headers, where they can be read."""
+    for index in np.linspace(0, len(images) - 1, min(len(images), SAMPLE)).round().astype(int).tolist():
+        with suppress(BrokenImageError):
+            yield images[index], read_header(folder / images[index]["file_name"])
 
 
 def read_annotated(image: Image, folder: Path, cfg: DataConfig) -> Tensor:

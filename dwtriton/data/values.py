@@ -14,6 +14,9 @@ from dwtriton.config.kinds import MAX_PIXELS
 RLE_TEXT = re.compile(r"(?:[P-o]{0,6}[0-O])+")  # COCO's compressed counts, each complete: its decoder does not check
 
 MAX_DIGITS = 1000  # of whole numbers in strings: Python's int() refuses some thousands
+HABIT_SHARE = 0.9  # of the boxes of a file that show what an exporter means by its numbers; a few strays do not matter
+ROTATED_LENGTHS = (5, 8)  # numbers of a rotated box: with an angle, or its corners
+ROUNDING = 0.01  # by which shares of 1 may lie outside
 
 Id = int | str
 
@@ -62,7 +65,8 @@ def box_of(annotation: dict[str, Any]) -> list[float] | None:
     box = annotation.get("bbox")
     if isinstance(box, list) and any(number(value) != 0 for value in box):
         numbers = [number(value) for value in box]
-        return numbers if len(numbers) == 4 and None not in numbers else None
+        if not has_rotated_numbers(annotation):
+            return numbers if len(numbers) == 4 and None not in numbers else None
     segmentation = annotation.get("segmentation")
     around = mask_box(segmentation) if isinstance(segmentation, dict) else polygon_box(segmentation)
     return around or (box if isinstance(box, list) and len(box) == 4 else None)
@@ -104,23 +108,33 @@ def _is_polygon(values: Any) -> bool:
     return is_list and all(number(value) is not None for value in values)
 
 
+def is_share(box: Sequence[float]) -> bool:
+    """Whether a box has an area and lies in the square from 0 to 1, as boxes in shares of the image's sides do."""
+    return min(box[2:]) > 0 and all(-ROUNDING <= value <= 1 + ROUNDING for value in box)
+
+
 def are_shares(boxes: Sequence[Sequence[float]]) -> bool:
-    """Whether boxes are in shares of the image's sides, not in pixels: none reaches over 1 and some have an area."""
-    some = any(box[2] > 0 and box[3] > 0 for box in boxes)
-    return some and all(0 <= value <= 1 for box in boxes for value in box)
+    """Whether boxes are in shares of the image's sides, not in pixels: nearly all that have an area can be."""
+    with_area = [box for box in boxes if min(box[2:]) > 0]
+    return bool(with_area) and sum(map(is_share, with_area)) >= HABIT_SHARE * len(with_area)
 
 
 def are_corners(boxes: Sequence[Sequence[float]], limits: Sequence[tuple[float, float]]) -> bool:
-    """Whether boxes are probably corners x1, y1, x2, y2: all can be, and as x, y, width, height many leave the image.
+    """Whether boxes are probably corners: nearly all can be, and as x, y, width, height many leave the image.
 
     `limits` are the (width, height) of the image of each box.
     """
-    leaving = 0
+    possible = leaving = 0
     for (x, y, third, fourth), (width, height) in zip(boxes, limits):
-        if not (x < third <= width + 1 and y < fourth <= height + 1):
-            return False
+        possible += x < third <= width + 1 and y < fourth <= height + 1
         leaving += x + third > width + 1 or y + fourth > height + 1
-    return len(boxes) > 1 and leaving > len(boxes) / 4
+    return len(boxes) > 1 and possible >= HABIT_SHARE * len(boxes) and leaving > len(boxes) / 4
+
+
+def has_rotated_numbers(annotation: dict[str, Any]) -> bool:
+    """Whether the box has an angle as fifth number, or the four corners of a rotated one."""
+    box = annotation.get("bbox")
+    return isinstance(box, list) and len(box) in ROTATED_LENGTHS and all(number(value) is not None for value in box)
 
 
 def is_rotated(annotation: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +15,9 @@ from dwtriton.console.progress import progress
 from dwtriton.core import elastic, ranks
 from dwtriton.core.files import check_absent, make_folder, write_text
 from dwtriton.data.batch import Batch
+from dwtriton.data.images import read_image
 from dwtriton.data.loaders import eval_loader
-from dwtriton.data.prepare import draw_missing_shapes, prepare_validation
+from dwtriton.data.prepare import data_as_json, data_notes, draw_missing_shapes, prepare_validation
 from dwtriton.evaluate.coco_metrics import evaluate, gather_results
 from dwtriton.evaluate.evaluators import EVALUATORS, check_installed
 from dwtriton.evaluate.report import report_html
@@ -89,11 +91,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     notes = [f"{arguments.weights}: {kind} after iteration {checkpoint.iteration}"]
     if not checkpoint.class_names:
         notes.append(f"{arguments.weights} has no class names; those of the data are shown")
-    notes += [f"validation data: {line}" for line in data.problems.summary()]
+    problems = {"validation": data.problems}
+    notes += data_notes(cfg.data, problems)
     notes += [f"left out, its objects count as missed: {line}" for line in sorted(broken)]
     paths = dict(zip(data.image_ids, data.paths))
     title = f"{arguments.weights} on {cfg.data.root}"
-    write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title, notes))
+    read = partial(read_image, exif=data.cfg.exif, max_pixels=data.cfg.max_pixels)
+    write_text(out / "report.html", report_html(evaluation, data.coco, results, paths, title, notes, read))
     for line in notes:
         print_line(console, line)
     table = Table("class", "AP")
@@ -102,7 +106,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.print(table)
     print_line(console, evaluation.table)
     print_line(console, f"metrics in {out / 'metrics.json'}, report in {out / 'report.html'}")
-    cli.print_result(arguments, {"out": str(out), **metrics})
+    left_out = data_as_json(cfg.data, problems) | {"unreadable": sorted(broken)}
+    cli.print_result(arguments, {"out": str(out), **metrics, "data": left_out})
     return 0
 
 

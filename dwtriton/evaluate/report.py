@@ -6,7 +6,7 @@ docs/evaluation.md explains what it shows.
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
+from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
@@ -50,6 +51,7 @@ VISIBLE = {  # control characters and surrogates, which a page cannot show, and 
 }
 
 ImageFile = tuple[Path, tuple[int, int]]  # and the (h, w) that its annotations are for
+ReadImage = Callable[[Path, tuple[int, int]], Tensor]  # of such a file, as `read_image`
 
 
 def report_html(
@@ -59,11 +61,12 @@ def report_html(
     paths: dict[int, str],
     title: str,
     notes: Sequence[str] = (),
+    read: ReadImage = read_image,
 ) -> str:
     """Return the HTML of a report on COCO `results` and their `evaluation` against `coco`.
 
     `paths` maps image ids to files; an image without a readable file is shown as a grey square. `title` names what was
-    evaluated; each of `notes` becomes a paragraph.
+    evaluated; each of `notes` becomes a paragraph. `read` decodes an image as the evaluation did.
     """
     analysis = tide.analyse(coco, results, evaluation.evaluator)
     names = {id_: str(coco.cats[id_]["name"]) for id_ in sorted(coco.cats)}
@@ -94,8 +97,10 @@ def report_html(
         special_errors=tide.SPECIAL_ERRORS,  # without bars: they contain others
         largest_cost=max(*(analysis.costs[error] for error in tide.ERROR_TYPES), 1e-9),
         min_confusion_score=MIN_CONFUSION_SCORE,
-        misses=[(_tile(files, *pair), *pair) for pair in tide.worst_misses(analysis, MAX_TILES)],
-        false_positives=[(_tile(files, *pair), *pair) for pair in tide.worst_false_positives(analysis, MAX_TILES)],
+        misses=[(_tile(files, read, *pair), *pair) for pair in tide.worst_misses(analysis, MAX_TILES)],
+        false_positives=[
+            (_tile(files, read, *pair), *pair) for pair in tide.worst_false_positives(analysis, MAX_TILES)
+        ],
         **_curves(analysis, names),
         **_confusions(analysis, list(names)),
     )
@@ -151,11 +156,11 @@ def _confusions(analysis: tide.Analysis, categories: list[int]) -> dict[str, Any
     return {"matrix": None, "confusions": Counter(confusions).most_common(MAX_CONFUSIONS)}
 
 
-def _tile(files: dict[int, ImageFile], *boxes: tide.Truth | tide.Detection | None) -> str:
+def _tile(files: dict[int, ImageFile], read: ReadImage, *boxes: tide.Truth | tide.Detection | None) -> str:
     """Image of what surrounds the first box, with all boxes drawn; empty without a readable file."""
     boxes = [box for box in boxes if box is not None]
     try:
-        image = read_image(*files[boxes[0].image_id])
+        image = read(*files[boxes[0].image_id])
     except (KeyError, BrokenImageError):
         return ""
     height, width = image.shape[1:]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dwtriton.config.kinds import MAX_PIXELS
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.data.buckets import Size, padded_size
@@ -31,16 +32,17 @@ def image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
     return list(images)
 
 
-def read_pixels(image: ImageInput, name: str) -> Tensor:
+def read_pixels(image: ImageInput, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Return an image as RGB, uint8 [3, h, w], on the CPU.
 
     Files are turned upright as their EXIF orientation says; the pixels of everything else are taken as they lie, so
     that boxes fit them. Grey becomes RGB, transparency is dropped, 16 bits become 8.
-    Raises UserError, which begins with `name`, for a file that cannot be read, another dtype or another shape.
+    Raises UserError, which begins with `name`, for a file that cannot be read or has more than `max_pixels`, another
+    dtype or another shape.
     """
     try:
         if isinstance(image, str | os.PathLike):
-            return read_image(Path(image))
+            return read_image(Path(image), max_pixels=max_pixels)
         if isinstance(image, Image.Image):
             image = _decode(image)
         if isinstance(image, np.ndarray | Tensor):

@@ -82,8 +82,9 @@ class ReadyDetector:
         if not isinstance(score_threshold, int | float) or not 0 <= score_threshold <= 1:
             raise UserError(f"score_threshold is a score from 0 to 1, not {score_threshold}")
         images = image_list(images)
+        limit = self.config.data.max_pixels
         samples = (
-            unlabelled_sample(read_pixels(image, f"images[{index}]"), self.config, index, f"images[{index}]")
+            unlabelled_sample(read_pixels(image, f"images[{index}]", limit), self.config, index, f"images[{index}]")
             for index, image in enumerate(images)
         )
         results: list[dict[str, Any]] = [{} for _ in images]

@@ -104,7 +104,7 @@ def check_out(out: Path, force: bool, inputs: Sequence[Path]) -> None:
 def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console, names: dict[Path, str]) -> None:
     """Report what was found and what was not read, and write the detections if anything was."""
     counts, ready = predictor.counts(), predictor.ready
-    for kind in ("skipped", "incomplete"):
+    for kind in ("skipped", "incomplete", "doubtful"):
         for line in counts[kind]:
             print_line(console, f"{kind}: {line}", "yellow")
     line = "{images} images and {frames} video frames: {detections} detections".format(**counts)
@@ -115,6 +115,7 @@ def finish(predictor: Predictor, arguments: argparse.Namespace, console: Console
             "score_threshold": ready.config.inference.score_threshold,
             "skipped": predictor.skipped,
             "incomplete": predictor.incomplete,
+            "doubtful": predictor.doubtful,
         }
         categories = [{"id": id_, "name": name} for id_, name in zip(ready.category_ids, ready.class_names)]
         predictor.writer.write(arguments.out / "detections.json", info, categories)

@@ -3,6 +3,7 @@
 import glob
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from dwtriton.core.errors import UserError
 from dwtriton.core.files import fitting_name
 from dwtriton.data.coco import Sample
 from dwtriton.data.image_files import HIDDEN, is_image_file
-from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_image
+from dwtriton.data.images import (
+    IMAGE_SUFFIXES,
+    NEARLY_BLACK,
+    BrokenImageError,
+    decode,
+    is_nearly_black,
+    to_bytes,
+)
 from dwtriton.data.workers import choose_workers, leave_signals_to_main
 from dwtriton.inference.inputs import unlabelled_sample
 
@@ -72,7 +80,8 @@ def picture_names(paths: Iterable[Path]) -> dict[Path, str]:
 def image_samples(paths: Sequence[Path], cfg: Config) -> DataLoader:
     """Return an iterable of samples, in order and with ids from 1, that worker processes read.
 
-    Of an unreadable file `image` is None and `broken` gives the reason. Workers leave Ctrl-C to the main process.
+    Of an unreadable file `image` is None and `broken` gives the reason, of a doubtful one `broken` says what it is.
+    Workers leave Ctrl-C to the main process.
     """
     return DataLoader(
         list(enumerate(paths, 1)),
@@ -86,6 +95,8 @@ def image_samples(paths: Sequence[Path], cfg: Config) -> DataLoader:
 def _read_sample(cfg: Config, numbered: tuple[int, Path]) -> Sample:
     image_id, path = numbered
     try:
-        return unlabelled_sample(read_image(path), cfg, image_id, str(path))
+        decoded = decode(path, None, "auto", cfg.data.max_pixels)
     except BrokenImageError as error:
         return Sample(None, {}, image_id, str(path), (1.0, 1.0), [str(error)])
+    sample = unlabelled_sample(to_bytes(decoded), cfg, image_id, str(path))
+    return replace(sample, broken=[f"{path}: an image {NEARLY_BLACK}"]) if is_nearly_black(decoded) else sample

@@ -50,6 +50,7 @@ class Predictor:
     tiling: Tiling | None = None  # of images, not of videos
     skipped: list[str] = field(default_factory=list)  # "PATH: reason" of inputs in which nothing could be read
     incomplete: list[str] = field(default_factory=list)  # the same of videos that could not be read to their end
+    doubtful: list[str] = field(default_factory=list)  # the same of images that were used all the same
 
     def predict_images(self, paths: Sequence[Path]) -> None:
         """Detect in image files."""
@@ -86,6 +87,7 @@ class Predictor:
     def _readable(self, paths: Sequence[Path], advance: Callable[[], None]) -> Iterator[Sample]:
         for sample in image_samples(paths, self.ready.config):
             if sample.image is not None:
+                self.doubtful += sample.broken
                 yield sample
             else:
                 self.skipped += sample.broken
@@ -142,4 +144,4 @@ class Predictor:
     def counts(self) -> dict[str, Any]:
         """Return the numbers of images, frames and detections, and the inputs with problems."""
         numbers = {name: getattr(self.writer, name) for name in ("images", "frames", "detections")}
-        return {**numbers, "skipped": self.skipped, "incomplete": self.incomplete}
+        return {**numbers, "skipped": self.skipped, "incomplete": self.incomplete, "doubtful": self.doubtful}

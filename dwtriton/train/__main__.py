@@ -18,7 +18,7 @@ from dwtriton.console import cli
 from dwtriton.console.cli import print_line
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError, cause_of_failure
-from dwtriton.data.prepare import prepare_data
+from dwtriton.data.prepare import data_as_json, prepare_data
 from dwtriton.evaluate.coco_metrics import EvaluatorsDisagreeError
 from dwtriton.train.finite import NonFiniteLossError
 from dwtriton.train.forecast import forecast
@@ -142,7 +142,9 @@ def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Con
     print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / LAST}")
     evaluate = shlex.join(["python", "-m", "dwtriton.evaluate", "--weights", str(out / "best.pt")])
     print_line(console, f"look closer: {evaluate}")
-    cli.print_result(arguments, {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics})
+    data = data_as_json(trainer.cfg.data, trainer.problems) | {"unreadable": sorted(trainer.broken)}
+    result = {"out": str(out), "iteration": trainer.iteration, **evaluation.metrics, "data": data}
+    cli.print_result(arguments, result)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Plots of a run folder: `curves.png` and `predictions.png`."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,13 +55,21 @@ def draw_curves(rows: list[dict], path: Path) -> None:
 
 
 def draw_predictions(
-    truth: COCO, results: list[dict], images: list[tuple[Id, Path]], path: Path, threshold: float = 0.4
+    truth: COCO,
+    results: list[dict],
+    images: list[tuple[Id, Path]],
+    path: Path,
+    threshold: float = 0.4,
+    read: Callable[[Path], Tensor] = read_image,
 ) -> None:
-    """Draw each (image id, file): its ground truth above, its detections that score more than `threshold` below."""
+    """Draw each (image id, file): its ground truth above, its detections that score more than `threshold` below.
+
+    `read` decodes a file as the evaluation did.
+    """
     shown = []
     for image_id, file in images:
         with suppress(BrokenImageError):  # the evaluation has reported it
-            shown.append((image_id, read_image(file)))
+            shown.append((image_id, read(file)))
     if not shown:
         return
     panels = []  # (column, row, title, picture)

@@ -109,9 +109,10 @@ class RunFolder:
             self.keep_last(BEST)
         draw_curves(self.metrics.rows, self.path / "curves.png")
         spread = range(0, len(data), max(1, len(data) // PLOTTED_IMAGES))
-        images = [(data.image_ids[i], Path(data.paths[i])) for i in spread][:PLOTTED_IMAGES]
-        draw_predictions(data.coco, results, images, self.path / "predictions.png")
+        index_of = {Path(data.paths[i]): i for i in spread[:PLOTTED_IMAGES]}
+        images = [(data.image_ids[i], path) for path, i in index_of.items()]
         drawn = self.path / "predictions.png"
+        draw_predictions(data.coco, results, images, drawn, read=lambda path: data.read(index_of[path]))
         self._to_events(lambda events: events.add_image("predictions", read_image(drawn).numpy(), iteration))
 
     def save(self, checkpoint: Checkpoint) -> None:

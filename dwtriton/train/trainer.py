@@ -18,7 +18,7 @@ from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
 from dwtriton.data.batch import Batch
 from dwtriton.data.loaders import eval_loader, train_loader
-from dwtriton.data.prepare import draw_missing_shapes, prepare_data
+from dwtriton.data.prepare import data_notes, draw_missing_shapes, prepare_data
 from dwtriton.data.problems import DataError
 from dwtriton.evaluate.coco_metrics import Evaluation, confirm, evaluate, gather_results
 from dwtriton.inference.detect import detect
@@ -83,6 +83,7 @@ class Trainer:
         self.iteration = self.saved = checkpoint.iteration if checkpoint else 0
         self.per_epoch = self.loader.batch_sampler.steps
         self.total = cfg.schedule.epochs * self.per_epoch
+        self.problems = {"training": self.train_set.problems, "validation": self.val_set.problems}
         self.data = {"training data": self.train_set.fingerprint, "validation data": self.val_set.fingerprint}
         with ranks.raise_on_all_ranks():
             self.notes = self._notes(checkpoint, data_changed)
@@ -144,8 +145,7 @@ class Trainer:
                 f"{split}{self.micro_batch_size} images in a step",
                 f"{len(self.train_set)} training and {len(self.val_set)} validation images",
                 f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
-                *(f"training data: {line}" for line in self.train_set.problems.summary()),
-                *(f"validation data: {line}" for line in self.val_set.problems.summary()),
+                *data_notes(self.cfg.data, self.problems),
                 *self.notes,
                 *([f"TensorBoard: tensorboard --logdir {self.out}"] if self.cfg.train.tensorboard else []),
             ]

@@ -18,14 +18,17 @@ from pycocotools import mask
 from dwtriton.config.load import load_config
 from dwtriton.core.errors import UserError
 from dwtriton.data import __main__ as command
+from dwtriton.data.formats.splits import find_splits
+from dwtriton.data.images import BrokenImageError, read_header
 from dwtriton.data.loaders import eval_loader, train_loader
-from dwtriton.data.prepare import prepare_data
+from dwtriton.data.prepare import data_as_json, prepare_data
 from dwtriton.data.values import mask_box
+from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
 from tests.support.real_data import COUNTS, change_all, coco_content, drop, pictures, write_coco, write_files
+from tests.support.short_run import SMALL_IMAGES, brief_settings, run_briefly
 
-SMALL = ["data.short_side=[64,64]", "data.long_side=96", "data.workers=0", "data.batch_size=2", "data.buckets=0"]
-SMALL += ["inference.short_side=64", "inference.long_side=96"]
+SMALL = SMALL_IMAGES
 
 
 @pytest.fixture
@@ -210,6 +213,12 @@ def test_what_can_be_read_is_read_rightly(name, tmp_path, look):
     assert boxes(root) == drawn_boxes()
 
 
+@pytest.mark.parametrize("name", ["iscrowd null", "image ids that are names", "polygons without boxes"])
+def test_a_run_takes_steps_and_evaluates(name, tmp_path):
+    root = write_coco(tmp_path / "data", READ_RIGHTLY[name])
+    run_briefly(load_config("r50_1x", ["head.num_classes=2"], root), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "counts", ["", "P", "0P", "PPPPPPP0", "é", "04" * 40, 3, None, [-1, 5], [0, 99], ["a"], [], [9]]
 )
@@ -270,6 +279,85 @@ def test_rotated_boxes_and_a_broken_area_are_named(tmp_path, look):
     assert kinds(look(upright)[1]) == {}
 
 
+def test_boxes_of_five_and_eight_numbers_are_rotated_and_used_by_their_polygons_alone(tmp_path, look):
+    def change(split, content, folder):
+        for number, annotation in enumerate(content["annotations"]):
+            if number % 4 != 3:  # of others the polygon tells the upright box
+                annotation["segmentation"] = as_polygon(annotation)
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [[x, y, w, h, 30.0], [x, y, x + w, y, x + w, y + h, x, y + h]][number % 2]
+
+    root = write_coco(tmp_path / "data", change)
+    _, result, _ = look(root)
+    assert kinds(result) == {
+        "rotated box, used as if it were upright": 6,
+        "rotated box without an upright one, annotation skipped": 2,
+    }
+    assert all(box in drawn for found, drawn in zip(boxes(root), drawn_boxes()) for box in found)
+
+
+def test_annotation_files_of_any_depth_are_used_or_named(tmp_path, look, call):
+    root = write_coco(tmp_path / "data")
+    deep = root / "more" / "labels"
+    deep.mkdir(parents=True)
+    (root / "annotations" / "instances_val2017.json").rename(deep / "instances_val2017.json")
+    (root / "val2017").rename(root / "more" / "val2017")
+    (deep / "instances_test.json").write_text(json.dumps(coco_content(pictures("val"))))
+    (deep / "notes.json").write_text("{}")
+    for hidden in (".old/instances_val.json", "annotations/._instances_val2017.json"):
+        (root / hidden).parent.mkdir(exist_ok=True)
+        (root / hidden).write_text("no JSON")
+    (root / "linked").symlink_to(root)
+    code, result, _ = look(root)
+    assert code == 0
+    assert "data.val_annotations=more/labels/instances_val2017.json" in result["command"]
+    assert result["unused"] == ["neither trained nor measured on: test, 2 images with 4 boxes"]
+    (ignored,) = result["ignored"]
+    assert ignored.startswith(f"{deep}/notes.json is not COCO detection JSON")
+    lines = (tmp_path / "sheets" / "problems.txt").read_text().splitlines()
+    assert lines[1:] == [*result["unused"], f"ignored: {ignored}"]
+    arguments = train_command.build_parser().parse_args(shlex.split(result["command"])[3:])
+    cfg = train_command.read_config(arguments)
+    assert data_as_json(cfg.data, {})["unused"] == ["more/labels/instances_test.json", "more/labels/notes.json"]
+    _, printed, _ = call(command, "tile", root, "--size", "64", "--out", tmp_path / "tiles")
+    assert "1 x split that is neither to train nor to validate with, not cut: test" in printed
+
+
+def test_names_of_splits_differ_whatever_their_files_are_called(tmp_path):
+    content = coco_content(pictures("val"))
+    names = ("a/x/labels.json", "b/x/labels.json", "a-x/labels.json", "labels.json")
+    write_files(tmp_path, dict.fromkeys(names, content))
+    found, _ = find_splits(tmp_path)
+    assert len({split.name for split in found}) == len(names)
+
+
+def test_training_and_evaluation_say_what_they_leave_out(tmp_path, call):
+    """In lines and in JSON, with what turns out only as images are read."""
+
+    def change(split, content, folder):
+        content["annotations"][0]["iscrowd"] = 1
+        (folder / "0002.jpg").write_text("no image")
+
+    root = write_coco(tmp_path / "data", change)
+    (root / "annotations" / "instances_test.json").write_text("{}")
+    words = [word for setting in brief_settings("head.num_classes=2") for word in ("--set", setting)]
+    out = tmp_path / "run"
+    code, printed, _ = call(train_command, "--cfg", "r50_1x", "--data", root, "--out", out, "--json", *words)
+    assert code == 0
+    data = json.loads(printed)["data"]
+    problems = data["training"]["problems"]
+    assert problems["crowd region, not learned: trained as background"]["count"] == 1
+    assert [path.rpartition("/")[2][:8] for path in data["unreadable"]] == ["0002.jpg", "0002.jpg"]
+    assert data["unused"] == ["annotations/instances_test.json"]
+    code, printed, _ = call(evaluate_command, "--weights", out / "last.pt", "--json")
+    assert code == 0
+    evaluated = json.loads(printed)["data"]
+    assert evaluated["validation"] == data["validation"]
+    assert len(evaluated["unreadable"]) == 1
+    code, printed, _ = call(evaluate_command, "--weights", out / "last.pt", "--force")
+    assert f"JSON files in {root} that are not used: 1, annotations/instances_test.json" in printed
+
+
 def test_all_problems_go_to_a_file_and_into_the_json(tmp_path, look):
     root = write_coco(tmp_path / "data", change_all("annotations", area=0))
     _, result, _ = look(root)
@@ -324,6 +412,48 @@ def test_boxes_in_shares_and_boxes_as_corners_are_recognised(tmp_path, look):
     assert any(
         line.startswith("the boxes look like corners x1, y1, x2, y2") for line in result["splits"][0]["warnings"]
     )
+
+
+@pytest.mark.parametrize("wrong", [shares, corners])
+@pytest.mark.parametrize("wrong_split", ["train", "val"])
+def test_a_stray_box_does_not_hide_what_an_exporter_means(wrong_split, wrong, tmp_path, look):
+    """Nearly all boxes decide, of either split."""
+
+    def change(split, content, folder):
+        ids = {"image_id": 1, "category_id": 1, "iscrowd": 0}
+        if split == wrong_split:
+            for annotation in content["annotations"]:
+                annotation["bbox"] = wrong(annotation)
+            content["annotations"] *= 5
+            for number, annotation in enumerate(content["annotations"], 1):
+                content["annotations"][number - 1] = annotation | {"id": number}
+            content["annotations"].append({"id": 900, "bbox": [60, 40, 30, 20], "area": 600, **ids})
+
+    code, result, error = look(write_coco(tmp_path / "data", change))
+    if wrong is shares:
+        assert (code, f"{wrong_split}2017.json: its boxes are shares of the images' sides" in error) == (2, True)
+    else:
+        assert code == 0
+        (warning,) = result["splits"][wrong_split == "val"]["warnings"]
+        assert warning.startswith("the boxes look like corners x1, y1, x2, y2")
+
+
+def test_some_boxes_in_shares_are_counted_as_such(tmp_path, look):
+    def change(split, content, folder):
+        for annotation in content["annotations"][::2]:
+            annotation["bbox"] = shares(annotation)
+
+    _, result, _ = look(write_coco(tmp_path / "data", change))
+    assert kinds(result)["box in shares of the image's sides, as it lies in 0..1, not used as a target"] == 4
+
+
+def test_validation_with_boxes_without_area_alone_cannot_be_measured(tmp_path, look):
+    def change(split, content, folder):
+        for annotation in content["annotations"] if split == "val" else []:
+            annotation["bbox"][2] = 0
+
+    code, _, error = look(write_coco(tmp_path / "data", change))
+    assert (code, "there is no object to measure a detector by" in error) == (2, True)
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_path_and_the_nearest_file(tmp_path, look):
@@ -409,6 +539,10 @@ def test_background_images_are_counted_and_can_be_trained_on(tmp_path, look):
     assert kinds(result) == {kind: 2}
     _, result, _ = look(root, "data.background=true")
     assert kinds(result) == {}
+    assert result["splits"][0]["warnings"] == [
+        "2 images without an annotation are trained on as background (data.background = true): 50% of the images of an "
+        "epoch, and about as much of its time"
+    ]
     assert [len(found) for found in boxes(root, "data.background=true")[:4]] == [2, 2, 0, 0]
 
 
@@ -509,14 +643,27 @@ def test_images_with_too_many_pixels_are_left_aside_before_they_are_decoded(tmp_
     assert (code, "has 96x72 pixels, more than data.max_pixels = 6000; cut it into tiles" in error) == (2, True)
 
 
+def test_what_no_command_can_decode_is_not_advised_to_be_cut_by_one(tmp_path, monkeypatch):
+    Image.new("L", (90, 90)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BrokenImageError, match="cut it into tiles with another program, as nothing here decodes more"):
+        read_header(tmp_path / "a.png")
+
+
 def test_12_bits_in_16_are_named(tmp_path, look):
     def change(split, content, folder):
         for path, image in zip(sorted(folder.iterdir()), content["images"]):
             ramp = np.linspace(0, 4095, image["width"] * image["height"]).astype(np.uint16)
             Image.fromarray(ramp.reshape(image["height"], image["width"])).save(path)
 
-    _, result, _ = look(write_coco(tmp_path / "data", change, suffix=".png"))
+    root = write_coco(tmp_path / "data", change, suffix=".png")
+    _, result, _ = look(root)
     assert kinds(result) == {"image of 16 bits that uses 12 at most, nearly black": 4}
+    for split, count in zip(prepare_data(load_config("r50_1x", [*SMALL, "head.num_classes=2"], root)), (4, 2)):
+        (line,) = split.problems.summary()  # which training and evaluation print
+        assert line.startswith(
+            f"{count} of {count} images of 16 bits that were looked at use 12 of them at most, such as"
+        )
 
 
 def test_special_files_and_foreign_formats_are_named(tmp_path, look):

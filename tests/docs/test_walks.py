@@ -93,7 +93,7 @@ def test_small_objects_of_large_images_are_cut_out_by_printed_commands(walk, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", [*EXPORTS, "aerial"])
 def test_printed_commands_lead_to_a_detector_that_finds_something(name, walk, call):
     """With a sixth of the epochs, to save time."""
     words, _ = walk(name)

@@ -271,7 +271,7 @@ def test_many_images_wait_in_small_numbers(ready, files, monkeypatch):
         return name
 
     monkeypatch.setattr(ready, "predict", counting_predict)
-    monkeypatch.setattr("dwtriton.inference.ready.read_pixels", lambda image, name: counted(read_image(image)))
+    monkeypatch.setattr("dwtriton.inference.ready.read_pixels", lambda image, *_: counted(read_image(image)))
     order = random.Random(0).choices(files, k=40)
     assert len(ready(order, batch_size=2)) == len(order) == sum(given)
     assert max(read) <= 4 * 2

@@ -133,12 +133,26 @@ def test_images_of_every_kind(images, tmp_path, predict):
     image.convert("RGBA").save(kinds / "transparent.png")
     image.convert("P").save(kinds / "palette.gif")
     image.convert("CMYK").save(kinds / "print.jpg")
+    for suffix in ("bmp", "tif"):
+        image.save(kinds / f"{suffix}.{suffix}")
     Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257).save(kinds / "deep.png")
     code, _, _, content = predict(kinds)
     assert code == 0
     assert content["info"]["skipped"] == []
     assert {p["drawn"] for p in content["images"]} == {f"{p.stem}.jpg" for p in kinds.iterdir()}
     assert found_in(content, "grey.png") == found_in(content, "deep.png")
+
+
+def test_12_bits_in_16_are_named_and_images_of_too_many_pixels_skipped(images, tmp_path, predict):
+    good = next(iter(images.values()))
+    Image.fromarray(np.linspace(0, 4095, 64 * 96).astype(np.uint16).reshape(64, 96)).save(tmp_path / "dark.png")
+    Image.new("RGB", (640, 480)).save(tmp_path / "large.png")
+    inputs = good, tmp_path / "dark.png", tmp_path / "large.png"
+    code, printed, _, content = predict(*inputs, "--set", "data.max_pixels=100000")
+    assert code == 0
+    assert f"doubtful: {tmp_path / 'dark.png'}: an image of 16 bits that uses 12 at most, nearly black" in printed
+    assert f"skipped: {tmp_path / 'large.png'}: has 640x480 pixels, more than data.max_pixels = 100000" in printed
+    assert [p["file_name"] for p in content["images"]] == [str(good), str(tmp_path / "dark.png")]
 
 
 def test_an_image_too_large_for_jpeg_is_not_drawn(images, tmp_path, predict, monkeypatch):
@@ -231,6 +245,7 @@ def test_output_for_scripts(images, tmp_path, predict):
         "detections": len(content["annotations"]),
         "skipped": [],
         "incomplete": [],
+        "doubtful": [],
     }
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["detections.json"]
     assert "drawn" not in content["images"][0]

@@ -75,13 +75,14 @@ def labelimg_voc(root: Path) -> Path:
 
 
 def aerial_voc(root: Path) -> Path:
-    """Pascal VOC of a tool without lists: large images of many small objects, which lie in a grid."""
+    """Pascal VOC of a tool without lists: large and small photographs from above, of hundreds of small objects."""
     files, rng = {}, np.random.default_rng(0)
-    for number in range(3):
-        image = Image.new("RGB", (800, 720), (70, 90, 60))
+    for number, (width, height) in enumerate(((1000, 900), (600, 500), (400, 400), (400, 400))):
+        image = Image.new("RGB", (width, height), (70, 90, 60))
         pen, objects = ImageDraw.Draw(image), []
-        for x, y in itertools.product(range(20, 760, 110), range(20, 680, 110)):
+        for left, top in itertools.product(range(10, width - 40, 50), range(10, height - 40, 50)):
             label = int(rng.integers(len(NAMES)))
+            x, y = left + int(rng.integers(12)), top + int(rng.integers(12))
             (pen.rectangle, pen.ellipse)[label]((x, y, x + 23, y + 23), fill=(200, 180, 90))
             objects.append((label, x, y, 24, 24))
         picture = Picture(image, objects)

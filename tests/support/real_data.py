@@ -128,13 +128,49 @@ def labelme_json(picture: Picture, name: str) -> dict[str, Any]:
     return {"version": "5.4", "flags": {}, "shapes": shapes, "imagePath": name, "imageData": None, **size}
 
 
+def cvat_xml(drawn: dict[str, Picture]) -> str:
+    """The XML file of "CVAT for images" of pictures by name, with boxes and polygons by turns."""
+    text = ""
+    for number, (name, (image, objects)) in enumerate(drawn.items()):
+        shapes = ""
+        for position, (c, x, y, w, h) in enumerate(objects):
+            corners = f'xtl="{x}.00" ytl="{y}.00" xbr="{x + w}.00" ybr="{y + h}.00"'
+            points = f'points="{x},{y};{x + w},{y};{x + w},{y + h};{x},{y + h}"'
+            kind, place = ("polygon", points) if position % 2 else ("box", corners)
+            shapes += f'<{kind} label="{NAMES[c]}" source="manual" occluded="0" {place} z_order="0"></{kind}>'
+        size = f'width="{image.width}" height="{image.height}"'
+        text += f'<image id="{number}" name="{name}" {size}>{shapes}</image>'
+    return f'<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>{text}</annotations>'
+
+
+def label_studio_tasks(drawn: dict[str, Picture], is_min: bool = False) -> list[dict[str, Any]]:
+    """The tasks of Label Studio, or its JSON-MIN, of pictures by name: rectangles and polygons by turns."""
+    tasks = []
+    for number, (name, (image, objects)) in enumerate(drawn.items(), 1):
+        values = []
+        for position, (c, *box) in enumerate(objects):
+            x, y, w, h = (100 * value / side for value, side in zip(box, image.size * 2))
+            shape = {"x": x, "y": y, "width": w, "height": h, "rotation": 0, "rectanglelabels": [NAMES[c]]}
+            if position % 2:
+                points = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+                shape = {"points": points, "closed": True, "polygonlabels": [NAMES[c]]}
+            values.append(shape)
+        if is_min:
+            tasks.append({"image": name, "id": number, "label": values, "annotator": 1, "annotation_id": number})
+        else:
+            results = [{"id": str(n), "type": "x", "to_name": "image", "value": v} for n, v in enumerate(values)]
+            annotations = [{"id": 9, "was_cancelled": True, "result": []}, {"id": 1, "result": results}]
+            tasks.append({"id": number, "data": {"image": name}, "annotations": annotations, "predictions": []})
+    return tasks
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
-def write_files(root: Path, files: dict[str, str | Image.Image | dict]) -> Path:
+def write_files(root: Path, files: dict[str, str | Image.Image | dict | list]) -> Path:
     """Write texts, pictures and JSON by their paths."""
     for name, content in files.items():
         path = root / name

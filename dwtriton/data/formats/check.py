@@ -23,7 +23,14 @@ from dwtriton.console.progress import progress
 from dwtriton.data.annotations import SIDES, Records
 from dwtriton.data.classes import match_classes
 from dwtriton.data.formats.splits import FoundSplit
-from dwtriton.data.images import BrokenImageError, OtherSizeError, decode, is_nearly_black, read_image
+from dwtriton.data.images import (
+    NEARLY_BLACK,
+    BrokenImageError,
+    OtherSizeError,
+    decode,
+    is_nearly_black,
+    read_image,
+)
 from dwtriton.data.problems import DataError, DataProblems
 from dwtriton.data.usable import annotation_name, check_measurable, choose_usable
 from dwtriton.data.values import Id
@@ -110,7 +117,7 @@ def _check_images(
             elif isinstance(doubt, BrokenImageError):
                 problems.add(f"image file that cannot be used, {fate}", str(doubt))
             elif doubt:
-                problems.note("image of 16 bits that uses 12 at most, nearly black", image["file_name"])
+                problems.note(f"image {NEARLY_BLACK}", image["file_name"])
             advance()
 
 
@@ -194,7 +201,9 @@ def draw_sheet(found: Findings) -> Figure:
         axes.set_title(title, font=font, fontsize=7, parse_math=False)
         try:
             size = images[index]["height"], images[index]["width"]
-            pixels = read_image(split.images / file, None if None in size else size, found.cfg.exif)
+            pixels = read_image(
+                split.images / file, None if None in size else size, found.cfg.exif, found.cfg.max_pixels
+            )
         except BrokenImageError:
             axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", color="#e45756")
             continue

@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dwtriton.console.terminal import printable
-from dwtriton.core.files import write_file, write_text
+from dwtriton.core.files import write_file
 from dwtriton.data.formats.check import Findings
+from dwtriton.data.formats.problems_file import is_problems_file, write_problems_file
 
 PROBLEMS_FILE = "problems.txt"
 MAKER = "python -m dwtriton.data check"  # by which its files are known again
@@ -17,12 +17,12 @@ DPI = 110
 
 def is_own_file(path: Path) -> bool:
     """Whether a file was written by an earlier check."""
+    if path.name == PROBLEMS_FILE:
+        return is_problems_file(path, MAKER)
     try:
-        if path.name == PROBLEMS_FILE:
-            return MAKER in path.read_text(encoding="utf-8").partition("\n")[0]
         with Image.open(path) as image:
             return image.info.get("Software") == MAKER
-    except (OSError, ValueError, SyntaxError):  # no file, no text, no image
+    except (OSError, ValueError, SyntaxError):  # no file, no image
         return False
 
 
@@ -38,16 +38,16 @@ def write_sheet(sheet: Figure, path: Path) -> None:
     write_file(path, lambda file: sheet.savefig(file, format="png", dpi=DPI, metadata={"Software": MAKER}))
 
 
-def write_problems(findings: Sequence[Findings], path: Path) -> bool:
-    """Write all that was found, a line each; return whether there was anything. Without it the file is removed."""
-    lines = []
+def write_problems(findings: Sequence[Findings], unused: Sequence[str], path: Path) -> bool:
+    """Write all that was found and what is not used, a line each; return whether there was anything.
+
+    Without it the file is removed.
+    """
+    lines = list(unused)
     for found in findings:
         problems = found.problems
         lines += [f"{found.split.name}: cannot be trained on: {reason}" for reason in found.fatal]
         lines += [f"{found.split.name}: {warning}" for warning in problems.warnings]
         lines += [f"{found.split.name}: {kind}: {name}" for kind, names in problems.examples.items() for name in names]
-    if lines:
-        write_text(path, "\n".join([f"# {MAKER}: all problems", *map(printable, lines), ""]))
-    else:
-        path.unlink(missing_ok=True)
+    write_problems_file(path, MAKER, lines)
     return bool(lines)

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError, WriteError
-from dwtriton.core.files import make_folder, move_folder, write_text
+from dwtriton.core.files import fitting_name, make_folder, move_folder, write_text
 from dwtriton.core.text import first_of, listed_lines
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.data.buckets import Size
+from dwtriton.data.formats.problems_file import is_problems_file, write_problems_file
 from dwtriton.data.image_files import is_image_file
 from dwtriton.data.images import IMAGE_SUFFIXES, BrokenImageError, read_header
 from dwtriton.data.problems import DataError
@@ -29,6 +30,7 @@ ANNOTATIONS = "annotations/instances_{}2017.json"
 WRITTEN = {"annotations", *(f"{split}2017" for split in SPLITS)}  # COCO's names, the defaults of a config
 INFO = {"description": "converted by dwtriton.data"}
 BEGINNING = json.dumps({"info": INFO}).encode()[:-1]  # of JSON files, by which --force knows what it may replace
+COMMAND = "python -m dwtriton.data convert"
 MAX_LINES = 20  # errors in the labels that one message lists
 
 
@@ -38,7 +40,7 @@ class Box(NamedTuple):
     name: str  # of its class
     xyxy: tuple[float, float, float, float]  # pixels, from 0, exclusive at the right and bottom
     crowd: bool = False
-    rotation: float = 0.0  # degrees, as CVAT writes it beside the sides of the upright box
+    rotation: float = 0.0  # degrees, of a rotated box for which this upright one stands
 
 
 class Source(NamedTuple):
@@ -102,32 +104,46 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
     them out.
     """
     check_vacant(out, force)
+    listed_in = problems_file(out)
+    if listed_in.exists() and not is_problems_file(listed_in, COMMAND):
+        raise UserError(f"{listed_in} exists, where errors in the labels may go: move it, or choose another --out")
     problems = list(source.problems)
     found = {split: _read_labels(source, split, problems, console) for split in source.images}
+    if len(problems) > MAX_LINES:
+        make_folder(listed_in.parent)
+    write_problems_file(listed_in, COMMAND, problems if len(problems) > MAX_LINES else [])
     if problems and not skip_broken:
         raise DataError(
-            f"nothing was written, errors in the labels: {counted(problems)}\n"
+            f"nothing was written, errors in the labels: {counted(problems, out)}\n"
             "Fix them, or add --skip-broken to leave them out"
         )
     for split, images in found.items():
         if not images:
-            raise DataError(f"nothing was written: no image of {split} is left. {counted(problems)}")
+            raise DataError(f"nothing was written: no image of {split} is left. {counted(problems, out)}")
     boxes = [image.boxes for images in found.values() for image in images]
     names = sorted({box.name for of_image in boxes for box in of_image}) if source.names is None else source.names
     if not names:
         raise DataError("nothing was written: no box names a class")
     for split, images in found.items():
         if not any(image.boxes for image in images) and (problems or split == "train"):
-            raise DataError(f"nothing was written: no box of {split} is left. {counted(problems)}")
+            raise DataError(f"nothing was written: no box of {split} is left. {counted(problems, out)}")
     _write(found, names, out, console)
-    return Converted(
-        len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), list(source.notes)
-    )
+    notes = list(source.notes)
+    if rotated := sum(bool(box.rotation) for of_image in boxes for box in of_image):
+        notes.append(f"{rotated} boxes are rotated, and used as upright ones: see what `check` draws")
+    return Converted(len(boxes), sum(map(len, boxes)), boxes.count([]), names, problems, list(found), notes)
 
 
-def counted(problems: Sequence[str]) -> str:
-    """Return the number of problems and the first of them, a line each."""
-    return "\n  ".join([str(len(problems)), *listed_lines(problems, MAX_LINES)])
+def counted(problems: Sequence[str], out: Path) -> str:
+    """Return the number of problems and the first of them, a line each, and where `convert` lists all, if it does."""
+    lines = [str(len(problems)), *listed_lines(problems, MAX_LINES)]
+    return "\n  ".join([*lines, *([f"all of them: {problems_file(out)}"] if len(problems) > MAX_LINES else [])])
+
+
+def problems_file(out: Path) -> Path:
+    """The file that lists all problems of a conversion to `out`, if one message cannot."""
+    place = out.resolve() if out.name in ("", "..") else out  # "." has no name
+    return place.with_name(fitting_name(place.name, "-problems.txt"))
 
 
 def check_vacant(out: Path, force: bool) -> None:

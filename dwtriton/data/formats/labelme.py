@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dwtriton.data.formats.convert import Box, Source, clip, image_files
+from dwtriton.data.formats.convert import Box, Source, clip
 from dwtriton.data.formats.folders import split_by_folder
-from dwtriton.data.image_files import find_file
+from dwtriton.data.formats.named_images import NamedImages
 from dwtriton.data.problems import DataError
 from dwtriton.data.text_files import read_json
 from dwtriton.data.values import number
@@ -37,14 +37,17 @@ def read_labelme(root: Path) -> Source:
     """
     problems: list[str] = []
     labels: dict[Path, Path] = {}  # by image
+    named = NamedImages(root)
     for path in _label_files(root):
-        named = str(read_json(path)["imagePath"])
-        found = find_file(path.parent, named)
-        if found is None:
-            problems.append(f"{path}: its image {path.parent / named} does not exist")
+        name = str(read_json(path)["imagePath"])
+        image = named.find(name, path.parent)
+        if image is None:
+            problems.append(f"{path}: its image {path.parent / name} does not exist")
+        elif image in labels:
+            problems.append(f"{path}: its image {image} is that of {labels[image]} too")
         else:
-            labels[path.parent / found] = path
-    images = [image for image in image_files(root) if image not in labels]
+            labels[image] = path
+    images = [image for image in named.images if image not in labels]
     splits, notes = split_by_folder(root, sorted([*labels, *images]))
     if images:
         notes.append(f"{len(images)} images without a JSON file are background")

@@ -54,7 +54,8 @@ def split_data(root: Path, out: Path, share: float, group: str, seed: int, force
     splits, _ = find_splits(root)
     if len(splits) > 1:
         names = ", ".join(split.name for split in splits)
-        raise UserError(f"{root} has the splits {names} already; check it: python -m dwtriton.data check {root}")
+        check = f"check it: python -m dwtriton.data check {root}"
+        raise UserError(f"{root} has the splits {names} already; {check}, or pass the folder of one of them")
     path, folder = splits[0].records.path, splits[0].images
     read_valid_records(path)
     content = read_json(path)

@@ -12,12 +12,13 @@ import torch
 
 from dwtriton.config.fit import Fit, fit_to_data
 from dwtriton.config.schema import DataConfig, HeadConfig
+from dwtriton.core.text import first_of
 from dwtriton.data.annotations import OtherFormatError, Records, read_records
-from dwtriton.data.formats.layouts import convert_hint
+from dwtriton.data.formats.layouts import OTHER_EXPORT, convert_hint
 from dwtriton.data.image_files import find_file, is_file, is_image_file
 from dwtriton.data.problems import DataError
+from dwtriton.data.text_files import json_files
 
-PATTERNS = ("annotations/*.json", "*.json", "*/*.json")  # where the JSON files are; the first that finds any is taken
 PROBED_IMAGES = 20  # of a split, by which its folder is found
 
 
@@ -32,27 +33,24 @@ class FoundSplit(NamedTuple):
 def find_splits(root: Path) -> tuple[list[FoundSplit], list[str]]:
     """Find the COCO files of a folder and the folders of their images; return these and why other JSON is none of them.
 
-    The files are `annotations/*.json`, or else `*.json`, or else `*/*.json`. Raises DataError if there is none.
+    Raises DataError if there is none.
     """
     if not root.is_dir():
         problem = f"is no folder; pass the one that holds it, {root.parent}" if root.exists() else "does not exist"
         raise DataError(f"{root} {problem}")
-    others: list[str] = []
-    for pattern in PATTERNS:
-        found = {}
-        for path in sorted(root.glob(pattern)):
-            try:
-                found[path] = read_records(path)
-            except OtherFormatError as error:
-                others.append(str(error))
-            except DataError as error:
-                found[path] = Records(path, {}, {}, {}, {}, [str(error)])
-        if found:
-            named = zip(_names(list(found)), found.values())
-            return [FoundSplit(name, _image_folder(root, name, records), records) for name, records in named], others
-    deeper = next(iter(sorted(root.glob("*/*/*.json"))), None)
-    hint = convert_hint(root) or (others[0] if others else f"{deeper} lies deeper, pass its folder" if deeper else "")
-    raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{hint and f': {hint}'}")
+    found, others = {}, []
+    for path in json_files(root):
+        try:
+            found[path] = read_records(path)
+        except OtherFormatError as error:
+            others.append(str(error))
+        except DataError as error:
+            found[path] = Records(path, {}, {}, {}, {}, [str(error)])
+    if not found:
+        hint = convert_hint(root) or (f"{first_of(others)}; {OTHER_EXPORT}" if others else "")
+        raise DataError(f"{root} has no COCO detection JSON, in annotations/ or elsewhere{hint and f': {hint}'}")
+    named = zip(_names(list(found), root), found.values())
+    return [FoundSplit(name, _image_folder(root, name, records), records) for name, records in named], others
 
 
 def choose_splits(splits: Sequence[FoundSplit]) -> tuple[FoundSplit, FoundSplit]:
@@ -108,27 +106,29 @@ def tile_command(root: Path, size: int) -> str:
     return shlex.join([*words, "--out", f"{root.resolve().name}-tiles"])
 
 
-def _names(files: Sequence[Path]) -> list[str]:
+def _names(files: Sequence[Path], root: Path) -> list[str]:
     """Names that differ: `annotations/instances_val.json` is val, `valid/_annotations.json` is valid."""
+    paths = ["-".join(path.relative_to(root).with_suffix("").parts) for path in files]
     kinds = (
         [path.stem.removeprefix("instances_") for path in files],
         [path.parent.name for path in files],
         [f"{path.parent.name}-{path.stem}" for path in files],
+        paths,
+        [f"{number}-{path}" for number, path in enumerate(paths, 1)],
     )
     return next(names for names in kinds if len(set(names)) == len(files))
 
 
 def _image_folder(root: Path, name: str, records: Records) -> Path:
-    """Find the folder that holds most of the first images: beside the annotations or below, in `root` or `root/images`.
+    """Find the folder that holds most of the first images: in `root`, in the folder of the annotations or between them.
 
-    Names are taken as they stand, else as paths from the working folder, as `predict` writes them, or else as
-    `find_file` does. Splits may give their images
-    the same names: among folders that hold at least half as many as the best, take the one whose name is most like the
-    split's.
+    A folder in one of these or in its `images` counts too. Names are taken as they stand, else as paths from the
+    working folder, as `predict` writes them, or else as `find_file` does. Splits may give their images the same names:
+    among folders that hold at least half as many as the best, take the one whose name is most like the split's.
     """
-    beside = records.path.parent
-    below = [path for path in (*root.iterdir(), *root.glob("images/*"), *beside.iterdir()) if path.is_dir()]
-    folders = sorted({root, beside, *below})
+    above = [folder for folder in records.path.parents if folder.is_relative_to(root)]
+    below = [path for folder in above for path in (*folder.iterdir(), *folder.glob("images/*")) if path.is_dir()]
+    folders = sorted({*above, *below})
     files = [str(image["file_name"]) for image in list(records.images.values())[:PROBED_IMAGES]]
     held = {folder: sum(is_file(folder / file) for file in files) for folder in folders}
     if not any(held.values()) and any(map(os.path.isfile, files)):

@@ -61,7 +61,8 @@ def tile_data(root: Path, out: Path, size: int, overlap: float, force: bool, con
     if not 0 <= overlap < 1:
         raise UserError(f"--overlap is a share of a tile's side from 0 up to 1, such as 0.2, not {overlap:g}")
     check_vacant(out, force)
-    train, val = choose_splits(find_splits(root)[0])
+    found, _ = find_splits(root)
+    train, val = choose_splits(found)
     splits = {"train": train} if train is val else {"train": train, "val": val}
     problems = DataProblems()
     with folder_beside(out) as temporary:
@@ -73,6 +74,9 @@ def tile_data(root: Path, out: Path, size: int, overlap: float, force: bool, con
         written = {name: ([tile.path for tile in tiles], content) for name, (tiles, content) in parts.items()}
         write_coco(written, out, console)
     problems.warnings.clear()  # they are about whole images
+    for split in found:
+        if split not in (train, val):
+            problems.add("split that is neither to train nor to validate with, not cut", split.name)
     objects = {name: [_objects(tile) for tile in tiles] for name, (tiles, _) in parts.items()}
     return Tiled(
         {name: len(counts) for name, counts in objects.items()},

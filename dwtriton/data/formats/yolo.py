@@ -216,11 +216,22 @@ def _box(fields: Sequence[str], names: list[str], height: int, width: int) -> Bo
     for value in values:
         if not (math.isfinite(value) and -BORDER_TOLERANCE <= value <= 1 + BORDER_TOLERANCE):
             raise ValueError(f"{value:g} is not a share of the image, from 0 to 1")
+    rotation = 0.0
     if len(values) == 4:
         x, y, w, h = values
         shares = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
     elif len(values) >= 6 and len(values) % 2 == 0:  # a polygon
         shares = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+        rotation = _rotation(values, height, width) if len(values) == 8 else 0.0
     else:
         raise ValueError(f"{len(values)} numbers behind the class: four of a box or pairs of a polygon are needed")
-    return Box(names[label], clip([share * side for share, side in zip(shares, [width, height] * 2)], height, width))
+    xyxy = clip([share * side for share, side in zip(shares, [width, height] * 2)], height, width)
+    return Box(names[label], xyxy, rotation=rotation)
+
+
+def _rotation(corners: Sequence[float], height: int, width: int) -> float:
+    """Return the angle in degrees of the first of four sides against the nearest axis; under a degree counts as 0."""
+    x1, y1, x2, y2 = corners[:4]
+    angle = math.degrees(math.atan2((y2 - y1) * height, (x2 - x1) * width))
+    angle -= 90 * round(angle / 90)
+    return angle if abs(angle) >= 1 else 0.0

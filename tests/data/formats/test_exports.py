@@ -3,14 +3,18 @@
 import json
 import re
 import shlex
+from math import cos, pi, sin
 
 import pytest
 
+from dwtriton.config.load import load_config
 from dwtriton.data import __main__ as command
 from dwtriton.data.formats.split import GROUPS
 from tests.support.real_data import (
     NAMES,
     coco_content,
+    cvat_xml,
+    label_studio_tasks,
     labelme_json,
     pictures,
     voc_xml,
@@ -18,6 +22,7 @@ from tests.support.real_data import (
     write_files,
     yolo_lines,
 )
+from tests.support.short_run import run_briefly
 
 YAML = "names: [box, disc]\n"
 
@@ -32,6 +37,18 @@ def labels(split, pattern, write=yolo_lines):
 
 def xml(split, pattern):
     return {pattern.format(f"{n:04}"): voc_xml(picture, "x.jpg") for n, picture in enumerate(pictures(split), 1)}
+
+
+def labelme(pattern, image_path):
+    return {pattern.format(f"{n:04}"): labelme_json(p, image_path.format(f"{n:04}")) for n, p in numbered("train")}
+
+
+def named(pattern):
+    return {pattern.format(f"{n:04}"): picture for n, picture in numbered("train")}
+
+
+def numbered(split):
+    return enumerate(pictures(split), 1)
 
 
 def decimal_class(picture):
@@ -62,6 +79,12 @@ TWO = {  # layouts with both splits
         **xml("train", "train/{}.xml"),
         **images("val", "valid/{}.jpg"),
         **xml("val", "valid/{}.xml"),
+    },
+    "VOC with folders in the splits": {
+        **images("train", "train/photos/{}.jpg"),
+        **xml("train", "train/xml/{}.xml"),
+        **images("val", "val/photos/{}.jpg"),
+        **xml("val", "val/xml/{}.xml"),
     },
     "VOC with .jpg in its lists": {
         "ImageSets/Main/train.txt": listed("train", "").replace("/", "").replace("\n", "\r\n"),
@@ -125,11 +148,33 @@ ONE = {  # layouts with one split
     "VOC of labelImg": {**images("train", "{}.jpg"), **xml("train", "{}.xml"), "._0001.xml": "\0"},
     "VOC of labelme2voc": {**images("train", "JPEGImages/{}.jpg"), **xml("train", "Annotations/{}.xml")},
     "VOC of FiftyOne": {**images("train", "data/{}.jpg"), **xml("train", "labels/{}.xml")},
-    "labelme": {
-        **images("train", "{}.jpg"),
-        **{f"{n:04}.json": labelme_json(p, f"{n:04}.jpg") for n, p in enumerate(pictures("train"), 1)},
+    "VOC, images and labels": {**images("train", "images/{}.jpg"), **xml("train", "labels/{}.xml")},
+    "VOC, images and Annotations": {**images("train", "images/{}.jpg"), **xml("train", "Annotations/{}.xml")},
+    "VOC, an own folder for XML": {**images("train", "shots/{}.jpg"), **xml("train", "shots/xml/{}.xml")},
+    "VOC beside masks of the same names": {
+        **images("train", "JPEGImages/{}.jpg"),
+        **images("train", "Drawn/{}.png"),
+        **xml("train", "Annotations/{}.xml"),
+        "JPEGImages/notes.xml": "\0",
+    },
+    "labelme": {**images("train", "{}.jpg"), **labelme("{}.json", "{}.jpg")},
+    "labelme, beside": {**images("train", "images/{}.jpg"), **labelme("labels/{}.json", "..\\images\\{}.jpg")},
+    "labelme, moved": {**images("train", "images/{}.jpg"), **labelme("labels/{}.json", "C:\\me\\images\\{}.jpg")},
+    "CVAT for images": {**images("train", "images/{}.jpg"), "annotations.xml": cvat_xml(named("{}.jpg"))},
+    "CVAT for images, with subsets": {
+        **images("train", "images/Train/{}.jpg"),
+        "annotations.xml": cvat_xml(named("{}.jpg")).replace("<image ", '<image subset="Train" '),
+    },
+    "Label Studio": {
+        **images("train", "images/{}.jpg"),
+        "project-1.json": label_studio_tasks(named("/data/upload/1/0abc12ef-{}.jpg")),
+    },
+    "Label Studio, JSON-MIN": {
+        **images("train", "images/0abc12ef-{}.jpg"),
+        "result.json": label_studio_tasks(named("/data/local-files/?d=shots%2F0abc12ef-{}.jpg"), is_min=True),
     },
 }
+ORPHAN = "VOC beside masks of the same names"  # has a file that names no image
 
 
 def content(out, split):
@@ -163,9 +208,11 @@ def test_layouts_with_both_splits_are_converted(name, tmp_path, call):
 def test_layouts_with_one_split_lead_to_two_by_the_commands_that_are_printed(name, tmp_path, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path / "export", ONE[name])
-    code, printed, error = call(command, "convert", "export", "--out", "coco")
+    skip = ["--skip-broken"] if name == ORPHAN else []
+    code, printed, error = call(command, "convert", "export", "--out", "coco", *skip)
     assert (code, error) == (0, "")
     assert written(tmp_path / "coco", "train") == drawn("train")
+    assert "are background" not in printed
     for _ in range(2):  # split, check
         _, _, line = printed.splitlines()[-1].partition(": ")
         program, _, module, *arguments = shlex.split(line)
@@ -175,6 +222,26 @@ def test_layouts_with_one_split_lead_to_two_by_the_commands_that_are_printed(nam
     assert printed.splitlines()[-1].startswith("train on it: python -m dwtriton.train --cfg ")
     both = written(tmp_path / "coco-split", "train") + written(tmp_path / "coco-split", "val")
     assert sorted(both) == drawn("train")
+
+
+RUNS = {  # a case of each format
+    "YOLO": TWO["YOLO of numpy"],
+    "Pascal VOC": TWO["VOC of Roboflow"],
+    "labelme": ONE["labelme"],
+    "CVAT for images": ONE["CVAT for images"],
+    "Label Studio": ONE["Label Studio"],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_each_format_takes_steps_and_evaluates(name, tmp_path, call):
+    out = tmp_path / "coco"
+    code, _, error = call(command, "convert", write_files(tmp_path / "export", RUNS[name]), "--out", out)
+    assert (code, error) == (0, "")
+    settings = ["head.num_classes=2"]
+    if not (out / "val2017").exists():
+        settings += ["data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json"]
+    run_briefly(load_config("r50_1x", settings, out), tmp_path / "run")
 
 
 def test_the_one_list_of_cvats_voc_is_for_training_and_split_next(tmp_path, call):
@@ -297,10 +364,139 @@ def test_rotated_boxes_of_cvat_are_named_by_the_check(tmp_path, call):
     assert "1 x rotated box, used as if it were upright: annotation 1 of image 1 (a.jpg)" in printed
 
 
+ROTATED = {  # one box turned by 30 degrees, 40 wide and 20 high around (48, 36), by format
+    "YOLO, four corners": {
+        "data.yaml": YAML,
+        "images/train/a.jpg": pictures("train")[0].image,
+        "labels/train/a.txt": "0 "
+        + " ".join(
+            f"{(48 + u * cos(pi / 6) - v * sin(pi / 6)) / 96:.6f} {(36 + u * sin(pi / 6) + v * cos(pi / 6)) / 72:.6f}"
+            for u, v in ((-20, -10), (20, -10), (20, 10), (-20, 10))
+        ),
+    },
+    "labelImg2": {
+        "a.jpg": pictures("train")[0].image,
+        "a.xml": "<annotation><object><type>robndbox</type><name>box</name><robndbox><cx>48</cx><cy>36</cy><w>40</w>"
+        f"<h>20</h><angle>{pi / 6}</angle></robndbox></object></annotation>",
+    },
+    "Label Studio": {
+        "a.jpg": pictures("train")[0].image,
+        "a.json": [
+            {
+                "id": 1,
+                "data": {"img": "a.jpg"},
+                "annotations": [
+                    {
+                        "result": [
+                            {
+                                "value": {
+                                    "x": 100 * (48 - 20 * cos(pi / 6) + 10 * sin(pi / 6)) / 96,
+                                    "y": 100 * (36 - 20 * sin(pi / 6) - 10 * cos(pi / 6)) / 72,
+                                    "width": 100 * 40 / 96,
+                                    "height": 100 * 20 / 72,
+                                    "rotation": 30,
+                                    "rectanglelabels": ["box"],
+                                }
+                            }
+                        ]
+                    }
+                ],
+            }
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_rotated_boxes_are_counted_and_the_upright_box_around_them_is_used(name, tmp_path, call):
+    out = tmp_path / "coco"
+    code, printed, error = call(command, "convert", write_files(tmp_path / "data", ROTATED[name]), "--out", out)
+    assert (code, error) == (0, "")
+    assert "1 boxes are rotated, and used as upright ones: see what `check` draws" in printed
+    width, height = 40 * cos(pi / 6) + 20 * sin(pi / 6), 40 * sin(pi / 6) + 20 * cos(pi / 6)
+    (box,) = content(out, "train")["annotations"]
+    assert box["bbox"] == pytest.approx([48 - width / 2, 36 - height / 2, width, height], abs=1e-3)
+    assert box["attributes"]["rotation"] == pytest.approx(30, abs=1e-3)
+
+
+def test_polygons_and_upright_corners_are_not_rotated(tmp_path, call):
+    lines = "0 .1 .1 .5 .1 .5 .6 .1 .6\n0 .1 .1 .5 .2 .5 .6\n"
+    files = {"data.yaml": YAML, "images/a.jpg": pictures("train")[0].image, "labels/a.txt": lines}
+    code, printed, _ = call(command, "convert", write_files(tmp_path / "data", files), "--out", tmp_path / "coco")
+    assert code == 0
+    assert "rotated" not in printed
+
+
+def test_what_cvat_and_label_studio_hold_without_a_box_is_named(tmp_path, call):
+    picture = pictures("train")[0]
+    shapes = (
+        '<polyline label="box" points="1,1;5,5"/><ellipse label="disc" cx="40" cy="30" rx="10" ry="5"/>'
+        '<mask label="box" rle="1" left="3" top="4" width="10" height="12"/><box label="box" xtl="1"/>'
+    )
+    text = cvat_xml({"a.jpg": picture, "gone.jpg": picture}).replace("</image>", f"{shapes}</image>", 1)
+    root = write_files(tmp_path / "cvat", {"a.jpg": picture.image, "b.jpg": picture.image, "annotations.xml": text})
+    code, printed, error = call(command, "convert", root, "--out", tmp_path / "coco")
+    assert code == 2
+    assert "its image gone.jpg does not exist; export it again, with images" in error
+    assert "image a.jpg, shape 3: a polyline has no box" in error
+    assert "image a.jpg, shape 6: a box without the numbers xtl, ytl, xbr, ybr" in error
+    code, printed, _ = call(command, "convert", root, "--out", tmp_path / "coco", "--skip-broken")
+    assert "1 images are in no XML file and not converted" in printed
+    assert ("disc", [30, 25, 20, 10]) in written(tmp_path / "coco", "train")
+    assert ("box", [3, 4, 10, 12]) in written(tmp_path / "coco", "train")
+    (root / "annotations.xml").write_text('<annotations><track id="0" label="box"/></annotations>')
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "out")
+    assert (code, 'is "CVAT for video", which names no image files: export it as "COCO 1.0"' in error) == (2, True)
+
+    (task,) = label_studio_tasks({"a.jpg": picture})
+    brush = {"format": "rle", "rle": [1, 2], "brushlabels": ["box"]}
+    ellipse = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 0, "ellipselabels": ["disc"]}
+    results = [{"value": value} for value in (brush, ellipse, {"choices": ["good"]})]
+    task["annotations"][1]["result"] += results
+    task["annotations"].append({"result": results})
+    root = write_files(tmp_path / "studio", {"a.jpg": picture.image, "a.json": [task, {**task, "data": {}}]})
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "coco2")
+    assert code == 2
+    assert "task 1, region 3: it has no box: a brush stroke or a key point" in error
+    assert "task 2: its image is not named" in error
+    code, printed, _ = call(command, "convert", root, "--out", tmp_path / "coco2", "--skip-broken")
+    assert "1 images have several annotations, of which the first is taken" in printed
+    assert ("disc", [38, 29, 19, 14]) in written(tmp_path / "coco2", "train")
+    strange = [{"data": "a.jpg", "annotation_id": 1, "annotations": 3, "x": [4, {"x": 1}]}]
+    strange += [{"data": {"image": "b.jpg"}, "annotations": [{"result": [None]}]}]
+    write_files(root, {"a.json": strange, "b.jpg": picture.image})
+    code, _, error = call(command, "convert", root, "--out", tmp_path / "coco3")
+    assert (code, "task 1, region 1: it has no label" in error) == (2, True)
+
+
+def test_errors_that_a_message_cannot_hold_go_to_a_file(tmp_path, call):
+    files = TWO["YOLO of numpy"] | {"labels/train/0001.txt": "7 .5 .5 .1 .1\n" * 30}
+    root, out = write_files(tmp_path / "data", files), tmp_path / "coco"
+    code, _, error = call(command, "convert", root, "--out", out)
+    assert code == 2
+    assert f"and 10 more\n  all of them: {out}-problems.txt" in error
+    lines = (tmp_path / "coco-problems.txt").read_text().splitlines()
+    assert lines[1:] == [f"{root}/labels/train/0001.txt:{n}: class 7 is outside 0..1" for n in range(1, 31)]
+    code, printed, _ = call(command, "convert", root, "--out", out, "--skip-broken")
+    assert (code, f"all of them: {out}-problems.txt" in printed) == (0, True)
+    write_files(root, {"labels/train/0001.txt": "0 .5 .5 .1 .1\n"})
+    assert call(command, "convert", root, "--out", out, "--force")[0] == 0
+    assert not (tmp_path / "coco-problems.txt").exists()
+    (tmp_path / "coco-problems.txt").write_text("mine")
+    code, _, error = call(command, "convert", root, "--out", out, "--force")
+    assert (code, "coco-problems.txt exists, where errors in the labels may go" in error) == (2, True)
+
+
 def test_coco_needs_no_conversion_and_other_folders_are_named_by_what_they_hold(tmp_path, call):
     root = write_coco(tmp_path / "coco")
     code, _, error = call(command, "convert", root, "--out", tmp_path / "out")
     assert (code, f"python -m dwtriton.data check {root}" in error) == (2, True)
+    unknown = write_files(tmp_path / "unknown", {"a.jpg": pictures("val")[0].image, "project.json": {"shapes": {}}})
+    for action in ("check", "convert"):
+        code, _, error = call(command, action, unknown, "--out", tmp_path / "out")
+        assert code == 2
+        assert "project.json is not COCO detection JSON: it has no list 'images', 'categories', 'annotations'" in error
+        assert "choose COCO, YOLO or Pascal VOC where it is exported" in error
     other = write_files(tmp_path / "other", {"a.jpg": pictures("val")[0].image})
     code, _, error = call(command, "convert", other, "--out", tmp_path / "out")
     assert (code, "it holds a.jpg" in error) == (2, True)
