@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = build_parser().parse_args()
     with ranks.process_group(elastic.restart_store()):
-        return run(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
+        return cli.end_with_lost_ranks(run)(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dwtriton.core import ranks
+from dwtriton.core.errors import RunError
 from dwtriton.evaluate.evaluators import Evaluator, default_evaluator, run_coco_eval
 
 CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
@@ -23,7 +24,7 @@ TOLERANCE = 1e-12  # of figures that both evaluators compute
 UNDEFINED = "\n -1.000: the data have no object of this size, so there is nothing to measure"
 
 
-class EvaluatorsDisagreeError(RuntimeError):
+class EvaluatorsDisagreeError(RunError):
     """Two evaluators have different figures of the same detections."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from dwtriton.core import elastic
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
 from dwtriton.train import trainer as trainer_module
@@ -65,6 +66,20 @@ def rank_1_dies_once():
 
     in_float64()
     before_step(die)
+
+
+def end_at_once(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rank_1_dies_before_it_trains():
+    if rank() == "1":
+        trainer_module.build_detector = end_at_once
+
+
+def rank_1_dies_before_it_evaluates():
+    if rank() == "1":
+        evaluate_command.detect = end_at_once
 
 
 def rank_1_has_another_rate():
@@ -122,6 +137,7 @@ TRAINING = (
     in_float64,
     compiled_in_float64,
     rank_1_dies_once,
+    rank_1_dies_before_it_trains,
     rank_1_has_another_rate,
     rank_1_has_another_folder,
     rank_1_resumes,
@@ -129,7 +145,11 @@ TRAINING = (
     rank_1_has_a_bug,
     slow_steps,
 )
-EVALUATING = (rank_1_evaluates_with_another_threshold, rank_1_evaluates_another_file)
+EVALUATING = (
+    rank_1_dies_before_it_evaluates,
+    rank_1_evaluates_with_another_threshold,
+    rank_1_evaluates_another_file,
+)
 
 
 def main() -> None:
@@ -151,6 +171,7 @@ def run_rank(number: int, port: int, output: Path, arguments: list[str]) -> None
     environment |= {"TORCHELASTIC_MAX_RESTARTS": 0, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ |= {name: str(value) for name, value in environment.items()}
     torch.set_num_threads(1)
+    elastic.REPORT_SECONDS = 0  # of a torchrun that is not there
     sys.argv[:] = ["rank_job.py", *arguments]
     main()
 
