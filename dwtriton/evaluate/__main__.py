@@ -9,7 +9,7 @@ from rich.table import Table
 from dwtriton.checkpoints.checkpoint import check_classes
 from dwtriton.config.load import MACHINE_KEYS, flatten
 from dwtriton.console import cli
-from dwtriton.console.cli import print_line
+from dwtriton.console.cli import print_line, print_text
 from dwtriton.console.progress import progress
 from dwtriton.core import elastic, ranks
 from dwtriton.core.files import check_absent, make_folder, write_text
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for name, ap in evaluation.class_ap.items():
         table.add_row(name, "-" if ap < 0 else f"{ap:.3f}")
     console.print(table)
-    print_line(console, evaluation.table)
+    print_text(console, evaluation.table)
     print_line(console, f"metrics in {out / 'metrics.json'}, report in {out / 'report.html'}")
     cli.print_result(arguments, {"out": str(out), **metrics})
     return 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
     "APl": (slice(None), 3),
 }
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+MOST_STEPS = 2 * 10**8  # of pycocotools; 10^5 boxes of a class in one image are twice as many, and take it minutes
 TOLERANCE = 1e-12  # of figures that both evaluators compute
 UNDEFINED = "\n -1.000: the data have no object of this size, so there is nothing to measure"
 
@@ -78,13 +80,15 @@ def evaluate(truth: COCO, results: list[dict], evaluator: Evaluator | None = Non
     )
 
 
-def confirm(evaluation: Evaluation, truth: COCO, results: list[dict]) -> None:
-    """Compute the figures of an evaluation again with pycocotools.
+def confirm(evaluation: Evaluation, truth: COCO, results: list[dict]) -> bool:
+    """Compute the figures of an evaluation again with pycocotools; return False where that would take too long.
 
     Raises EvaluatorsDisagreeError if a metric, of all classes or of one, differs by more than TOLERANCE.
     """
     if evaluation.evaluator == "pycocotools":
-        return
+        return True
+    if _reference_steps(truth, results) > MOST_STEPS:
+        return False
     reference = evaluate(truth, results, "pycocotools")
     found, expected = ({"all classes": each.metrics} | each.class_metrics for each in (evaluation, reference))
     for name, metrics in expected.items():
@@ -93,6 +97,16 @@ def confirm(evaluation: Evaluation, truth: COCO, results: list[dict]) -> None:
                 both = f"{found[name][metric]} by {evaluation.evaluator} and {value} by pycocotools"
                 remedy = "trust the latter, from dwtriton.evaluate --evaluator pycocotools, and report both versions"
                 raise EvaluatorsDisagreeError(f"{metric} of {name} is {both}; {remedy}")
+    return True
+
+
+def _reference_steps(truth: COCO, results: list[dict]) -> int:
+    """Return how often pycocotools compares a detection with an object or visits a class in an image."""
+    objects, detections = (
+        Counter((each["image_id"], each["category_id"]) for each in every) for every in (truth.anns.values(), results)
+    )
+    pairs = sum(count * min(detections[place], 100) for place, count in objects.items())
+    return 40 * pairs + 4 * len(truth.imgs) * len(truth.cats)  # 10 IoUs and 4 ranges of areas
 
 
 def _mean_precision(precision: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dwtriton.core.head_outputs import Levels
 from dwtriton.core.points import STRIDES
+from dwtriton.core.text import one_line
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
 from dwtriton.inference.ready import ReadyDetector
@@ -55,7 +56,7 @@ class Comparison:
 
     def title(self, box: int) -> str:
         """Return "number: class"."""
-        return f"{box}: {self.names[int(self.labels[box])]}"
+        return f"{box}: {one_line(self.names[int(self.labels[box])])}"
 
 
 def compare(

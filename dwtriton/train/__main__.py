@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from dwtriton.config.load import config_names, load_config, override_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
-from dwtriton.console.cli import print_line
+from dwtriton.console.cli import print_line, print_text
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.data.prepare import prepare_data
@@ -100,7 +100,7 @@ def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Con
     ranks.check_same({"--out": str(out), "--resume": arguments.resume, "--data-changed": arguments.data_changed})
     restarted = elastic.restarted() and ranks.all_gather_object((out / LAST).exists())[0]
     trainer = Trainer(cfg, out, console, arguments.resume or restarted, arguments.data_changed)
-    print_line(console, trainer.summary())
+    print_text(console, trainer.summary())
     try:
         with ranks.explain_lost_ranks():
             evaluation = trainer.fit()
@@ -122,7 +122,7 @@ def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Con
     if evaluation is None:
         return 0
     minutes = (time.perf_counter() - began) / 60
-    print_line(console, evaluation.table)
+    print_text(console, evaluation.table)
     left_out = f"{trainer.left_out()} images and annotations left out"
     print_line(console, f"trained and evaluated in {minutes:.1f} minutes; {left_out}")
     print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / LAST}")

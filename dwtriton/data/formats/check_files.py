@@ -8,6 +8,7 @@ from PIL import Image
 
 from dwtriton.console.terminal import printable
 from dwtriton.core.files import write_file, write_text
+from dwtriton.core.text import one_line
 from dwtriton.data.formats.check import Findings
 
 PROBLEMS_FILE = "problems.txt"
@@ -47,7 +48,7 @@ def write_problems(findings: Sequence[Findings], path: Path) -> bool:
         lines += [f"{found.split.name}: {warning}" for warning in problems.warnings]
         lines += [f"{found.split.name}: {kind}: {name}" for kind, names in problems.examples.items() for name in names]
     if lines:
-        write_text(path, "\n".join([f"# {MAKER}: all problems", *map(printable, lines), ""]))
+        write_text(path, "\n".join([f"# {MAKER}: all problems", *(printable(one_line(line)) for line in lines), ""]))
     else:
         path.unlink(missing_ok=True)
     return bool(lines)

@@ -16,7 +16,7 @@ from rich.console import Console
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError, WriteError
 from dwtriton.core.files import make_folder, move_folder, write_text
-from dwtriton.core.text import first_of, listed_lines
+from dwtriton.core.text import first_of, listed_lines, one_line
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.data.buckets import Size
 from dwtriton.data.image_files import is_image_file
@@ -127,7 +127,7 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
 
 def counted(problems: Sequence[str]) -> str:
     """Return the number of problems and the first of them, a line each."""
-    return "\n  ".join([str(len(problems)), *listed_lines(problems, MAX_LINES)])
+    return "\n  ".join([str(len(problems)), *map(one_line, listed_lines(problems, MAX_LINES))])
 
 
 def check_vacant(out: Path, force: bool) -> None:
