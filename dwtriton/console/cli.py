@@ -4,16 +4,13 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from dwtriton.console.terminal import Terminal, escape_unknown_characters, printable
-from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.core.interruption import INTERRUPTED, interruptible
 from dwtriton.core.text import one_line
@@ -102,23 +99,6 @@ def report_failure(problem: str) -> int:
     """Print why a run failed as one line on standard error, even with --quiet; return the exit code."""
     _print_error(problem)
     return 1
-
-
-def end_with_lost_ranks(command: Callable[..., int]) -> Callable[..., int]:
-    """Let a command on several ranks end with one line, and 1, if another rank has ended before it."""
-
-    @wraps(command)
-    def run_on_rank(*arguments: Any) -> int:
-        try:
-            with ranks.explain_lost_ranks():
-                return command(*arguments)
-        except ranks.LostRankError as error:
-            cause = f"{type(error.__cause__).__name__}: {str(error.__cause__).partition(chr(10))[0]}"
-            report_failure(f"{error}; torchrun's report says how that rank ended ({cause})")
-            time.sleep(elastic.REPORT_SECONDS)
-            return 1
-
-    return run_on_rank
 
 
 def _print_error(problem: object) -> None:

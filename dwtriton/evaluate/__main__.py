@@ -10,6 +10,7 @@ from dwtriton.checkpoints.checkpoint import check_classes
 from dwtriton.config.load import MACHINE_KEYS, flatten
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line, print_text
+from dwtriton.console.lost_ranks import end_with_lost_ranks
 from dwtriton.console.progress import progress
 from dwtriton.core import elastic, ranks
 from dwtriton.core.files import check_absent, make_folder, write_text
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = build_parser().parse_args()
     with ranks.process_group(elastic.restart_store()):
-        return cli.end_with_lost_ranks(run)(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
+        return end_with_lost_ranks(run)(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

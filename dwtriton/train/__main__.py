@@ -14,6 +14,7 @@ from dwtriton.config.load import config_names, load_config, override_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
 from dwtriton.console.cli import print_line, print_text
+from dwtriton.console.lost_ranks import end_with_lost_ranks
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.data.prepare import prepare_data
@@ -56,7 +57,7 @@ def main() -> int:
     arguments = build_parser().parse_args()
     if arguments.cfg == "list":
         return list_configs(arguments)
-    command = cli.end_with_lost_ranks(print_plan if arguments.plan else train)
+    command = end_with_lost_ranks(print_plan if arguments.plan else train)
     if ranks.under_torchrun():
         command = record(command)  # puts the traceback into torchrun's report
     with ranks.process_group(elastic.restart_store()):
