@@ -11,7 +11,7 @@ from dwtriton.config.kinds import Section
 from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config, ShapesConfig
 from dwtriton.console import cli
-from dwtriton.console.cli import print_line
+from dwtriton.console.cli import print_text
 
 EXAMPLES = {
     "settings": """\
@@ -48,7 +48,7 @@ def run_settings(arguments: argparse.Namespace, console: Console) -> int:
     """Print the settings. Raises UserError for a config that does not exist."""
     rows = list_settings(load_config(arguments.cfg))
     if arguments.markdown:
-        print_line(console, markdown(rows))
+        print_text(console, markdown(rows))
     else:
         table = Table("key", "value", "meaning")
         for row in rows:

@@ -13,6 +13,7 @@ from rich.console import Console
 from dwtriton.console.terminal import Terminal, escape_unknown_characters, printable
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.core.interruption import INTERRUPTED, interruptible
+from dwtriton.core.text import one_line
 
 EXIT_CODES = "exit codes: 0 done; 1 the run failed; 2 bad input; 130 interrupted"
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
@@ -85,7 +86,12 @@ def open_console(arguments: argparse.Namespace, silent: bool = False) -> Console
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: not wrapped, so that scripts and logs can read it, and without markup or colours."""
+    """Print one line as it is: not wrapped, so that scripts and logs can read it, and without markup or colours."""
+    print_text(console, one_line(text), style)
+
+
+def print_text(console: Console, text: str, style: str | None = None) -> None:
+    """Print a text of several lines as `print_line` prints one."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -96,7 +102,8 @@ def report_failure(problem: str) -> int:
 
 
 def _print_error(problem: object) -> None:
-    print(printable(f"error: {problem}"), file=sys.stderr)
+    indented = re.sub(r"\n(?!  )", "\n  ", printable(f"error: {problem}"))  # a name cannot begin a line
+    print(indented, file=sys.stderr)
 
 
 def read_size(text: str, divisor: int = 1) -> tuple[int, int]:

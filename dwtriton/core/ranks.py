@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from dwtriton.core.errors import RunError, UserError
+from dwtriton.core.errors import RunError, UserError, cause_of_failure
 
 GLOO_SHUTDOWN_SECONDS = 0.2  # a gloo thread that frees a tensor while Python shuts down aborts the process
 
@@ -46,7 +46,8 @@ def under_torchrun() -> bool:
 def process_group(store: "distributed.Store | None" = None) -> Iterator[None]:
     """Join the process group of the job, on this rank's GPU if there is one, and leave it at the end.
 
-    `store` replaces torchrun's own for the rendezvous. Raises UserError if a machine has fewer GPUs than ranks.
+    `store` replaces torchrun's own for the rendezvous. Raises UserError if a machine has fewer GPUs than ranks, and
+    RunError if another rank has ended.
     """
     if not under_torchrun():
         yield
@@ -56,12 +57,16 @@ def process_group(store: "distributed.Store | None" = None) -> Iterator[None]:
         raise_on_main(f"torchrun started {ranks_here} processes on a machine with {gpus} GPUs: --nproc-per-node={gpus}")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo",
-        store=store,
-        rank=int(os.environ["RANK"]) if store else -1,
-        world_size=int(os.environ["WORLD_SIZE"]) if store else -1,
-    )
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=store,
+            rank=int(os.environ["RANK"]) if store else -1,
+            world_size=int(os.environ["WORLD_SIZE"]) if store else -1,
+        )
+    except RuntimeError as error:  # of gloo, NCCL or the store
+        cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise RunError(f"this rank cannot join the others; torchrun's report says how they ended ({cause})") from error
     try:
         yield
     finally:
@@ -168,7 +173,25 @@ def broadcast_buffers(module: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def lost_ranks() -> list[int]:
+class LostRankError(RunError):
+    """Another rank has ended: the message names it. The error that it caused here is the `__cause__`."""
+
+
+@contextmanager
+def explain_lost_ranks() -> Iterator[None]:
+    """Raise LostRankError where an error inside comes of a rank that has ended."""
+    try:
+        yield
+    except Exception as error:
+        own = cause_of_failure(error) or isinstance(error, torch.OutOfMemoryError)
+        lost = _lost_ranks() if isinstance(error, RuntimeError) and not own else []
+        if not lost and not isinstance(error, distributed.DistError):
+            raise
+        name = f"rank {lost[0]}" if lost else "another rank"
+        raise LostRankError(f"rank {rank()} lost contact with {name}") from error
+
+
+def _lost_ranks() -> list[int]:
     """Return the ranks whose connection to this one is closed, after a collective failed.
 
     gloo raises a bare RuntimeError when a peer ends. Its connections keep their state, so that sending to a lost rank

@@ -4,6 +4,11 @@ import difflib
 from collections.abc import Sequence
 
 
+def one_line(text: str) -> str:
+    r"""Return a text with `\n` in place of its line breaks, which names of strangers may hold."""
+    return text.replace("\n", r"\n")
+
+
 def listed(items: Sequence[str], limit: int, total: int | None = None) -> str:
     """Return "a, b, c and 4 more": at most `limit` items, then how many of `total` (default: of the items) are left."""
     left = (total or len(items)) - len(items[:limit])

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dwtriton.config.load import load_config
 from dwtriton.console import cli
-from dwtriton.console.cli import print_line
+from dwtriton.console.cli import print_line, print_text
 from dwtriton.console.terminal import Terminal
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import check_absent, make_folder
@@ -206,7 +206,7 @@ def run_convert(arguments: argparse.Namespace, console: Console, progress_consol
     out = arguments.out
     converted = convert(source, out, arguments.skip_broken, arguments.force, progress_console)
     if converted.left_out:
-        print_line(console, f"left out: {counted(converted.left_out, out)}", "yellow")
+        print_text(console, f"left out: {counted(converted.left_out, out)}", "yellow")
     images = f"{converted.images} images, {converted.background} of them without a box"
     print_line(console, f"{out}: {images}, {converted.boxes} boxes, {len(converted.classes)} classes")
     for line in converted.notes:

@@ -10,7 +10,8 @@ from rich.table import Table
 from dwtriton.checkpoints.checkpoint import check_classes
 from dwtriton.config.load import MACHINE_KEYS, flatten
 from dwtriton.console import cli
-from dwtriton.console.cli import print_line
+from dwtriton.console.cli import print_line, print_text
+from dwtriton.console.lost_ranks import end_with_lost_ranks
 from dwtriton.console.progress import progress
 from dwtriton.core import elastic, ranks
 from dwtriton.core.files import check_absent, make_folder, write_text
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = build_parser().parse_args()
     with ranks.process_group(elastic.restart_store()):
-        return run(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
+        return end_with_lost_ranks(run)(arguments, cli.open_console(arguments, silent=not ranks.is_main()))
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for name, ap in evaluation.class_ap.items():
         table.add_row(name, "-" if ap < 0 else f"{ap:.3f}")
     console.print(table)
-    print_line(console, evaluation.table)
+    print_text(console, evaluation.table)
     print_line(console, f"metrics in {out / 'metrics.json'}, report in {out / 'report.html'}")
     left_out = data_as_json(cfg.data, problems) | {"unreadable": sorted(broken)}
     cli.print_result(arguments, {"out": str(out), **metrics, "data": left_out})

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dwtriton.core import ranks
+from dwtriton.core.errors import RunError
 from dwtriton.evaluate.evaluators import Evaluator, default_evaluator, run_coco_eval
 
 CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
@@ -20,11 +22,12 @@ CLASS_METRICS = {  # indices into COCOeval's precision: IoUs, area
 }
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 COUNTED = (1, 10, 100)  # detections of an image and class, in COCO's figures
+MOST_STEPS = 2 * 10**8  # of pycocotools; 10^5 boxes of a class in one image are twice as many, and take it minutes
 TOLERANCE = 1e-12  # of figures that both evaluators compute
 UNDEFINED = "\n -1.000: the data have no object of this size, so there is nothing to measure"
 
 
-class EvaluatorsDisagreeError(RuntimeError):
+class EvaluatorsDisagreeError(RunError):
     """Two evaluators have different figures of the same detections."""
 
 
@@ -90,13 +93,15 @@ def _with_most(figures: dict[str, np.ndarray]) -> dict[str, float]:
     return {"AP": _defined_mean(precision), "AP50": _defined_mean(precision[0]), "AR": _defined_mean(recall)}
 
 
-def confirm(evaluation: Evaluation, truth: COCO, results: list[dict], max_detections: int = COUNTED[-1]) -> None:
-    """Compute the figures of an evaluation again with pycocotools.
+def confirm(evaluation: Evaluation, truth: COCO, results: list[dict], max_detections: int = COUNTED[-1]) -> bool:
+    """Compute the figures of an evaluation again with pycocotools; return False where that would take too long.
 
     Raises EvaluatorsDisagreeError if a metric, of all classes or of one, differs by more than TOLERANCE.
     """
     if evaluation.evaluator == "pycocotools":
-        return
+        return True
+    if _reference_steps(truth, results, max_detections) > MOST_STEPS:
+        return False
     reference = evaluate(truth, results, "pycocotools", max_detections)
     found, expected = ({"all classes": each.metrics} | each.class_metrics for each in (evaluation, reference))
     for name, metrics in expected.items():
@@ -105,6 +110,16 @@ def confirm(evaluation: Evaluation, truth: COCO, results: list[dict], max_detect
                 both = f"{found[name][metric]} by {evaluation.evaluator} and {value} by pycocotools"
                 remedy = "trust the latter, from dwtriton.evaluate --evaluator pycocotools, and report both versions"
                 raise EvaluatorsDisagreeError(f"{metric} of {name} is {both}; {remedy}")
+    return True
+
+
+def _reference_steps(truth: COCO, results: list[dict], max_detections: int) -> int:
+    """Return how often pycocotools compares a detection with an object or visits a class in an image."""
+    objects, detections = (
+        Counter((each["image_id"], each["category_id"]) for each in every) for every in (truth.anns.values(), results)
+    )
+    pairs = sum(count * min(detections[place], max(max_detections, COUNTED[-1])) for place, count in objects.items())
+    return 40 * pairs + 4 * len(truth.imgs) * len(truth.cats)  # 10 IoUs and 4 ranges of areas
 
 
 def _defined_mean(values: np.ndarray) -> float:

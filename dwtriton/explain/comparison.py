@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dwtriton.core.head_outputs import Levels
+from dwtriton.core.text import one_line
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
 from dwtriton.inference.ready import ReadyDetector
@@ -54,7 +55,7 @@ class Comparison:
 
     def title(self, box: int) -> str:
         """Return "number: class"."""
-        return f"{box}: {self.names[int(self.labels[box])]}"
+        return f"{box}: {one_line(self.names[int(self.labels[box])])}"
 
 
 def compare(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dwtriton.core.errors import UserError
 from dwtriton.core.points import STRIDES
+from dwtriton.core.text import one_line
 from dwtriton.data.batch import collate
 from dwtriton.data.coco import Sample
 from dwtriton.inference.ready import ReadyDetector
@@ -61,7 +62,7 @@ class Explanation:
 
     def title(self, box: int) -> str:
         """Return "number: class"."""
-        return f"{box}: {self.names[int(self.labels[box])]}"
+        return f"{box}: {one_line(self.names[int(self.labels[box])])}"
 
     def level_name(self, level: int) -> str:
         """Return "P3, stride 8", "P4, stride 16" and so on."""

@@ -69,6 +69,7 @@ class DualWeightDetector(nn.Module):
             return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}
         if self.training:
             raise ValueError("training mode needs targets: detector(images, targets); for detections use predict")
+        _check_images(images)
         return self.predict(images, image_sizes=[(images.shape[-2], images.shape[-1])] * len(images))
 
     def head_outputs(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

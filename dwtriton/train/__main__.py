@@ -6,16 +6,15 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dwtriton.config.load import config_names, load_config, override_config
 from dwtriton.config.schema import Config
 from dwtriton.console import cli
-from dwtriton.console.cli import print_line
+from dwtriton.console.cli import print_line, print_text
+from dwtriton.console.lost_ranks import end_with_lost_ranks
 from dwtriton.core import elastic, ranks
 from dwtriton.core.errors import UserError, cause_of_failure
 from dwtriton.data.prepare import data_as_json, prepare_data
@@ -60,7 +59,7 @@ def main() -> int:
     arguments = build_parser().parse_args()
     if arguments.cfg == "list":
         return list_configs(arguments)
-    command = print_plan if arguments.plan else train
+    command = end_with_lost_ranks(print_plan if arguments.plan else train)
     if ranks.under_torchrun():
         command = record(command)  # puts the traceback into torchrun's report
     with ranks.process_group(elastic.restart_store()):
@@ -109,34 +108,29 @@ def train_in(out: Path, cfg: Config, arguments: argparse.Namespace, console: Con
     ranks.check_same({"--out": str(out), "--resume": arguments.resume, "--data-changed": arguments.data_changed})
     restarted = elastic.restarted() and ranks.all_gather_object((out / LAST).exists())[0]
     trainer = Trainer(cfg, out, console, arguments.resume or restarted, arguments.data_changed)
-    print_line(console, trainer.summary())
+    print_text(console, trainer.summary())
     try:
-        evaluation = trainer.fit()
+        with ranks.explain_lost_ranks():
+            evaluation = trainer.fit()
     except Interrupted:
         resume = f"python -m dwtriton.train --resume --out {out}"
         print_line(console, f"stopped at iteration {trainer.iteration}; continue with: {resume}")
         return 130
     except (NonFiniteLossError, EvaluatorsDisagreeError) as error:
         return cli.report_failure(str(error)) if ranks.is_main() else 1
+    except ranks.LostRankError as error:
+        resume = (
+            f"Continue from the last checkpoint with --resume --out {out}; torchrun --max-restarts does so by itself"
+        )
+        raise ranks.LostRankError(f"{error} after iteration {trainer.iteration}. {resume}") from error.__cause__
     except Exception as error:
         if cause := cause_of_failure(error):
             return cli.report_failure(f"{cause}. {state_of_run(out, trainer.saved, trainer.total)}")
-        own = isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError)
-        lost = [] if own else ranks.lost_ranks()
-        if not lost and not isinstance(error, distributed.DistError):  # a failure of this rank
-            raise
-        name = f"rank {lost[0]}" if lost else "another rank"
-        cli.report_failure(
-            f"rank {ranks.rank()} lost contact with {name} after iteration {trainer.iteration}; torchrun's report says "
-            f"how that one ended. Continue from the last checkpoint with --resume --out {out}; torchrun "
-            f"--max-restarts does so by itself ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-        )
-        time.sleep(elastic.REPORT_SECONDS)
-        return 1
+        raise
     if evaluation is None:
         return 0
     minutes = (time.perf_counter() - began) / 60
-    print_line(console, evaluation.table)
+    print_text(console, evaluation.table)
     left_out = f"{trainer.left_out()} images and annotations left out"
     print_line(console, f"trained and evaluated in {minutes:.1f} minutes; {left_out}")
     print_line(console, f"plots: {out / 'predictions.png'} and {out / 'curves.png'}; weights: {out / LAST}")

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from dwtriton.console.drawing import COLOURS, draw_boxes
 from dwtriton.console.fonts import drawable
 from dwtriton.core.files import write_file
+from dwtriton.core.text import one_line
 from dwtriton.data.images import BrokenImageError, read_image
 from dwtriton.data.values import Id
 
@@ -84,7 +85,7 @@ def draw_predictions(
     texts = ImageDraw.Draw(sheet)
     for column, row, title, picture in panels:
         middle = cell * column + cell // 2
-        title, font = drawable(title)  # the id of an image may be any text
+        title, font = drawable(one_line(title))  # the id of an image may be any text
         texts.text((middle, height * row + TITLE // 2), title, "black", ImageFont.truetype(font, 16), anchor="mm")
         sheet.paste(picture, (middle - picture.width // 2, height * row + TITLE))
     write_file(path, lambda file: sheet.save(file, "PNG", compress_level=1))  # level 6 takes ten times as long

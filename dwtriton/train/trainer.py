@@ -16,6 +16,7 @@ from dwtriton.console.cli import print_line
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core import ranks
 from dwtriton.core.errors import UserError
+from dwtriton.core.text import one_line
 from dwtriton.data.batch import Batch
 from dwtriton.data.loaders import eval_loader, train_loader
 from dwtriton.data.prepare import data_notes, draw_missing_shapes, prepare_data
@@ -139,17 +140,16 @@ class Trainer:
         shares = ((ranks.world_size(), "ranks"), (self.cfg.train.accumulate, "micro-batches"))
         split = "".join(f"{count} {name} x " for count, name in shares if count > 1)
         precision = f"{self.cfg.train.precision} on {self.device.type}"
-        return "\n".join(
-            [
-                f"{parameters / 1e6:.1f} M trainable parameters, {precision}, from {self.started_from}",
-                f"{split}{self.micro_batch_size} images in a step",
-                f"{len(self.train_set)} training and {len(self.val_set)} validation images",
-                f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
-                *data_notes(self.cfg.data, self.problems),
-                *self.notes,
-                *([f"TensorBoard: tensorboard --logdir {self.out}"] if self.cfg.train.tensorboard else []),
-            ]
-        )
+        lines = [
+            f"{parameters / 1e6:.1f} M trainable parameters, {precision}, from {self.started_from}",
+            f"{split}{self.micro_batch_size} images in a step",
+            f"{len(self.train_set)} training and {len(self.val_set)} validation images",
+            f"{self.cfg.schedule.epochs} epochs x {self.per_epoch} iterations{done}",
+            *data_notes(self.cfg.data, self.problems),
+            *self.notes,
+            *([f"TensorBoard: tensorboard --logdir {self.out}"] if self.cfg.train.tensorboard else []),
+        ]
+        return "\n".join(map(one_line, lines))
 
     def left_out(self) -> int:
         """Return how many images and annotations of both splits could not be used so far."""
@@ -256,8 +256,8 @@ class Trainer:
             counted = self.cfg.inference.max_detections
             evaluation = evaluate(self.val_set.coco, results, max_detections=counted)
             self.folder.record_evaluation(self.iteration, epoch, evaluation, self.val_set, results)
-            if self.iteration == self.total:
-                confirm(evaluation, self.val_set.coco, results, counted)
+            if self.iteration == self.total and not confirm(evaluation, self.val_set.coco, results, counted):
+                print_line(self.console, "so many boxes or classes would take pycocotools long: nothing is confirmed")
         metrics = "  ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
         print_line(self.console, f"epoch {epoch}/{self.cfg.schedule.epochs}  {metrics}")
         return evaluation

@@ -1,4 +1,4 @@
-"""Generated configs, annotation files and YOLO data through the commands: success or an `error:` line, nothing else."""
+"""Generated configs and annotations of every layout through the commands: success or an `error:` line, nothing else."""
 
 import copy
 import json
@@ -157,6 +157,15 @@ def test_annotation_files(train, val, tmp_path_factory, monkeypatch):
 
 # --- YOLO
 
+
+def convert(root):
+    """Convert a data set as it is, and without what is broken in it."""
+    out = root.with_name(f"{root.name} converted")
+    shutil.rmtree(out, ignore_errors=True)
+    outcome("data", "convert", root, "--out", out)
+    outcome("data", "convert", root, "--out", out, "--skip-broken", "--force", "--json")
+
+
 YAML_TEXTS = ["[a, b]", "[a]", "[]", "{0: a, 1: b}", "{1: a}", "a", ".", "images/train", "[images/train, images/val]"]
 YAML_TEXTS += [
     "nowhere",
@@ -202,7 +211,72 @@ def test_yolo_data(lines, names, labels, tmp_path_factory):
     (root / "data.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     (root / "labels" / "train" / "a.txt").write_text("\n".join(map(" ".join, labels)))
     (root / "labels" / "val" / "b.txt").write_text("0 0.5 0.5 0.5 0.5")
-    out = root.with_name("converted")
-    shutil.rmtree(out, ignore_errors=True)
-    outcome("data", "convert", root, "--out", out)
-    outcome("data", "convert", root, "--out", out, "--skip-broken", "--force", "--json")
+    convert(root)
+
+
+# --- Pascal VOC and labelme
+
+
+WORDS = st.sampled_from([*TEXTS, "dog", "4", "40", "1e200", "-1e200", "&lt;", "&x;", "<a>", "]]>"]) | st.text(
+    max_size=6
+)
+TAGS = st.sampled_from(
+    ["name", "bndbox", "xmin", "ymin", "xmax", "ymax", "difficult", "size", "width", "height", "part"]
+)
+ELEMENTS = st.recursive(
+    WORDS,
+    lambda inner: st.lists(st.tuples(st.sampled_from(TAGS), inner), max_size=5).map(
+        lambda parts: "".join(f"<{tag}>{content}</{tag}>" for tag, content in parts)
+    ),
+    max_leaves=8,
+)
+OBJECT = "<name>{}</name><bndbox><xmin>{}</xmin><ymin>4</ymin><xmax>{}</xmax><ymax>40</ymax></bndbox>"
+OBJECTS = st.builds(OBJECT.format, WORDS, WORDS, WORDS) | ELEMENTS
+
+
+@examples(60)
+@given(
+    objects=st.lists(OBJECTS, max_size=3),
+    around=ELEMENTS,
+    beginning=st.sampled_from(["", '<?xml version="1.0" encoding="x"?>', '<!DOCTYPE a [<!ENTITY x "y">]>', "\0"]),
+    listed=st.none() | st.lists(WORDS | st.sampled_from(["a", "a 1", "b.jpg", "/", "..", "a\\b"]), max_size=3),
+)
+def test_voc_data(objects, around, beginning, listed, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / ("voc" if listed is None else "voc with lists")
+    if not root.exists():
+        images = write_coco(root.with_name(f"images for {root.name}"), ["a"], FILES)
+        shutil.copytree(images / "train2017", root / "JPEGImages")
+        (root / "Annotations").mkdir()
+    text = "".join(f"<object>{content}</object>" for content in objects)
+    xml = f"{beginning}<annotation>{around}{text}</annotation>"
+    (root / "Annotations" / "a.xml").write_bytes(xml.encode("utf-8", "surrogatepass"))
+    if listed is not None:
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        lines = "\n".join(listed).encode("utf-8", "surrogatepass")
+        for split in ("train", "val"):
+            (root / "ImageSets" / "Main" / f"{split}.txt").write_bytes(lines)
+    convert(root)
+
+
+POINTS = st.lists(st.lists(st.sampled_from([*NUMBERS, 4, 40, 1e200, "8"]), min_size=2, max_size=2), max_size=4) | VALUES
+SHAPE = st.fixed_dictionaries(
+    {"label": st.just("dog") | VALUES, "points": POINTS},
+    optional={
+        "shape_type": st.sampled_from(["rectangle", "circle", "polygon", "mask", "line"]) | VALUES,
+        "mask": VALUES,
+    },
+)
+
+
+@examples(60)
+@given(
+    shapes=st.lists(SHAPE | VALUES, max_size=3),
+    changes=st.dictionaries(st.sampled_from(["imagePath", "imageHeight", "imageWidth", "shapes"]), VALUES, max_size=2),
+)
+def test_labelme_data(shapes, changes, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / "labelme"
+    if not root.exists():
+        images = write_coco(root.with_name("images for labelme"), ["a"], FILES)
+        shutil.copytree(images / "train2017", root)
+    (root / "a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": shapes} | changes))
+    convert(root)

@@ -3,6 +3,7 @@
 import ast
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,8 +19,17 @@ from tests.support.strict_streams import run_on_strict_streams
 
 PACKAGE = Path(__file__).parents[2] / "dwtriton"
 ESCAPES = "a\x1b]52;c;eA==\x07\x9b2J\r\x7f\u202eb\u2069"
-CLASSES = (ESCAPES, "$_$", "a$b^$", "\ud800", "[bold]x[/bold] :smile:", "日本", "n" * 300)
-FILES = ("i\x1b[2J.jpg", "caf\udce9.jpg", "x" * 251 + ".jpg", "日本.jpg", "$^$ [red].jpg", "e.jpg", "f.jpg")
+CLASSES = (ESCAPES, "$_$", "a$b^$", "\ud800", "[bold]x[/bold] :smile:", "日本", "n" * 300, "x\nFORGED\n" * 9)
+FILES = (
+    "y\nFORGED.jpg",
+    "i\x1b[2J.jpg",
+    "caf\udce9.jpg",
+    "x" * 251 + ".jpg",
+    "日本.jpg",
+    "$^$ [red].jpg",
+    "e.jpg",
+    "f.jpg",
+)
 CONTROLS = set(range(0x20)) - set(b"\n\t") | {0x7F}
 
 
@@ -66,6 +76,7 @@ def run(name: str, *arguments: object) -> tuple[int, str, str]:
     for text in texts:
         assert not CONTROLS & set(text.encode("ascii")), arguments
         assert not shown_raw(text), arguments
+        assert not re.search("^ *FORGED", text, re.MULTILINE), arguments
     return code, *texts
 
 
@@ -102,7 +113,7 @@ COMMANDS = (
     "command", [*COMMANDS, COMMANDS[1] + " --json", COMMANDS[3] + " --json", COMMANDS[-1] + " --json"]
 )
 def test_every_command_on_hostile_names(command, data, weights, tmp_path):
-    places = {"data": data, "run": weights.parent, "out": tmp_path / "out", "longest": FILES[2]}
+    places = {"data": data, "run": weights.parent, "out": tmp_path / "out", "longest": FILES[3]}
     words = [word.format(**places) for word in command.split()]
     code, printed, error = run(*words)
     assert (code, error) == (0, ""), printed

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import dwtriton
-from dwtriton import DualWeightAssigner, DualWeightLoss, PackedTargets, pack_targets, postprocess
+from dwtriton import DualWeightAssigner, DualWeightLoss, PackedTargets, build_detector, pack_targets, postprocess
+from dwtriton.losses import ATSSLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
 
 STRIDES = (8, 16)
 SIZES = ((4, 6), (2, 3))
+POINT_LOSSES = (ATSSLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss)
 STRANGE = [None, 5, "x", 2.5, [], {}, object(), torch.zeros(2), [None], ["a"], True]
 
 
@@ -37,9 +39,23 @@ def test_strides(strides):
 def test_arguments_of_the_loss(name, strange):
     if name == "objectness" and strange is None:
         return  # a head without that branch
-    for module in (DualWeightLoss(STRIDES), DualWeightAssigner(STRIDES)):
+    for module in (DualWeightLoss(STRIDES), DualWeightAssigner(STRIDES), *(loss(STRIDES) for loss in POINT_LOSSES)):
         with pytest.raises((ValueError, TypeError), match=name):
             module(**arguments() | {name: strange})
+
+
+@pytest.mark.parametrize("strange", [None, 5, "x", [], torch.zeros(2), torch.zeros(1, 3, 32, 48, dtype=torch.uint8)])
+def test_images_and_sizes_of_a_detector(strange, small_config):
+    detector = build_detector(small_config()).eval()
+    images = torch.zeros(1, 3, 32, 64)
+    for call in (detector, detector.head_outputs, lambda i: detector.predict(i, [(32, 64)])):
+        with pytest.raises(ValueError, match="images must be"):
+            call(strange)
+    if not isinstance(strange, torch.Tensor):
+        with pytest.raises(ValueError, match="image_sizes"):
+            detector.predict(images, strange)
+        with pytest.raises(ValueError, match="score_threshold"):
+            detector.predict(images, [(32, 64)], score_threshold=strange)
 
 
 def test_sparse_tensors():

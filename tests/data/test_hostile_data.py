@@ -1,6 +1,7 @@
 """Annotation files that a stranger may send: values without sense, files without end, and what is said of them."""
 
 import json
+import math
 import os
 import time
 
@@ -113,6 +114,29 @@ def test_what_is_no_ordinary_file_is_not_read(tmp_path, kind):
     for read in (read_json, read_text):
         with pytest.raises(DataError, match=r"cannot be read: No such" if kind == "absent" else "is no ordinary file"):
             read(type(tmp_path)(path))
+
+
+def test_circles_without_end_are_clipped_or_named(tmp_path):
+    root = write_coco(tmp_path / "coco", ["a"], ["a.jpg"]) / "val2017"
+    for radius, found in ((1e200, ["a"]), (math.nextafter(math.inf, 0), ["a"]), (0, [])):
+        shape = {"label": "a", "points": [[9, 9], [9 + radius, 9 - radius]], "shape_type": "circle"}
+        (root / "a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": [shape]}))
+        problems = []
+        boxes = read_source(root).read(root / "a.jpg", 48, 64, problems)
+        assert ([box.name for box in boxes], len(problems)) == (found, 1 - len(found))
+
+
+@pytest.mark.parametrize("line", ["/", ".", "..", "./", "a.jpg/..", "\0"])
+def test_lists_of_voc_that_name_no_image(tmp_path, line):
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    write_coco(tmp_path / "coco", ["a"], ["a.jpg"])
+    (tmp_path / "coco" / "val2017").rename(tmp_path / "JPEGImages")
+    (tmp_path / "Annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{line}\na\n")
+    source = read_source(tmp_path)
+    assert source.images["train"] == [tmp_path / "JPEGImages" / "a.jpg"]
+    assert "train.txt:1: " in source.problems[0]
 
 
 def yolo(root, text):

@@ -178,6 +178,25 @@ def test_a_disagreement_names_the_figure_of_both():
         confirm(evaluation, truth, results)
 
 
+def test_as_many_boxes_as_take_pycocotools_minutes_are_evaluated_and_not_confirmed():
+    boxes = np.random.default_rng(0).uniform(4, 900, (100_000, 4))
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": 1, "width": 2000, "height": 2000}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for number, box in enumerate(boxes.tolist(), 1)
+        ],
+    }
+    truth.createIndex()
+    results = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.5} for box in boxes[:100].tolist()]
+    evaluation = evaluate(truth, results)
+    assert evaluation.metrics["AR100"] == pytest.approx(0.001)
+    assert not confirm(evaluation, truth, results)
+    assert confirm(evaluate(*generated_set(5)), *generated_set(5))
+
+
 def test_the_option_of_the_command_chooses_the_evaluator(finished, tmp_path, call, monkeypatch):
     out, _ = finished
     chosen = []

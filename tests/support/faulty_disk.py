@@ -1,10 +1,13 @@
-"""Disks that fail: `os` as `dwtriton.core.files` sees it, and a limit of the system on the size of files."""
+"""Disks that fail: `os` as `dwtriton.core.files` sees it, folders as Python sees them, and a limit of the system."""
 
 import errno
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from dwtriton.core import files
 
@@ -52,6 +55,47 @@ def faulty_disk(healthy: float = 0, number: int | None = FULL) -> Iterator[Fault
         yield disk
     finally:
         files.os = real
+
+
+class FaultyFolder:
+    """Below `folder` all that Python makes, moves and opens to write fails after the first `healthy` times.
+
+    `changes` are the names of Python's audit events of what was tried so far. Writes to open files do not fail.
+    """
+
+    def __init__(self, folder: Path, healthy: float, number: int) -> None:
+        self.folder, self.healthy, self.number, self.changes = folder, healthy, number, []
+
+    def meet(self, event: str, arguments: tuple[Any, ...]) -> None:
+        place = arguments[1 if event in ("os.link", "os.rename") else 0]
+        reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if reads or not isinstance(place, str | Path) or not Path(place).absolute().is_relative_to(self.folder):
+            return
+        self.changes.append(event)
+        if len(self.changes) > self.healthy:
+            raise OSError(self.number, os.strerror(self.number), str(place))
+
+
+_faulty: FaultyFolder | None = None
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _faulty is not None and event in ("open", "os.mkdir", "os.link", "os.rename"):
+        _faulty.meet(event, arguments)
+
+
+sys.addaudithook(_audit)  # which stays for as long as the process
+
+
+@contextmanager
+def faulty_folder(folder: Path, healthy: float = 0, number: int = FULL) -> Iterator[FaultyFolder]:
+    """Let a FaultyFolder fail, for code that writes by itself into a folder which it moves when all is there."""
+    global _faulty
+    _faulty = FaultyFolder(folder, healthy, number)
+    try:
+        yield _faulty
+    finally:
+        _faulty = None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from dwtriton.core import elastic
 from dwtriton.evaluate import __main__ as evaluate_command
 from dwtriton.train import __main__ as train_command
 from dwtriton.train import trainer as trainer_module
@@ -65,6 +66,20 @@ def rank_1_dies_once():
 
     in_float64()
     before_step(die)
+
+
+def end_at_once(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rank_1_dies_before_it_trains():
+    if rank() == "1":
+        trainer_module.build_detector = end_at_once
+
+
+def rank_1_dies_before_it_evaluates():
+    if rank() == "1":
+        evaluate_command.detect = end_at_once
 
 
 def rank_1_has_another_rate():
@@ -118,18 +133,46 @@ def slow_steps():
     before_step(lambda _trainer, _batches: time.sleep(0.3))
 
 
+def stops():
+    """After as many iterations as the first argument says, as after a signal."""
+    last = int(sys.argv.pop(1))
+
+    def request_stop(trainer, _batches):
+        trainer.stop_requested = trainer.iteration + 1 == last < trainer.total
+
+    before_step(request_stop)
+
+
+def is_killed():
+    """The rank that the first argument names, after as many iterations as the second one says."""
+    victim, last = sys.argv.pop(1), int(sys.argv.pop(1))
+    before_step(lambda trainer, _batches: end_at_once() if (rank(), trainer.iteration) == (victim, last) else None)
+
+
+def evaluates():
+    pass
+
+
 TRAINING = (
     in_float64,
     compiled_in_float64,
     rank_1_dies_once,
+    rank_1_dies_before_it_trains,
     rank_1_has_another_rate,
     rank_1_has_another_folder,
     rank_1_resumes,
     rank_1_sees_nan,
     rank_1_has_a_bug,
     slow_steps,
+    stops,
+    is_killed,
 )
-EVALUATING = (rank_1_evaluates_with_another_threshold, rank_1_evaluates_another_file)
+EVALUATING = (
+    evaluates,
+    rank_1_dies_before_it_evaluates,
+    rank_1_evaluates_with_another_threshold,
+    rank_1_evaluates_another_file,
+)
 
 
 def main() -> None:
@@ -141,34 +184,36 @@ def main() -> None:
     command.cli.run(command.main)
 
 
-def run_rank(number: int, port: int, output: Path, arguments: list[str]) -> None:
-    """Run as one of two ranks in an environment like torchrun's; all that is printed is appended to `output`."""
+def run_rank(number: int, ranks: int, port: int, output: Path, arguments: list[str]) -> None:
+    """Run as one of the ranks in an environment like torchrun's; all that is printed is appended to `output`."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    environment = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1}
+    environment = {"RANK": number, "LOCAL_RANK": number, "GROUP_WORLD_SIZE": 1}
+    environment |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "job"}
     environment |= {"TORCHELASTIC_MAX_RESTARTS": 0, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ |= {name: str(value) for name, value in environment.items()}
     torch.set_num_threads(1)
+    elastic.REPORT_SECONDS = 0  # of a torchrun that is not there
     sys.argv[:] = ["rank_job.py", *arguments]
     main()
 
 
 class Forked:
-    """Starts jobs of two ranks in forked processes."""
+    """Starts jobs, of two ranks if not told otherwise, in forked processes."""
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([__name__])
         self.ranks: list[multiprocessing.Process] = []
 
-    def run(self, output: Path, *arguments: str) -> tuple[int, str]:
-        """Run a job to its end; return 0 if both ranks succeed, and what they print."""
+    def run(self, output: Path, *arguments: str, ranks: int = 2) -> tuple[int, str]:
+        """Run a job to its end; return 0 if all ranks succeed, and what they print."""
         store = distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # torchrun's, for it
         self.ranks = [
-            self.context.Process(target=run_rank, args=(number, store.port, output, list(arguments)))
-            for number in range(2)
+            self.context.Process(target=run_rank, args=(number, ranks, store.port, output, list(arguments)))
+            for number in range(ranks)
         ]
         for process in self.ranks:
             process.start()

@@ -1,4 +1,4 @@
-"""Train, stop, fail, kill, resume, evaluate and damage a file, in any order: the same bits or a clear refusal."""
+"""Train, stop, fail, kill, resume on other ranks, evaluate, damage a file, in any order: the same bits or a refusal."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import tempfile
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,17 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from rich.console import Console
 
 from dwtriton.checkpoints.checkpoint import load_checkpoint
+from dwtriton.config.load import dump_config, load_config
 from dwtriton.core.errors import UserError, WriteError
 from dwtriton.train.metrics import read_metrics
 from dwtriton.train.signals import Interrupted
 from dwtriton.train.trainer import Trainer
+from tests.conftest import TINY
 from tests.support import toy_run
 from tests.support.faulty_disk import BROKEN, FULL, READ_ONLY, Killed, faulty_disk
 from tests.support.generated_cases import THOROUGH
+from tests.support.kills import SETTINGS
+from tests.support.rank_job import Forked
 
 FILES = ("last.pt", "previous.pt", "best.pt", "epoch-001.pt", "metrics.jsonl", "config.toml", ".last.partial.pt")
 DAMAGES = {
@@ -184,3 +189,85 @@ def test_a_training(tiny, tmp_path):
                 assert trainer.iteration == to
 
     try_orders(TinyRun, examples=100 if THOROUGH else 4, steps=5)
+
+
+@pytest.fixture
+def server():
+    forked = Forked()
+    yield forked
+    forked.kill()
+
+
+@pytest.mark.slow
+def test_a_training_on_changing_ranks(server, tmp_path):
+    """The same bits as a run that was stopped nowhere but where the number of ranks changed."""
+    cfg = load_config("shapes", [*TINY, *SETTINGS, "data.shapes={train_images=10, val_images=4}"], tmp_path / "shapes")
+    (tmp_path / "cfg.toml").write_text(dump_config(cfg))
+    references: dict[tuple[int, ...], Path] = {}  # by the number of ranks in each iteration
+
+    def train(out, ranks, *scenario):
+        begin = ["--cfg", str(tmp_path / "cfg.toml")]
+        which = ["--resume"] if any(out.glob("*.pt")) else begin
+        (tmp_path / "printed").unlink(missing_ok=True)
+        arguments = [*map(str, scenario), *which, "--out", str(out)]
+        code, printed = server.run(tmp_path / "printed", *arguments, ranks=ranks)
+        assert "Traceback" not in printed
+        if code == 2:
+            raise UserError(re.search("error: (.*)\n", printed)[1])
+        return code
+
+    def iteration(out):
+        return load_checkpoint(out / "last.pt").iteration if (out / "last.pt").exists() else 0
+
+    assert train(tmp_path / "first", 1, "stops", 0) == 0
+
+    class RunOnRanks(RunInAnyOrder):
+        total = iteration(tmp_path / "first")
+
+        def __init__(self):
+            super().__init__()
+            self.ranks = 1
+            self.history: list[int] = []  # the number of ranks in each iteration of last.pt
+
+        @property
+        def reference(self):
+            assert len(self.history) == self.total
+            history = tuple(self.history)
+            if history not in references:
+                references[history] = out = tmp_path / f"reference {history}"
+                for ranks, iterations in groupby(range(self.total), key=lambda n: history[n]):
+                    assert train(out, ranks, "stops", max(iterations) + 1) in (0, 130)
+            return references[history]
+
+        def run(self, *scenario):
+            done = 0 if "last.pt" in self.damaged else iteration(self.out)
+            code = train(self.out, self.ranks, *scenario)
+            self.history[done:] = [self.ranks] * (iteration(self.out) - done)
+            return code
+
+        def train(self, to):
+            assert self.run("stops", to) == 0 or iteration(self.out) == to
+
+        @rule(ranks=st.sampled_from([1, 2]))
+        def change_ranks(self, ranks):
+            self.ranks = ranks
+
+        @rule(at=st.integers(0, 100), victim=st.sampled_from([0, 1]))
+        def train_until_the_disk_fails_or_a_kill(self, at, victim):
+            if "last.pt" not in self.damaged and self.out.exists():
+                self.run("is_killed", min(victim, self.ranks - 1), at % self.total)
+
+        @rule()
+        def evaluate(self):
+            super().evaluate()
+            if "last.pt" in self.damaged or not (self.out / "last.pt").exists():
+                return
+            out = Path(self.folder.name) / "evaluation"
+            arguments = ["evaluates", "--weights", str(self.out / "last.pt"), "--out", str(out), "--force"]
+            assert server.run(tmp_path / "printed", *arguments, ranks=self.ranks)[0] == 0
+            found = json.loads((out / "metrics.json").read_text())
+            for row in read_metrics(self.out / "metrics.jsonl"):
+                if (row["kind"], row["iteration"]) == ("evaluation", iteration(self.out)):
+                    assert found == {key: row[key] for key in found}
+
+    try_orders(RunOnRanks, examples=50 if THOROUGH else 3, steps=5)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from dwtriton.checkpoints.checkpoint import load_checkpoint
 from dwtriton.config.load import dump_config
 from dwtriton.core import elastic, ranks
-from dwtriton.core.errors import UserError
+from dwtriton.core.errors import RunError, UserError
 from dwtriton.train.metrics import read_metrics
 from tests.support.rank_job import Forked
 
@@ -272,6 +273,38 @@ def test_an_error_of_a_rank_itself_is_not_taken_for_a_lost_contact(fork):
     assert "RuntimeError: a bug beside gloo" in printed
     assert "rank 1 lost contact" not in printed
     assert "rank 0 lost contact with rank 1 after iteration 2" in printed
+
+
+LOST = re.compile(r"error: rank 0 lost contact with rank 1; torchrun's report says how that rank ended \(\w+: .+\)\n")
+
+
+def test_a_rank_that_dies_before_its_first_step_is_one_error(fork):
+    code, printed = fork("rank_1_dies_before_it_trains")
+    assert code != 0
+    assert LOST.search(printed)
+    assert "Traceback" not in printed
+
+
+def test_a_rank_that_dies_in_an_evaluation_is_one_error(finished, tmp_path, server):
+    weights = ["--weights", str(finished[0] / "last.pt")]
+    scenario = "rank_1_dies_before_it_evaluates"
+    code, printed = server.run(tmp_path / "printed", scenario, *weights, "--out", str(tmp_path / "shared"))
+    assert code != 0
+    assert LOST.search(printed)
+    assert "Traceback" not in printed
+
+
+def test_ranks_that_cannot_meet_are_one_error(monkeypatch):
+    def fail(*_, **__):
+        raise torch.distributed.DistNetworkError("Connection reset by peer\nException raised from ...")
+
+    for name, value in {"TORCHELASTIC_RUN_ID": "job", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks.distributed, "init_process_group", fail)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    line = r"^this rank cannot join the others; torchrun's report .* \(DistNetworkError: Connection reset by peer\)$"
+    with pytest.raises(RunError, match=line), ranks.process_group():
+        pass
 
 
 def test_where_batch_norms_train_all_ranks_evaluate_the_statistics_that_are_saved(fork, tmp_path):

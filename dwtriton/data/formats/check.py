@@ -20,6 +20,7 @@ from dwtriton.config.schema import DataConfig
 from dwtriton.console.drawing import draw_boxes
 from dwtriton.console.fonts import drawable
 from dwtriton.console.progress import progress
+from dwtriton.core.text import one_line
 from dwtriton.data.annotations import SIDES, Records
 from dwtriton.data.classes import match_classes
 from dwtriton.data.formats.splits import FoundSplit
@@ -197,7 +198,7 @@ def draw_sheet(found: Findings) -> Figure:
         axes.axis("off")
         shown, file = boxes[images[index]["id"]], images[index]["file_name"]
         title = file if len(file) <= MAX_FILE_LENGTH else f"...{file[3 - MAX_FILE_LENGTH :]}"
-        title, font = drawable(f"{title}: {len(shown)} {'box' if len(shown) == 1 else 'boxes'}")
+        title, font = drawable(f"{one_line(title)}: {len(shown)} {'box' if len(shown) == 1 else 'boxes'}")
         axes.set_title(title, font=font, fontsize=7, parse_math=False)
         try:
             size = images[index]["height"], images[index]["width"]

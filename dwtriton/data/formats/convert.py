@@ -16,7 +16,7 @@ from rich.console import Console
 from dwtriton.console.progress import progress
 from dwtriton.core.errors import UserError, WriteError
 from dwtriton.core.files import fitting_name, make_folder, move_folder, write_text
-from dwtriton.core.text import first_of, listed_lines
+from dwtriton.core.text import first_of, listed_lines, one_line
 from dwtriton.data.annotations import read_valid_records
 from dwtriton.data.buckets import Size
 from dwtriton.data.formats.problems_file import is_problems_file, write_problems_file
@@ -136,7 +136,7 @@ def convert(source: Source, out: Path, skip_broken: bool, force: bool, console: 
 
 def counted(problems: Sequence[str], out: Path) -> str:
     """Return the number of problems and the first of them, a line each, and where `convert` lists all, if it does."""
-    lines = [str(len(problems)), *listed_lines(problems, MAX_LINES)]
+    lines = [str(len(problems)), *map(one_line, listed_lines(problems, MAX_LINES))]
     return "\n  ".join([*lines, *([f"all of them: {problems_file(out)}"] if len(problems) > MAX_LINES else [])])
 
 

@@ -1,5 +1,6 @@
 """Reading labelme's layout: a JSON file for each image."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,6 @@ def _box(shape: Any, height: int, width: int) -> Box:
         raise ValueError("its points are not two or more pairs of numbers")
     corners = (min(x), min(y), max(x), max(y))
     if kind == "circle":  # its centre and a point on it
-        radius = ((x[1] - x[0]) ** 2 + (y[1] - y[0]) ** 2) ** 0.5
+        radius = math.hypot(x[1] - x[0], y[1] - y[0])
         corners = (x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius)
     return Box(str(label).strip(), clip(corners, height, width))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dwtriton.console.terminal import printable
 from dwtriton.core.files import write_text
+from dwtriton.core.text import one_line
 
 
 def is_problems_file(path: Path, command: str) -> bool:
@@ -18,6 +19,6 @@ def is_problems_file(path: Path, command: str) -> bool:
 def write_problems_file(path: Path, command: str, lines: Sequence[str]) -> None:
     """Write all problems, or remove the command's earlier file if there are none."""
     if lines:
-        write_text(path, "\n".join([f"# {command}: all problems", *map(printable, lines), ""]))
+        write_text(path, "\n".join([f"# {command}: all problems", *(printable(one_line(line)) for line in lines), ""]))
     elif is_problems_file(path, command):
         path.unlink()

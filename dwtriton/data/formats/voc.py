@@ -1,6 +1,7 @@
 """Reading Pascal VOC's layout."""
 
 import math
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def _names(line: str) -> list[str]:
     line = line.replace("\\", "/")
     words = line.rsplit(maxsplit=1)
     names = [line, words[0]] if len(words) == 2 and words[1] in FLAGS else [line] if line else []
-    return [text for name in names for text in (name, Path(name).with_suffix("").as_posix())]
+    return [text for name in names for text in (name, Path(os.path.splitext(name)[0]).as_posix())]
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

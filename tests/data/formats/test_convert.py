@@ -279,7 +279,7 @@ def test_every_broken_line_is_named_and_nothing_is_written(tmp_path, call):
     assert error.splitlines() == [
         "error: nothing was written, errors in the labels: 10",
         *(f"  {root}/labels/train/a.txt:{reason}" for reason in REASONS),
-        "Fix them, or add --skip-broken to leave them out",
+        "  Fix them, or add --skip-broken to leave them out",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
