@@ -45,20 +45,20 @@ def completion_script(shell: str) -> str:
     except ModuleNotFoundError:
         raise UserError("completion scripts need shtab: pip install 'dwtriton[completion]'") from None
     configs = config_names()
-    files: dict[str, Any] = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "DIR|FILE": shtab.FILE, "INPUT": shtab.FILE}
+    completers: dict[str, Any] = dict.fromkeys(("FILE", "DIR|FILE", "INPUT"), shtab.FILE) | {"DIR": shtab.DIRECTORY}
     keys = [f"{key}=" for key in flatten(Config())]
     words = {"NAME|FILE": configs, "NAME|FILE|list": [*configs, "list"], "KEY=VALUE": keys}
     if shell == "zsh":
-        files["KEY=VALUE"] = _zsh_function("_dwtriton_keys", f"compadd \"$@\" -S '' -- {' '.join(keys)}")
+        completers["KEY=VALUE"] = _zsh_function("_dwtriton_keys", f"compadd \"$@\" -S '' -- {' '.join(keys)}")
         for metavar, name in (("NAME|FILE", "_dwtriton_configs"), ("NAME|FILE|list", "_dwtriton_configs_or_list")):
             offered = f'compadd "$@" -- {" ".join(words[metavar])}; _files "$@" -g \'*.toml\''
-            files[metavar] = _zsh_function(name, offered)
+            completers[metavar] = _zsh_function(name, offered)
     if shell == "tcsh":
-        files["KEY=VALUE"] = {"tcsh": f"({' '.join(keys)})/"}  # after this slash would be the suffix: none
+        completers["KEY=VALUE"] = {"tcsh": f"({' '.join(keys)})/"}  # after this slash would be the suffix: none
     parser = dwtriton_parser(with_options=True)
     for action in _arguments(parser):
-        if action.metavar in files:
-            action.complete = files[action.metavar]
+        if action.metavar in completers:
+            action.complete = completers[action.metavar]
         action.choices = words.get(action.metavar, action.choices)
     script = shtab.complete(parser, shell)
     return script + BASH_ENDING if shell == "bash" else script

@@ -89,6 +89,9 @@ def test_zsh_and_tcsh_put_no_space_after_a_key_but_after_a_name(shell, tmp_path)
         type_line(START[shell], until="ready ")
         type_line("dwtriton train --set optimizer.l\t0.1", until="<train --set optimizer.lr=0.1>")
         type_line("dwtriton train --cfg r101_m\t--json", until="<train --cfg r101_ms_2x --json>")
+        if shell == "zsh":
+            (tmp_path / "mine.toml").touch()
+            type_line("dwtriton train --cfg mi\t--json", until="<train --cfg mine.toml --json>")
 
 
 @contextmanager
