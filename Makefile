@@ -1,18 +1,22 @@
 # Everything runs inside .venv, made on first use. PYTHON=... chooses the interpreter that makes it (3.11 or newer);
 # `make gpu PYTHON=python3` runs in that interpreter's own environment instead, and needs no network.
+# VENV=... names another environment, made likewise; with `CONSTRAINTS=` it gets the newest versions that pyproject.toml allows.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+CONSTRAINTS := constraints.txt
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 DETECTOR := tests/model tests/export tests/benchmarks tests/docs
 DATA := tests/data tests/evaluate tests/predict tests/inference
 GPU := gpu-tests gpu-kernels gpu-steps gpu-more
 
-.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all test-faults lint types bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
+.PHONY: demo test test-interpreted test-compiled test-train test-detector test-data test-rest test-all test-interop test-faults lint types bench gpu gpu-tests gpu-kernels gpu-steps gpu-more clean
 
-demo: .venv/installed  ## train on the generated shapes data, evaluate, draw
+demo: $(VENV)/installed  ## train on the generated shapes data, evaluate, draw
 	$(BIN)/python -m dwtriton.train --cfg shapes
 
-test: .venv/installed lint  ## everything CI checks, in parts of one thread each, two of them at a time
-	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 test-train test-interpreted test-compiled test-detector test-rest test-data
+test: $(VENV)/installed lint  ## everything CI checks, in parts of one thread each, two of them at a time
+	OMP_NUM_THREADS=1 $(MAKE) --jobs 2 types test-train test-interpreted test-compiled test-detector test-rest test-data
 
 test-interpreted:  ## the kernels in Triton's interpreter, which has to be chosen before Triton is imported
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "gpu and not slow"
@@ -32,26 +36,30 @@ test-data:
 test-rest:
 	$(BIN)/python -m pytest --ignore tests/kernels --ignore tests/train $(addprefix --ignore ,$(DETECTOR) $(DATA))
 
-test-all: .venv/installed lint types  ## the same with thousands of larger examples and every kernel binary: hours
+test-all: $(VENV)/installed lint types test-interop  ## the same with thousands of larger examples and every kernel binary: hours
 	DWTRITON_TEST_ALL=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -m gpu
 	DWTRITON_TEST_ALL=1 $(BIN)/python -m pytest -m "slow or not slow"
 
-test-faults: .venv/installed  ## kills 60 runs at random moments, resumes them and compares every bit; KILLS=... sets another number
+test-interop: $(VENV)/installed  ## installs the libraries of docs/interop.md, and runs the examples with them
+	$(INSTALL) --editable '.[interop]'
+	$(BIN)/python -m pytest tests/docs/test_interop.py
+
+test-faults: $(VENV)/installed  ## kills 60 runs at random moments, resumes them and compares every bit; KILLS=... sets another number
 	$(BIN)/python -m tests.support.kills --kills $(or $(KILLS),60)
 
-lint: .venv/installed
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed  ## mypy on the public names and what they are made of: half a minute, a second when repeated
+types: $(VENV)/installed  ## mypy on the public names and what they are made of: half a minute, a second when repeated
 	$(BIN)/mypy
 
-bench: .venv/installed  ## loss and gradient on this machine against the alternatives: about three minutes on a CPU
+bench: $(VENV)/installed  ## loss and gradient on this machine against the alternatives: about three minutes on a CPU
 	$(BIN)/python -m benchmarks.loss
 
 ifeq ($(origin PYTHON),file)
 GPU_PYTHON := $(BIN)/python
-$(GPU): .venv/installed
+$(GPU): $(VENV)/installed
 else
 GPU_PYTHON := $(PYTHON)
 endif
@@ -71,10 +79,10 @@ gpu-steps:  ## training steps of r50_1x, ours and others': at most 4 minutes
 gpu-more:  ## other configs, small batches, inference: 4 minutes each time, until nothing is missing
 	$(GPU_PYTHON) -m benchmarks.slices more --minutes $(or $(MINUTES),4)
 
-.venv/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dwtriton needs Python 3.11 or newer; name one with PYTHON=...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[test]'
 	touch $@
 
 clean:

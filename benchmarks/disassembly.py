@@ -12,6 +12,7 @@ from triton.compiler import CompiledKernel
 
 WIDE = 16  # bytes, the most that a thread loads or stores at once
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", re.MULTILINE)
+LOCAL_ACCESS = re.compile(r"\b(?:LDL|STL)\b")
 BRANCH = re.compile(r"(?P<predicate>@\S+ )?(?P<name>BRA\S*|CALL\.REL\S*) (?P<operand>\S+, )?(?P<target>0x[0-9a-f]+)")
 
 
@@ -33,14 +34,18 @@ class Code(NamedTuple):
 
 
 def resources(kernel: CompiledKernel) -> Resources:
-    """Registers and spills. Of AMD's, scalars that spill go to vector registers, and do not count."""
+    """Registers and spills. Of AMD's, scalars that spill go to vector registers, and do not count.
+
+    Neither does memory that no instruction accesses: LLVM of triton 3.8 reserves 8 bytes for vectors of conditions.
+    """
     if assembly := kernel.asm.get("amdgcn"):
         names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
         registers, private, spilled = (int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names)
         return Resources(registers, max(private, 4 * spilled))
     usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    return Resources(registers, stack + local)
+    accessed = stack + local > 0 and LOCAL_ACCESS.search(_cuobjdump(kernel.asm["cubin"], "-sass"))
+    return Resources(registers, stack + local if accessed else 0)
 
 
 def code(kernel: CompiledKernel, turns: int) -> Code:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from typing import Any
 
 from dwtriton.__main__ import build_parser as dwtriton_parser
 from dwtriton.config.load import config_names, flatten
@@ -35,22 +36,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def completion_script(shell: str) -> str:
-    """Return the script that shtab writes; the metavar of an option decides what its value completes to."""
+    """Return the script that shtab writes; the metavar of an option decides what its value completes to.
+
+    No space follows the `=` of a config key, where the value comes next; each shell has its own way to say so.
+    """
     try:
         import shtab
     except ModuleNotFoundError:
         raise UserError("completion scripts need shtab: pip install 'dwtriton[completion]'") from None
     configs = config_names()
-    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "DIR|FILE": shtab.FILE, "INPUT": shtab.FILE}
+    completers: dict[str, Any] = dict.fromkeys(("FILE", "DIR|FILE", "INPUT"), shtab.FILE) | {"DIR": shtab.DIRECTORY}
     keys = [f"{key}=" for key in flatten(Config())]
     words = {"NAME|FILE": configs, "NAME|FILE|list": [*configs, "list"], "KEY=VALUE": keys}
+    if shell == "zsh":
+        completers["KEY=VALUE"] = _zsh_function("_dwtriton_keys", f"compadd \"$@\" -S '' -- {' '.join(keys)}")
+        for metavar, name in (("NAME|FILE", "_dwtriton_configs"), ("NAME|FILE|list", "_dwtriton_configs_or_list")):
+            offered = f'compadd "$@" -- {" ".join(words[metavar])}; _files "$@" -g \'*.toml\''
+            completers[metavar] = _zsh_function(name, offered)
+    if shell == "tcsh":
+        completers["KEY=VALUE"] = {"tcsh": f"({' '.join(keys)})/"}  # after this slash would be the suffix: none
     parser = dwtriton_parser(with_options=True)
     for action in _arguments(parser):
-        if action.metavar in files:
-            action.complete = files[action.metavar]
+        if action.metavar in completers:
+            action.complete = completers[action.metavar]
         action.choices = words.get(action.metavar, action.choices)
     script = shtab.complete(parser, shell)
     return script + BASH_ENDING if shell == "bash" else script
+
+
+def _zsh_function(name: str, code: str) -> dict[str, Any]:
+    """Return what shtab takes as the completer of an argument: a function, and its definition."""
+    return {"zsh": name, "preamble": {"zsh": f"{name}() {{ {code} }}"}}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -32,6 +32,14 @@ def test_the_version_is_that_of_the_project_everywhere():
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_what_a_package_page_shows_has_absolute_links_and_names_every_extra():
+    page = (ROOT / PROJECT["readme"]).read_text()
+    links = [*re.findall(r"\]\(([^)]*)\)", page), *PROJECT["urls"].values()]
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert set(re.findall(r"^\| `dwtriton\[(\w+)\]`", page, re.MULTILINE)) == set(PROJECT["optional-dependencies"])
+
+
 def test_type_checkers_see_every_public_name():
     (block,) = (node for node in ast.parse((ROOT / "dwtriton" / "__init__.py").read_text()).body if _is_block(node))
     imported = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file
+from dwtriton.checkpoints.mmdet_file import is_mmdet, kind_of, read_checkpoint_file
 from dwtriton.config.load import check_config, dump_config, flatten
 from dwtriton.config.renames import upgrade_keys
 from dwtriton.config.schema import Config
@@ -85,6 +85,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is a checkpoint of MMDetection; convert it first: "
             f"python -m dwtriton.weights from-mmdet {path} --cfg NAME --out OUT.pt"
         )
+    if "format" not in state:
+        raise UserError(f"{path} is not a checkpoint of `python -m dwtriton.train`, but {kind_of(state)}")
     state = upgrade(state, str(path))
     optional = [name for name, default in Checkpoint._field_defaults.items() if state.get(name) is default]
     wrong = [name for name, fits in CONTENT.items() if name not in optional and not fits(state[name])]

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from dwtriton.config.load import config_names, load_config
 from dwtriton.core.errors import UserError
+from dwtriton.core.text import listed
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet_names import CENTER_PRIOR
 from dwtriton.model.state_dict import read_torch_file
 
 CLASS_WEIGHT = "bbox_head.conv_cls.weight"
+RESNET_WEIGHT = "layer1.0.conv1.weight"  # in torchvision's state dicts
+MAX_NAMES = 12  # names in one line
 EMA_BUFFER = "ema_"  # prefix of the buffers of mmcv's EMAHook: ema_backbone_conv1_weight
 NOT_NEEDED = {
     "meta": "records of the run, except class names, epoch and iteration",
@@ -101,6 +104,19 @@ def is_mmdet(content: Mapping) -> bool:
     """Return whether this is the content of an MMDetection detector's checkpoint, or its bare state dict."""
     state = content.get("state_dict", content)
     return isinstance(state, Mapping) and any("bbox_head." in str(name) for name in state)
+
+
+def kind_of(content: Mapping) -> str:
+    """Say in words whose checkpoint this is the content of."""
+    if "format" in content:
+        return "a checkpoint of this package"
+    if is_mmdet(content):
+        return "one of MMDetection"
+    if RESNET_WEIGHT in content:
+        return "weights of a ResNet"
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return "a state dict of another network"
+    return f"a file of another kind that holds {listed([*map(str, content)], MAX_NAMES)}"
 
 
 def sort_mmdet(content: Mapping, source: str) -> MmdetFile:

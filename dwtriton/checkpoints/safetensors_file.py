@@ -1,6 +1,7 @@
 """Checkpoints as safetensors files: the tensors that detection uses, and as text what describes them."""
 
 import json
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +43,9 @@ def load_safetensors(path: Path) -> Checkpoint:
     safetensors is not installed.
     """
     safetensors = _safetensors()
+    if path.is_dir() or zipfile.is_zipfile(path):
+        kind = "a folder" if path.is_dir() else "a zip archive, as torch.save writes"
+        raise UserError(f"{path} is {kind}, and no safetensors file")
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)

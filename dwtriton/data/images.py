@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -142,12 +142,25 @@ def decode(path: Path, size: tuple[int, int] | None, exif: str, max_pixels: int)
         if header.kind in PILLOW_FORMATS:
             return _decode_with_pillow(path)
         content = torch.from_numpy(np.fromfile(path, np.uint8))  # torchvision opens only files whose names are UTF-8
-        image = decode_image(content, ImageReadMode.RGB, apply_exif_orientation=upright)
+        image = decode_bytes(content, upright)
     except (RuntimeError, OSError, ValueError, SyntaxError) as error:
         raise BrokenImageError(f"{path}: {str(error).splitlines()[0]}") from None
     if image.ndim != 3 or tuple(image.shape[-2:]) != found:
         raise BrokenImageError(f"{path}: decodes to {list(image.shape)}, its header says {found[1]}x{found[0]}")
     return image
+
+
+def decode_bytes(content: Tensor, upright: bool) -> Tensor:
+    """Decode a file, uint8 [n], into RGB, uint8 or uint16 [3, h, w], by torchvision's operator.
+
+    Its functions around the operators warn since 0.29 that they will go.
+    """
+    return torch.ops.image.decode_image(content, ImageReadMode.RGB.value, upright)
+
+
+def encode_jpeg(image: Tensor, quality: int) -> bytes:
+    """Return a JPEG file of an image, uint8 [3, h, w]; `quality` is 1 to 100."""
+    return torch.ops.image.encode_jpeg(image.contiguous(), quality).numpy().tobytes()
 
 
 def _wrong_size(header: Header, found: tuple[int, int], size: tuple[int, int]) -> str:

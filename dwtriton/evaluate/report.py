@@ -19,12 +19,11 @@ from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 from torch import Tensor
-from torchvision.io import encode_jpeg
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 
 from dwtriton.console.drawing import COLOURS, draw_boxes
-from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.images import BrokenImageError, encode_jpeg, read_image
 from dwtriton.evaluate import tide
 from dwtriton.evaluate.coco_metrics import CLASS_METRICS, Evaluation
 
@@ -176,7 +175,7 @@ def _tile(files: dict[int, ImageFile], read: ReadImage, *boxes: tide.Truth | tid
     corners = (corners - torch.tensor([left, top, left, top])) * scale
     labels = [isinstance(box, tide.Truth) for box in boxes]
     drawn = draw_boxes(crop, corners, labels, enlarge_to=0, colours=(DETECTION_COLOUR, OBJECT_COLOUR))
-    return _data_uri(encode_jpeg(drawn, 85).numpy().tobytes(), "jpeg")
+    return _data_uri(encode_jpeg(drawn, 85), "jpeg")
 
 
 def _plot(figure: Figure) -> str:

@@ -193,19 +193,19 @@ def reg_loss_gradient(distances, sides):
 @triton.jit
 def alignment(score, reg_loss):
     """t: the joint score of the box's class times p_loc."""
-    return score * exp(-BETA * reg_loss)
+    return score * exp(reg_loss * -BETA)
 
 
 @triton.jit
 def positive_mass(t, prior):
     """What a pair adds to the denominator of its box's positive weights."""
-    return exp(MU_SUM * t) * t * prior
+    return exp(t * MU_SUM) * t * prior
 
 
 @triton.jit
 def positive_share(t, prior):
     """w_pos times its denominator."""
-    return exp(MU * t) * t * prior
+    return exp(t * MU) * t * prior
 
 
 @triton.jit

@@ -206,7 +206,7 @@ def pairs_backward_kernel(
             of_neg = (dense.to(tl.float64) + change).to(tl.float32)
             of_pos = pos_factor * not_u * point_pos
             # Where little is left of the dense sum, its rounding shows: its terms are added up again
-            cancelled = changed & (ignored == 0) & (tl.abs(of_neg - of_pos) < CANCELLED * tl.abs(dense))
+            cancelled = changed & (ignored == 0) & (tl.abs(of_neg - of_pos) < tl.abs(dense) * CANCELLED)
             if any_of(cancelled):
                 for channel in range(num_classes):
                     z_place = place(0, channel, area, num_classes, Z_LAST)

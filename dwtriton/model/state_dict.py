@@ -27,10 +27,34 @@ def read_torch_file(path: Path, what: str, remedy: str = "") -> Any:
             _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different type for every way a file can be damaged
+        if kind := _other_kind(path):
+            raise UserError(f"{what} {path} cannot be read: it is {kind}{remedy}") from None
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # whose text advises to execute what the file holds
             reason = "not a file of tensors"
         raise UserError(f"{what} {path} cannot be read, it is damaged or something else ({reason}){remedy}") from error
+
+
+def _other_kind(path: Path) -> str | None:
+    """Say what a file is that `torch.save` did not write and why it does not serve; None if nothing tells."""
+    with path.open("rb") as file:
+        beginning = file.read(9)
+    if not beginning:
+        return "empty"
+    if beginning[8:] == b"{":  # behind the length of a header
+        return "a safetensors file; `dwtriton.weights from-safetensors` converts those of `to-safetensors`"
+    if path.suffix.lower() == ".onnx":
+        return "an ONNX file, a graph whose folded tensors are no network's weights any more"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {name.partition("/")[2] for name in archive.namelist()}
+    except Exception:  # zipfile raises a different type for every way a file can be damaged
+        return None
+    if "archive_format" in parts:
+        return "a file of torch.export, a graph and not the checkpoint that it was made from"
+    if "constants.pkl" in parts:
+        return "a TorchScript file, a program and not the state dict of one"
+    return None if "data.pkl" in parts else "a zip archive that torch.save did not write"
 
 
 def write_torch_file(path: Path, content: Any) -> None:

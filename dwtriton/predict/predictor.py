@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from torch import Tensor
-from torchvision.io import encode_jpeg
 
 from dwtriton.console.cli import print_line
 from dwtriton.console.drawing import draw_boxes
 from dwtriton.console.progress import progress
 from dwtriton.core.files import write_file
 from dwtriton.data.coco import Sample
-from dwtriton.data.images import BrokenImageError, read_image
+from dwtriton.data.images import BrokenImageError, encode_jpeg, read_image
 from dwtriton.inference.detect import coco_results
 from dwtriton.inference.inputs import unlabelled_sample
 from dwtriton.inference.ready import ReadyDetector
@@ -62,7 +61,7 @@ class Predictor:
                     problem = f"not drawn, a side has more than {MAX_JPEG_SIDE} pixels: {path}"
                     print_line(self.console, problem, "yellow")
                 elif path in self.draw_to:
-                    picture = encode_jpeg(self._draw(read_image(path), found), JPEG_QUALITY).numpy()
+                    picture = encode_jpeg(self._draw(read_image(path), found), JPEG_QUALITY)
                     write_file(self.draw_to[path], lambda file, p=picture: file.write(p))
                     self.writer.set_drawn(str(path), self.draw_to[path].name)
                 advance()

@@ -10,7 +10,7 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dwtriton.checkpoints.mmdet_config import check_mmdet_config
-from dwtriton.checkpoints.mmdet_file import is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.checkpoints.mmdet_file import MAX_NAMES, is_mmdet, kind_of, read_checkpoint_file, sort_mmdet
 from dwtriton.checkpoints.safetensors_file import load_safetensors, save_safetensors
 from dwtriton.config.load import dump_config, load_config
 from dwtriton.config.schema import Config
@@ -24,7 +24,7 @@ from dwtriton.model.backbone import load_backbone_weights
 from dwtriton.model.detector import build_detector
 from dwtriton.model.mmdet_names import CENTER_PRIOR, from_mmdet, to_mmdet
 from dwtriton.model.state_dict import write_torch_file
-from dwtriton.weights.show import MAX_NAMES, summarise
+from dwtriton.weights.show import summarise
 
 EXAMPLES = {
     "show": """\
@@ -85,7 +85,9 @@ def convert_from_mmdet(arguments: argparse.Namespace, console: Console) -> None:
     cfg = load_config(arguments.cfg, arguments.set)
     content = read_checkpoint_file(arguments.file)
     if not is_mmdet(content):
-        raise UserError(f"{arguments.file} is not an MMDetection checkpoint; `show` describes it")
+        raise UserError(
+            f"{arguments.file} is not an MMDetection checkpoint, but {kind_of(content)}; `show` describes it"
+        )
     file = sort_mmdet(content, str(arguments.file))
     if file.num_classes not in (None, cfg.head.num_classes):
         raise UserError(

@@ -8,14 +8,20 @@ from torch import Tensor
 
 from dwtriton.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from dwtriton.checkpoints.mmdet_config import check_mmdet_config
-from dwtriton.checkpoints.mmdet_file import MmdetFile, is_mmdet, read_checkpoint_file, sort_mmdet
+from dwtriton.checkpoints.mmdet_file import (
+    MAX_NAMES,
+    RESNET_WEIGHT,
+    MmdetFile,
+    is_mmdet,
+    read_checkpoint_file,
+    sort_mmdet,
+)
 from dwtriton.config.load import flatten
 from dwtriton.config.schema import Config
 from dwtriton.core.errors import UserError
 from dwtriton.core.text import listed
 
 PARTS = {"fpn": "pyramid", "neck": "pyramid", "bbox_head": "head"}  # by the first component of a tensor's name
-MAX_NAMES = 12  # names in one line
 
 
 def summarise(path: Path) -> tuple[dict[str, str], Table]:
@@ -30,7 +36,7 @@ def summarise(path: Path) -> tuple[dict[str, str], Table]:
         raise UserError(
             f"{path} is neither a checkpoint of this package or MMDetection nor a state dict; it holds {keys}"
         )
-    resnet = "layer1.0.conv1.weight" in content
+    resnet = RESNET_WEIGHT in content
     return {"kind": "ResNet weights, for `from-torchvision`" if resnet else "other state dict"}, _part_table(content)
 
 

@@ -10,7 +10,7 @@ import torch
 if find_spec("triton") is None:
     pytest.skip("kernels need Triton", allow_module_level=True)
 
-from benchmarks import high_scores
+from benchmarks import disassembly, high_scores
 from benchmarks.binaries import Binary
 from benchmarks.disassembly import Code, longest_way, row_bytes, shortest_way, successors
 from benchmarks.high_scores import high_points, share_of_tiles
@@ -33,6 +33,15 @@ def test_the_shortest_way_skips_what_a_branch_skips_and_the_longest_goes_through
     following = program("MOV", "@!P0 BRA to 5", "FADD", "FMUL", "FADD", "STG", "EXIT")
     assert shortest_way(following) == [0, 1, 5, 6]
     assert longest_way(following, turns=9) == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "stack"), [("LDL R2, [R1]", 8), ("@P0 STL.64 [R1+0x8], R2", 8), ("LDG.E R2, [R4.64]", 0)]
+)
+def test_stack_counts_as_spills_where_an_instruction_accesses_it(line, stack, monkeypatch):
+    printed = {"--dump-resource-usage": "REG:48 STACK:8 SHARED:512 LOCAL:0", "-sass": f"  /*0000*/   {line} ;"}
+    monkeypatch.setattr(disassembly, "_cuobjdump", lambda _, option: printed[option])
+    assert disassembly.resources(SimpleNamespace(asm={"cubin": b""})) == (48, stack)
 
 
 def test_a_loop_counts_its_turns_on_the_longest_way_and_one_within_it_theirs():

@@ -48,6 +48,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(checkpoint, tmp_path, call):
     [
         ("absent", "does not exist"),
         (b"{}", "is no safetensors file, or a damaged one"),
+        ("torch", "is a zip archive, as torch.save writes, and no safetensors file"),
         ("foreign", "1 tensors of another origin"),
         ("short", "does not fit the model"),
         ("not json", "its metadata are not JSON"),
@@ -58,6 +59,8 @@ def test_other_files_are_refused(content, message, checkpoint, tmp_path, call):
     path = tmp_path / "x.safetensors"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content == "torch":
+        torch.save({}, path)
     elif content in ("foreign", "not json"):
         metadata = {"dwtriton": "{"} if content == "not json" else None
         torch_files.save_file({"w": torch.zeros(2)}, path, metadata=metadata)

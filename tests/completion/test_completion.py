@@ -1,8 +1,14 @@
 """Completion scripts: the words that bash offers after the start of a command line."""
 
+import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -66,6 +72,50 @@ def test_bash_puts_no_space_after_a_key_and_offers_config_files(complete, bash_s
     for word, expected in (("optimizer.l", "called -o nospace\noptimizer.lr=\n"), ("optimizer.x", "\n")):
         done = subprocess.run(["bash", "--norc", "-s", word], input=code, capture_output=True, text=True, check=True)
         assert done.stdout.replace("called +o filenames\n", "") == expected
+
+
+START = {  # a short prompt, completion as docs/commands.md sets it up, and a `dwtriton` that only prints its arguments
+    "zsh": "PS1='rea''dy '; fpath=($PWD $fpath); autoload -U compinit; compinit -u -D; dwtriton() { echo \"<$*>\" }",
+    "tcsh": "set prompt='rea''dy '; source _dwtriton; alias dwtriton 'echo \"<\\!*>\"'",
+}
+
+
+@pytest.mark.parametrize("shell", START)
+def test_zsh_and_tcsh_put_no_space_after_a_key_but_after_a_name(shell, tmp_path):
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell}")
+    (tmp_path / "_dwtriton").write_text(completion.completion_script(shell))
+    with terminal(shell, tmp_path) as type_line:
+        type_line(START[shell], until="ready ")
+        type_line("dwtriton train --set optimizer.l\t0.1", until="<train --set optimizer.lr=0.1>")
+        type_line("dwtriton train --cfg r101_m\t--json", until="<train --cfg r101_ms_2x --json>")
+        if shell == "zsh":
+            (tmp_path / "mine.toml").touch()
+            type_line("dwtriton train --cfg mi\t--json", until="<train --cfg mine.toml --json>")
+
+
+@contextmanager
+def terminal(shell, folder):
+    """Run an interactive shell in a pseudo-terminal; the function types a line, and waits for what it shows."""
+    process, end = pty.fork()
+    if process == 0:
+        os.chdir(folder)
+        os.execvpe(shell, [shell, "-f"], {**os.environ, "TERM": "xterm", "HOME": str(folder)})
+
+    def type_line(line, until):
+        os.write(end, f"{line}\n".encode())
+        shown, deadline = "", time.monotonic() + 20
+        while until not in shown:
+            ready, _, _ = select.select([end], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{until!r} is not in {shown!r}"
+            shown += os.read(end, 65536).decode(errors="replace")
+
+    try:
+        yield type_line
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(end)
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

@@ -1,6 +1,7 @@
 """`python -m dwtriton.weights`: every tensor accounted for, nothing changed on the way, nothing overwritten."""
 
 import json
+import zipfile
 from functools import partial
 
 import pytest
@@ -285,6 +286,51 @@ def test_files_of_another_kind_are_one_clear_error(content, message, tmp_path, c
     torch.save(content, tmp_path / "x.pt")
     code, _, error = call("show", tmp_path / "x.pt")
     assert (code, message in error) == (2, True), error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("x.pt", b"", "empty"),
+        ("x.onnx", b"\x08\x0a\x12\x07pytorch", "an ONNX file, "),
+        ("x.safetensors", (2).to_bytes(8, "little") + b"{}", "a safetensors file; `dwtriton.weights from-safetensors`"),
+        ("x.pt2", ("x/archive_format", "x/models/model.json"), "a file of torch.export, "),
+        ("x.pt", ("x/data.pkl", "x/constants.pkl", "x/code/x.py"), "a TorchScript file, "),
+        ("x.zip", ("photos/a.jpg",), "a zip archive that torch.save did not write"),
+    ],
+)
+@pytest.mark.parametrize("action", ["from-mmdet", "to-mmdet"])
+def test_a_file_that_torch_did_not_save_is_called_what_it_is(action, name, content, kind, tmp_path, call):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for part in content:
+                archive.writestr(part, "x")
+    options = CFG if action == "from-mmdet" else []
+    code, _, error = call(action, tmp_path / name, *options, "--out", tmp_path / "ours.pt")
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"{name} cannot be read: it is {kind}" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"layer1.0.conv1.weight": torch.zeros(1)}, "weights of a ResNet"),
+        ({"transformer.weight": torch.zeros(1)}, "a state dict of another network"),
+        ({"model": {}, "epoch": 3}, "a file of another kind that holds model, epoch"),
+    ],
+)
+def test_a_checkpoint_of_others_is_called_what_it_is(content, kind, tmp_path, call):
+    torch.save(content, tmp_path / "x.pt")
+    for action, options, wanted in (
+        ("from-mmdet", CFG, "an MMDetection checkpoint"),
+        ("to-safetensors", [], "`python"),
+    ):
+        code, _, error = call(action, tmp_path / "x.pt", *options, "--out", tmp_path / "y.pt")
+        assert code == 2
+        assert f"x.pt is not {wanted}" in error.replace("a checkpoint of ", "")
+        assert f", but {kind}" in error
 
 
 def test_records_of_a_file_that_are_no_records_are_left_out(state, classes, tmp_path, call):

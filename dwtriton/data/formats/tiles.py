@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from torchvision.io import encode_jpeg
 
 from dwtriton.config.schema import DataConfig
 from dwtriton.console.progress import progress
@@ -18,7 +17,7 @@ from dwtriton.core.files import fitting_name
 from dwtriton.data.annotations import Records, read_valid_records
 from dwtriton.data.formats.convert import INFO, check_vacant, folder_beside, write_coco
 from dwtriton.data.formats.splits import FoundSplit, choose_splits, find_splits
-from dwtriton.data.images import BrokenImageError, resized_size
+from dwtriton.data.images import BrokenImageError, encode_jpeg, resized_size
 from dwtriton.data.problems import DataProblems
 from dwtriton.data.usable import annotation_name, choose_usable
 from dwtriton.data.usable_images import read_annotated
@@ -130,7 +129,7 @@ def _tiles(
                     if path.exists():
                         path = folder / stem.with_name(fitting_name(stem.name, f"_{number}_{y}_{x}.jpg"))
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(encode_jpeg(part.contiguous(), JPEG_QUALITY).numpy().tobytes())
+                    path.write_bytes(encode_jpeg(part, JPEG_QUALITY))
                     cut = [piece for box in boxes if (piece := _cut(box, x, y, *part.shape[1:])) is not None]
                     whole |= {piece["id"] for piece in cut if not piece["iscrowd"]}
                     yield Tile(path, *part.shape[1:], cut)

@@ -525,7 +525,7 @@ def test_each_image_is_decoded_once_and_one_more_time_to_find_a_usable_one(tiny,
         with Image.open(io.BytesIO(opened[-1])) as image:
             return torch.zeros(3, image.height, image.width, dtype=torch.uint8)
 
-    monkeypatch.setattr("dwtriton.data.images.decode_image", fake)
+    monkeypatch.setattr("dwtriton.data.images.decode_bytes", fake)
     tiny.write()
     check_split(find_splits(tiny.root)[0][0], console)
     files = [tiny.image_path("train", image["file_name"]).read_bytes() for image in tiny.content["images"]]
