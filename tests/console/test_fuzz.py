@@ -225,7 +225,7 @@ TAGS = st.sampled_from(
 )
 ELEMENTS = st.recursive(
     WORDS,
-    lambda inner: st.lists(st.tuples(st.sampled_from(TAGS), inner), max_size=5).map(
+    lambda inner: st.lists(st.tuples(TAGS, inner), max_size=5).map(
         lambda parts: "".join(f"<{tag}>{content}</{tag}>" for tag, content in parts)
     ),
     max_leaves=8,

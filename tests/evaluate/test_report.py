@@ -339,7 +339,7 @@ def test_results_are_replaced_with_force_alone(held, finished, tmp_path, call, m
         return
     code, printed, error = call(command, *arguments, "--force")
     assert code == 0, error
-    assert json.loads(printed).keys() == {"out", *METRICS, "class_ap"}
+    assert json.loads(printed).keys() == {"out", *METRICS, "class_ap", "data"}
     assert {path.name for path in tmp_path.iterdir()} == {*RESULTS, "notes.txt"}
     assert (tmp_path / held).read_text().startswith("<!DOCTYPE html>")
 
