@@ -7,6 +7,7 @@ torch.compile's caches. The run finds it there, and only traces its network.
 
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -46,6 +47,7 @@ def compile_buckets(train_step: TrainStep, images: int, weighted: bool = False) 
     Yields how many are finished since the last time, and what is compiled now. Everything that a step depends on is
     unchanged then. Close the iterator to end processes that compile.
     """
+    _find_main_module_last()
     compiled, finished = train_step.compile_ahead(images, weighted), 0
     for height, width in train_step.cfg.data.buckets:
         yield finished, f"compiling {height} x {width} since {_clock()}"
@@ -124,9 +126,20 @@ def _run_processes(function: Callable[..., None], calls: list[tuple], processes:
             process.join()
 
 
+def _find_main_module_last() -> None:
+    """Let the caches of torch.compile name memory formats in a spawned process as in the run itself.
+
+    Their keys hold pickles, and pickle names a memory format by the first module of `sys.modules` that has imported
+    torch: in a spawned process that would be the copy of the main module.
+    """
+    if "__mp_main__" in sys.modules:
+        sys.modules["__mp_main__"] = sys.modules.pop("__mp_main__")
+
+
 def _compile_one(cfg: Config, graph: _Graph, device: torch.device) -> None:
     """Compile one bucket as `Trainer` would, in a process of its own."""
     leave_signals_to_main()
+    _find_main_module_last()
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(quiet, stream)
