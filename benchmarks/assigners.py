@@ -28,7 +28,7 @@ from benchmarks.assigners_report import draw, markdown_table
 from benchmarks.machine import ROOT, machine
 from benchmarks.recording import RESULTS, results_file, significant, write_results
 from dwtriton.config.load import load_config
-from dwtriton.console.cli import print_line, run
+from dwtriton.console.cli import print_line, print_text, run
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.errors import UserError
 from dwtriton.core.files import make_folder, write_text
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_results(results, args.out)
     train_all(args, results, console)
     draw(results, args.out.with_suffix(".png"))
-    print_line(console, f"{markdown_table(results)}\n\nwritten to {args.out}")
+    print_text(console, f"{markdown_table(results)}\n\nwritten to {args.out}")
     return 0
 
 

@@ -34,7 +34,7 @@ from benchmarks.recording import RESULTS, reason, results_file, significant
 from dwtriton import DualWeightLoss, postprocess
 from dwtriton.config.load import load_config
 from dwtriton.config.schema import Config
-from dwtriton.console.cli import print_line, run
+from dwtriton.console.cli import print_line, print_text, run
 from dwtriton.console.progress import ProgressDisplay
 from dwtriton.core.files import make_folder, write_text
 from dwtriton.core.points import STRIDES, pyramid_points
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
             results["rows"].append(row)
             write_text(args.out, json.dumps(results) + "\n")
             draw(results, args.out.with_suffix(".png"))
-    print_line(console, f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it")
+    print_text(console, f"{markdown_table(results)}\n\nwritten to {args.out}, .png beside it")
     return 0
 
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from dwtriton.config.schema import LossConfig
+from dwtriton.core.points import STRIDES
 from dwtriton.losses import ATSSLoss, DualWeightAblationLoss, DualWeightLoss, FCOSLoss, SimOTALoss, TaskAlignedLoss
 from dwtriton.model.postprocess import Score
 
@@ -23,7 +24,7 @@ SCORES: dict[str, Score] = {  # of a class at a point, as each method trains the
 }
 
 
-def build_loss(cfg: LossConfig, strides: tuple[int, ...]) -> nn.Module:
+def build_loss(cfg: LossConfig, strides: tuple[int, ...] = STRIDES) -> nn.Module:
     """Return the loss of `cfg.assigner` on levels of these strides, with the settings of its section."""
     if cfg.assigner == "dual_weight":
         return DualWeightLoss(strides, soft_prior=cfg.soft_prior, backend=cfg.backend)

@@ -40,7 +40,7 @@ def _other_kind(path: Path) -> str | None:
     with path.open("rb") as file:
         beginning = file.read(9)
     if not beginning:
-        return "damaged, an empty file"
+        return "empty, so it is damaged"
     if beginning[8:] == b"{":  # behind the length of a header
         return "a safetensors file; `dwtriton.weights from-safetensors` converts those of `to-safetensors`"
     if path.suffix.lower() == ".onnx":
