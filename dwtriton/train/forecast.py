@@ -1,5 +1,7 @@
 """`--plan`: how long a run takes on this machine; a step and some images are timed for it."""
 
+import math
+import os
 import time
 from typing import NamedTuple
 
@@ -8,16 +10,20 @@ import torch
 from dwtriton.config.load import override_config
 from dwtriton.config.schema import Config
 from dwtriton.core import ranks
-from dwtriton.data.buckets import area
+from dwtriton.core.errors import UserError
+from dwtriton.data.buckets import Size, area
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import timed_requests, train_loader
 from dwtriton.model.detector import build_detector
 from dwtriton.train.estimate import SAVED_BY_COMPILING, compile_seconds, compiling_pays, duration, time_step
+from dwtriton.train.memory import state_bytes
 from dwtriton.train.plan import Plan
 from dwtriton.train.precompile import processes_side_by_side
 from dwtriton.train.settle import settle_for_device
 
 EVALUATED = 1 / 3  # of the time that training takes for an image
+TIMED_AREA = 160 * 224  # pixels of the image that a CPU is timed with, at most: a larger one takes it many seconds
+SIZE_DIVISOR = 32
 
 
 class Forecast(NamedTuple):
@@ -34,17 +40,20 @@ class Forecast(NamedTuple):
 def forecast(cfg: Config, train_set: CocoDataset, val_images: int, plan: Plan, device: torch.device) -> Forecast:
     """Time a step and some images, and estimate what the planned run takes.
 
-    Without a GPU one image is timed in place of a batch's.
+    Without a GPU one image is timed in place of a batch's, of at most TIMED_AREA. Raises UserError if the network is
+    too large for the machine's memory.
     """
+    _check_memory(cfg)
     buckets = [f"data.buckets={[list(size) for size in plan.buckets]}"] if plan.buckets else []
     settled = override_config(settle_for_device(cfg, device), buckets)
     on_gpu, largest = device.type == "cuda", max(plan.buckets or train_set.largest_sizes(), key=area)
     images = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
-    timed = images if on_gpu else 1
+    timed, size = (images, largest) if on_gpu else (1, _smaller(largest))
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(override_config(settled, ["backbone.weights=none"]))
     detector.to(device, memory_format=torch.channels_last)
-    step = time_step(settled, detector, device, timed, largest) * images / timed * plan.pixels / area(largest)
+    step = time_step(settled, detector, device, timed, size) / timed * plan.pixels / area(size)
+    step *= images * cfg.train.accumulate
 
     compiling, compiled = 0.0, "not compiled"
     if settled.train.compile != "off":
@@ -71,6 +80,21 @@ def forecast(cfg: Config, train_set: CocoDataset, val_images: int, plan: Plan, d
         ]
     )
     return Forecast(step, image, workers, compiling, run, text)
+
+
+def _smaller(size: Size) -> Size:
+    """Return a size of the same shape that is no larger than TIMED_AREA, but for rounding."""
+    scale = min(1.0, math.sqrt(TIMED_AREA / area(size)))
+    return tuple(max(1, round(scale * side / SIZE_DIVISOR)) * SIZE_DIVISOR for side in size)
+
+
+def _check_memory(cfg: Config) -> None:
+    needed, memory = state_bytes(cfg), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"weights, gradients and momenta of this network take {needed / 1e9:.0f} GB, and this machine has "
+            f"{memory / 1e9:.0f} GB of memory: lower head.channels or head.convs"
+        )
 
 
 def time_loading(dataset: CocoDataset) -> float:

@@ -66,7 +66,9 @@ def settle_compile(
     processes = processes_side_by_side(cfg, images, device)
     try:
         step_seconds = time_step(cfg, detector, device, images, max(cfg.data.buckets, key=area))
-        pays, why = compiling_pays(step_seconds, steps, compile_seconds(len(cfg.data.buckets), processes, device))
+        pays, why = compiling_pays(
+            step_seconds * cfg.train.accumulate, steps, compile_seconds(len(cfg.data.buckets), processes, device)
+        )
     except torch.OutOfMemoryError:
         pays, why = True, "train.compile = auto is default: a step that is not compiled does not fit into the GPU"
     pays, why = ranks.all_gather_object((pays, why))[0]

@@ -96,3 +96,18 @@ def test_buckets_that_do_not_fit_are_an_error(tiny, tmp_path, call):
     (tmp_path / "tiny.toml").write_text(dump_config(tiny(*MANY_SIZES, "data.buckets=[[64, 64]]")))
     code, _, error = call(train_command, "--cfg", tmp_path / "tiny.toml", "--plan")
     assert (code, "data.buckets: none of [(64, 64)] holds" in error) == (2, True)
+
+
+def test_a_network_that_no_memory_holds_is_one_error(tiny, tmp_path, call):
+    (tmp_path / "tiny.toml").write_text(dump_config(tiny("head.channels=4096", "head.convs=32")))
+    code, _, error = call(train_command, "--cfg", tmp_path / "tiny.toml", "--plan")
+    assert (code, "of this network take 1" in error) == (2, True), error
+    assert "lower head.channels or head.convs" in error
+
+
+@pytest.mark.parametrize(
+    ("size", "timed"),
+    [((64, 96), (64, 96)), ((800, 1344), (160, 256)), ((65536, 32), (8576, 32)), ((32, 32), (32, 32))],
+)
+def test_a_cpu_is_timed_with_an_image_of_like_shape(size, timed):
+    assert forecast_module._smaller(size) == timed
