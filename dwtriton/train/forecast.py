@@ -22,7 +22,7 @@ from dwtriton.train.precompile import processes_side_by_side
 from dwtriton.train.settle import settle_for_device
 
 EVALUATED = 1 / 3  # of the time that training takes for an image
-TIMED_AREA = 160 * 224  # pixels of the image that a CPU is timed with, at most: a larger one takes it many seconds
+TIMED_IMAGES, TIMED_AREA = 4, 160 * 224  # that a CPU is timed with, at most: a whole batch may take it minutes
 SIZE_DIVISOR = 32
 
 
@@ -40,15 +40,15 @@ class Forecast(NamedTuple):
 def forecast(cfg: Config, train_set: CocoDataset, val_images: int, plan: Plan, device: torch.device) -> Forecast:
     """Time a step and some images, and estimate what the planned run takes.
 
-    Without a GPU one image is timed in place of a batch's, of at most TIMED_AREA. Raises UserError if the network is
-    too large for the machine's memory.
+    Without a GPU up to TIMED_IMAGES images of at most TIMED_AREA pixels are timed in place of a batch's. Raises
+    UserError if the network is too large for the machine's memory.
     """
     _check_memory(cfg)
     buckets = [f"data.buckets={[list(size) for size in plan.buckets]}"] if plan.buckets else []
     settled = override_config(settle_for_device(cfg, device), buckets)
     on_gpu, largest = device.type == "cuda", max(plan.buckets or train_set.largest_sizes(), key=area)
     images = cfg.data.batch_size // (ranks.world_size() * cfg.train.accumulate)
-    timed, size = (images, largest) if on_gpu else (1, _smaller(largest))
+    timed, size = (images, largest) if on_gpu else (min(images, TIMED_IMAGES), _smaller(largest))
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(override_config(settled, ["backbone.weights=none"]))
     detector.to(device, memory_format=torch.channels_last)

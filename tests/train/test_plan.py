@@ -60,7 +60,7 @@ def test_sizes_steps_and_padding_are_those_of_the_first_epoch(printed):
 def test_a_compiled_run_takes_the_time_to_compile_as_well(tiny, monkeypatch, tmp_path):
     """On a CPU steps are as fast as eager ones, and loading adds to them."""
     monkeypatch.setenv("DWTRITON_CACHE", str(tmp_path))
-    monkeypatch.setattr(forecast_module, "time_step", lambda *_arguments: 2.0)  # for one image of the largest size
+    monkeypatch.setattr(forecast_module, "time_step", lambda *_arguments: 8.0)  # for the four images of a batch
     monkeypatch.setattr(forecast_module, "time_loading", lambda _data: 0.25)
     cfg = tiny(*MANY_SIZES, "data.buckets=3", "train.compile=default", "train.precision=float32")
     train_set, _ = prepare_data(cfg)
