@@ -14,7 +14,7 @@ from dwtriton.core.errors import UserError
 from dwtriton.data.buckets import Size, area
 from dwtriton.data.coco import CocoDataset
 from dwtriton.data.loaders import timed_requests, train_loader
-from dwtriton.model.detector import build_detector
+from dwtriton.model.detector import SIZE_DIVISOR, build_detector
 from dwtriton.train.estimate import SAVED_BY_COMPILING, compile_seconds, compiling_pays, duration, time_step
 from dwtriton.train.memory import state_bytes
 from dwtriton.train.plan import Plan
@@ -23,7 +23,6 @@ from dwtriton.train.settle import settle_for_device
 
 EVALUATED = 1 / 3  # of the time that training takes for an image
 TIMED_IMAGES, TIMED_AREA = 4, 160 * 224  # that a CPU is timed with, at most: a whole batch may take it minutes
-SIZE_DIVISOR = 32
 
 
 class Forecast(NamedTuple):
